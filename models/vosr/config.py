@@ -1,0 +1,122 @@
+"""What a VOSR checkpoint is, read from its tensor shapes and checked against its args.json."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+Shape = Sequence[int]
+
+WRAPPER_PREFIXES = ("module.", "_orig_mod.")
+
+
+@dataclass(frozen=True)
+class VOSRConfig:
+    """Sizes of one VOSR DiT.
+
+    latent_channels: channels C of the latent space; the network reads 2C (LQ latent, noisy latent).
+    context_width: width E of the vision features, 0 for a network without cross-attention.
+    train_grid: side P of the training token grid, which rotary positions are rescaled to.
+    has_end_time: whether the network takes the end time r of the step (distilled one-step students).
+    """
+
+    latent_channels: int = 4
+    hidden_size: int = 1024
+    depth: int = 28
+    num_heads: int = 16
+    mlp_hidden: int = 2730
+    context_width: int = 768
+    context_hidden: int = 3072
+    train_grid: int = 32
+    patch_size: int = 2
+    has_end_time: bool = False
+
+    @property
+    def head_dim(self) -> int:
+        return self.hidden_size // self.num_heads
+
+    @property
+    def train_latent_size(self) -> int:
+        """Side of the training latent."""
+        return self.train_grid * self.patch_size
+
+    @property
+    def one_step(self) -> bool:
+        """True when the weights alone show a one-step student. VOSR 2.0 is one without the mark."""
+        return self.has_end_time
+
+    @classmethod
+    def from_shapes(cls, shapes: Mapping[str, Shape]) -> VOSRConfig:
+        """Read the configuration off tensor shapes (unprefixed names).
+
+        Raises KeyError naming the first tensor that a VOSR DiT must have and `shapes` lacks.
+        """
+        hidden, in_channels, patch, _ = shapes["x_embedder.proj.weight"]
+        head_dim = shapes["blocks.0.attn.q_norm.weight"][0]
+        depth = 1 + max(int(key.split(".")[1]) for key in shapes if key.startswith("blocks."))
+        context_width = shapes["layer_norm.weight"][0] if "layer_norm.weight" in shapes else 0
+        # A merge or a fine-tune may drop the derived rotary table; every released model trained at 512 px.
+        table = shapes.get("feat_rope.freqs_cos")
+        return cls(
+            latent_channels=in_channels // 2,
+            hidden_size=hidden,
+            depth=depth,
+            num_heads=hidden // head_dim,
+            mlp_hidden=shapes["blocks.0.mlp.w3.weight"][1],
+            context_width=context_width,
+            context_hidden=shapes["mlp_ca.fc1.weight"][0] if context_width else 0,
+            train_grid=math.isqrt(table[0]) if table is not None else 32,
+            patch_size=patch,
+            has_end_time="r_embedder.mlp.0.weight" in shapes,
+        )
+
+    @classmethod
+    def from_args(cls, args: Mapping[str, Any], latent_channels: int, downscale: int = 8) -> VOSRConfig:
+        """The configuration an args.json asks for (keys of the reference's training script)."""
+        hidden = args["dim"]
+        context_width = args["enc_dim"]
+        return cls(
+            latent_channels=latent_channels,
+            hidden_size=hidden,
+            depth=args["depth"],
+            num_heads=args["num_heads"],
+            mlp_hidden=int(2 / 3 * args["mlp_ratio"] * hidden),
+            context_width=context_width,
+            context_hidden=args["encdim_ratio"] * hidden if context_width else 0,
+            train_grid=args["resolution"] // downscale // args["patch_size"],
+            patch_size=args["patch_size"],
+            has_end_time=bool(args.get("auxiliary_time_cond", args.get("distill_type") is not None)),
+        )
+
+    def disagreements(self, args: Mapping[str, Any]) -> list[str]:
+        """Where args.json and the tensors differ, one sentence each; empty when they agree."""
+        stated = {
+            "dim": self.hidden_size,
+            "depth": self.depth,
+            "num_heads": self.num_heads,
+            "patch_size": self.patch_size,
+            "enc_dim": self.context_width,
+        }
+        found = [
+            f"{key} is {args[key]} in args.json but {actual} in the tensors"
+            for key, actual in stated.items()
+            if key in args and args[key] != actual
+        ]
+        channels = {"sd2": 4, "qwen": 16}.get(args.get("ae_type", ""))
+        if channels is not None and channels != self.latent_channels:
+            found.append(
+                f"ae_type '{args['ae_type']}' means {channels} latent channels in args.json "
+                f"but the tensors have {self.latent_channels}"
+            )
+        return found
+
+
+def strip_wrapper_prefix(state_dict: Mapping[str, Any]) -> dict[str, Any]:
+    """Drop the `module.` or `_orig_mod.` that data-parallel or compiled training puts before every name."""
+    out = dict(state_dict)
+    for prefix in WRAPPER_PREFIXES:
+        if out and all(key.startswith(prefix) for key in out):
+            out = {key[len(prefix):]: value for key, value in out.items()}
+    return out
