@@ -20,6 +20,9 @@ from .config import VOSRConfig
 AttentionFn = Callable[[Tensor, Tensor, Tensor], Tensor]
 """Softmax attention with scale 1/sqrt(d): q, k, v `[B, heads, N, d]` -> `[B, N, heads * d]`."""
 
+BlockRunner = Callable[..., Tensor]
+"""(index, block, tokens, modulation, cos, sin, context, attention) -> tokens; the default calls the block."""
+
 
 def scaled_dot_product(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return rearrange(F.scaled_dot_product_attention(q, k, v), "b h n d -> b n (h d)")
@@ -72,11 +75,11 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 class RotaryTable(nn.Module):
     """Carries the checkpoint's derived table (`[P * P, d]`), the only record of the training grid P."""
 
-    def __init__(self, train_grid: int, head_dim: int, dtype=None, device=None):
+    def __init__(self, train_grid: int, head_dim: int, device=None):
         super().__init__()
         self.train_grid = train_grid
         self.head_dim = head_dim
-        cos, sin = self.tables((train_grid, train_grid), torch.float32 if dtype is None else dtype, device)
+        cos, sin = self.tables((train_grid, train_grid), torch.float32, device)
         self.register_buffer("freqs_cos", cos)
         self.register_buffer("freqs_sin", sin)
 
@@ -178,7 +181,8 @@ class Block(nn.Module):
         super().__init__()
         factory = {"dtype": dtype, "device": device}
         layers = {**factory, "operations": operations}
-        self.scale_shift_table = nn.Parameter(torch.empty(6, config.hidden_size, **factory))
+        # A few kilobytes: kept in float32 so that 8-bit weights do not quantise the modulation.
+        self.scale_shift_table = nn.Parameter(torch.empty(6, config.hidden_size, dtype=torch.float32, device=device))
         self.norm1 = operations.RMSNorm(config.hidden_size, eps=1e-6, **factory)
         self.norm2 = operations.RMSNorm(config.hidden_size, eps=1e-6, **factory)
         self.attn = SelfAttention(config, **layers)
@@ -267,7 +271,7 @@ class VOSRDiT(nn.Module):
         self.t_embedder = TimeEmbedder(size, **layers)
         if config.has_end_time:
             self.r_embedder = TimeEmbedder(size, **layers)
-        self.feat_rope = RotaryTable(config.train_grid, config.head_dim, dtype=dtype, device=device)
+        self.feat_rope = RotaryTable(config.train_grid, config.head_dim, device=device)
         self.t_block = nn.Sequential(nn.SiLU(), operations.Linear(size, 6 * size, dtype=dtype, device=device))
         self.blocks = nn.ModuleList([Block(config, **layers) for _ in range(config.depth)])
         self.final_layer = FinalLayer(config, **layers)
@@ -298,12 +302,13 @@ class VOSRDiT(nn.Module):
         z: Tensor | None = None,
         context: Sequence[ContextKV] | None = None,
         attention: AttentionFn = scaled_dot_product,
+        run_block: BlockRunner | None = None,
     ) -> Tensor:
         """Velocity `[B, C, H, W]` of x `[B, 2C, H, W]` (LQ latent first, then the noisy latent).
 
         t, r: `[B]` in [0, 1]; r is ignored by a network without end time. The vision features are given
         either as z `[B, M, E]` or, encoded once, as `context`, whose batches add up to B. H and W are
-        multiples of the patch size.
+        multiples of the patch size. `run_block` lets a host wrap or replace blocks.
         """
         patch = self.config.patch_size
         grid = (x.shape[-2] // patch, x.shape[-1] // patch)
@@ -315,12 +320,9 @@ class VOSRDiT(nn.Module):
         tokens = self.x_embedder(x)
         for index, block in enumerate(self.blocks):
             block_context = [(kv.keys and kv.keys[index], kv.values[index]) for kv in context]
-            tokens = self.run_block(index, block, tokens, modulation, cos, sin, block_context, attention)
+            inputs = (tokens, modulation, cos, sin, block_context, attention)
+            tokens = block(*inputs) if run_block is None else run_block(index, block, *inputs)
         return self.unpatchify(self.final_layer(tokens, c), grid)
-
-    def run_block(self, index: int, block: Block, *args) -> Tensor:
-        """One block; a host overrides it to let its users replace blocks."""
-        return block(*args)
 
     def unpatchify(self, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
         p = self.config.patch_size

@@ -1,0 +1,34 @@
+"""Progress inside a sampling step, for runs whose single step takes long."""
+
+from __future__ import annotations
+
+import comfy.utils
+from torch import Tensor
+
+
+class TileProgress:
+    """Advances the node's bar tile by tile, in step with the sampler's own per-step updates.
+
+    One lives as long as one sampling run. It counts evaluations rather than look at the current sigma, which
+    would make the device wait.
+    """
+
+    def __init__(self, tiles: int):
+        self.tiles = tiles
+        self.evaluations = 0
+        self.steps = 1
+        self.done = 0
+        self.bar = comfy.utils.ProgressBar(tiles)
+
+    def start_evaluation(self, sample_sigmas: Tensor | None) -> None:
+        if sample_sigmas is not None:
+            self.steps = max(1, sample_sigmas.shape[0] - 1)
+        self.evaluations += 1
+        self.done = 0
+
+    def advance(self, tiles: int) -> None:
+        """Samplers that evaluate more than once a step outrun the count: then only their own updates show."""
+        self.done += tiles
+        if self.evaluations <= self.steps:
+            value = (self.evaluations - 1) * self.tiles + self.done
+            self.bar.update_absolute(value, self.steps * self.tiles)

@@ -1,0 +1,84 @@
+"""Where VOSR diffusion models lie: official folders and single files in `diffusion_models`, and the bundled one."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import folder_paths
+
+BUNDLED = "VOSR nano (bundled)"
+BUNDLED_FILE = Path(__file__).resolve().parents[2] / "weights" / "vosr_nano.safetensors"
+ARGS_METADATA_KEY = "vosr_args"
+
+# In a released folder the EMA weights are what is published; fixed order, so that a second file never changes the choice.
+WEIGHT_FOLDERS = ("clean_weights", "checkpoints", ".")
+WEIGHT_NAMES = ("ema_model.safetensors", "model.safetensors")
+
+
+@dataclass(frozen=True)
+class VOSRFile:
+    """A chosen checkpoint. args: contents of the folder's args.json, empty for a single file."""
+
+    name: str
+    path: Path
+    args: dict[str, Any] = field(default_factory=dict)
+
+
+def official_folders() -> dict[str, Path]:
+    """Folders with an args.json inside the host's `diffusion_models` folders, by their relative names."""
+    found: dict[str, Path] = {}
+    for root in map(Path, folder_paths.get_folder_paths("diffusion_models")):
+        for args_file in sorted(root.glob("*/args.json")) + sorted(root.glob("*/*/args.json")):
+            found.setdefault(args_file.parent.relative_to(root).as_posix(), args_file.parent)
+    return found
+
+
+def single_files() -> list[str]:
+    """Safetensors files of `diffusion_models` outside official folders."""
+    folders = tuple(f"{name}/" for name in official_folders())
+    names = folder_paths.get_filename_list("diffusion_models")
+    return [name for name in names if name.endswith(".safetensors") and not Path(name).as_posix().startswith(folders)]
+
+
+def model_choices() -> list[str]:
+    """What the loader offers: the bundled model first, so that a new graph runs before any download."""
+    return [BUNDLED, *official_folders(), *single_files()]
+
+
+def folder_weights(folder: Path) -> Path:
+    """The weight file of an official folder. Raises ValueError listing the places looked at."""
+    places = [folder / sub / name for sub in WEIGHT_FOLDERS for name in WEIGHT_NAMES]
+    for place in places:
+        if place.is_file():
+            return place
+    looked = ", ".join(str(place.relative_to(folder)) for place in places)
+    raise ValueError(f"{folder.name} has an args.json but no weights. Looked for {looked}. Put ema_model.safetensors in its checkpoints folder.")
+
+
+def read_args(path: Path) -> dict[str, Any]:
+    try:
+        args = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not valid JSON ({error}). Download it again.") from error
+    if not isinstance(args, dict):
+        raise ValueError(f"{path} holds a {type(args).__name__}, not a table of settings. Download it again.")
+    return args
+
+
+def find_model(name: str) -> VOSRFile:
+    """The checkpoint behind a loader choice. Raises ValueError or FileNotFoundError saying what is missing."""
+    if name == BUNDLED:
+        return VOSRFile(name, BUNDLED_FILE)
+    folder = official_folders().get(name)
+    if folder is not None:
+        return VOSRFile(name, folder_weights(folder), read_args(folder / "args.json"))
+    return VOSRFile(name, Path(folder_paths.get_full_path_or_raise("diffusion_models", name)))
+
+
+def metadata_args(metadata: Mapping[str, str]) -> dict[str, Any]:
+    """The args a single file carries in its safetensors metadata, if any."""
+    return json.loads(metadata.get(ARGS_METADATA_KEY, "{}"))

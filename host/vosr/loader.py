@@ -1,0 +1,123 @@
+"""Loading a VOSR checkpoint into a MODEL the host manages."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import comfy.model_management
+import comfy.model_patcher
+import comfy.utils
+import torch
+
+from ...models.vosr.config import VOSRConfig, strip_wrapper_prefix
+from ...models.vosr.dit import VOSRDiT
+from ..loading import describe_state_dict, load_state_dict_file, require_keys, shapes_of
+from .files import VOSRFile, find_model, metadata_args
+from .latent import latent_format_for
+from .model import VOSRInfo, VOSRModelConfig
+
+WEIGHT_DTYPES: dict[str, dict[str, Any]] = {
+    "default": {},
+    "fp32": {"dtype": torch.float32},
+    "fp16": {"dtype": torch.float16},
+    "bf16": {"dtype": torch.bfloat16},
+    "fp8_e4m3fn": {"dtype": torch.float8_e4m3fn},
+    "fp8_e4m3fn_fast": {"dtype": torch.float8_e4m3fn, "fp8_optimizations": True},
+    "fp8_e5m2": {"dtype": torch.float8_e5m2},
+}
+
+VARIANTS = ("auto", "multi-step", "one-step")
+
+# Derived or quantisation entries: not weights of the network itself.
+OPTIONAL_KEYS = ("feat_rope.freqs_cos", "feat_rope.freqs_sin", ".comfy_quant", ".weight_scale", ".input_scale")
+
+# What the host's own save nodes put before every name.
+HOST_PREFIXES = ("model.diffusion_model.", "diffusion_model.")
+
+
+def without_host_prefix(state_dict: dict[str, Any]) -> dict[str, Any]:
+    for prefix in HOST_PREFIXES:
+        inner = {key[len(prefix):]: value for key, value in state_dict.items() if key.startswith(prefix)}
+        if inner:
+            return inner
+    return state_dict
+
+
+def read_config(source: str, state_dict: dict[str, Any]) -> VOSRConfig:
+    """The architecture of a state dict. Raises ValueError when it is not a complete VOSR DiT."""
+    try:
+        config = VOSRConfig.from_shapes(shapes_of(state_dict))
+    except (KeyError, ValueError) as error:
+        raise ValueError(
+            f"{source} is not a VOSR diffusion model: it lacks {error}. It looks like {describe_state_dict(state_dict)}. "
+            "Choose a VOSR folder (args.json + checkpoints/ema_model.safetensors) or its ema_model.safetensors."
+        ) from error
+    with torch.device("meta"):
+        expected = VOSRDiT(config).state_dict()
+    require_keys("VOSR diffusion model", source, expected, state_dict, OPTIONAL_KEYS)
+    return config
+
+
+def is_one_step(config: VOSRConfig, args: dict[str, Any], variant: str) -> bool:
+    """Whether to treat the model as a one-step student: as told, else by the end-time embedder or args.json."""
+    if variant == "auto":
+        return config.has_end_time or args.get("distill_type") is not None
+    return variant == "one-step"
+
+
+def load_vosr_model(name: str, weight_dtype: str = "default", variant: str = "auto", disable_dynamic: bool = False):
+    """The MODEL of a loader choice (see files.model_choices).
+
+    weight_dtype: a key of WEIGHT_DTYPES. variant: one of VARIANTS; only a single file of VOSR 2.0, which has the
+    multi-step tensors and no args.json, cannot tell by itself that it is one-step.
+    Raises ValueError for a file that is damaged, not a VOSR model, or at odds with its args.json.
+    """
+    chosen = find_model(name)
+    state_dict, metadata = load_state_dict_file(chosen.path)
+    args = chosen.args or metadata_args(metadata)
+    state_dict = without_host_prefix(strip_wrapper_prefix(state_dict))
+    state_dict, metadata = comfy.utils.convert_old_quants(state_dict, "", metadata=metadata)
+    config = read_config(chosen.name, state_dict)
+    differences = config.disagreements(args)
+    if differences:
+        raise ValueError(
+            f"{chosen.name}: args.json does not belong to these weights ({'; '.join(differences)}). "
+            "Put the two files of one release together."
+        )
+    info = VOSRInfo(chosen.name, config, is_one_step(config, args, variant), args)
+    patcher = build_patcher(info, chosen, state_dict, WEIGHT_DTYPES[weight_dtype], disable_dynamic)
+    patcher.cached_patcher_init = (load_vosr_model, (name, weight_dtype, variant))
+    return patcher
+
+
+def build_patcher(
+    info: VOSRInfo, source: VOSRFile, state_dict: dict[str, Any], options: dict[str, Any], disable_dynamic: bool
+):
+    """The same choices of device, precision and casting that the host makes for its own diffusion models."""
+    management = comfy.model_management
+    load_device, offload_device = management.get_torch_device(), management.unet_offload_device()
+    model_config = VOSRModelConfig(info, latent_format_for(info.config.latent_channels, info.args))
+    model_config.quant_config = comfy.utils.detect_layer_quantization(state_dict, "")
+    supported = list(model_config.supported_inference_dtypes)
+    quantised = model_config.quant_config is not None
+    dtype = options.get("dtype")
+    if dtype is None:
+        dtype = management.unet_dtype(
+            model_params=comfy.utils.calculate_parameters(state_dict),
+            supported_dtypes=supported,
+            weight_dtype=None if quantised else comfy.utils.weight_dtype(state_dict),
+        )
+    manual_cast = management.unet_manual_cast(None if quantised else dtype, load_device, supported)
+    model_config.set_inference_dtype(dtype, manual_cast, device=load_device)
+    model_config.optimizations["fp8"] = options.get("fp8_optimizations", False)
+
+    model = model_config.get_model(state_dict)
+    patcher_class = comfy.model_patcher.ModelPatcher if disable_dynamic else comfy.model_patcher.CoreModelPatcher
+    patcher = patcher_class(model, load_device=load_device, offload_device=offload_device)
+    if not management.is_device_cpu(offload_device):
+        model.to(offload_device)
+    model.load_model_weights(state_dict, "", assign=patcher.is_dynamic())
+    kind = "one-step" if info.one_step else "multi-step"
+    logging.info("RealISR: loaded %s (%s) from %s", source.name, kind, source.path)
+    return patcher

@@ -1,0 +1,278 @@
+"""VOSR as a ComfyUI MODEL: the network on the host's layers, its conditions, tiles and memory."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import comfy.conds
+import comfy.latent_formats
+import comfy.ldm.modules.attention
+import comfy.model_base
+import comfy.model_management
+import comfy.patcher_extension
+import comfy.supported_models_base
+import comfy.utils
+import torch
+from einops import repeat
+from torch import Tensor
+
+from ...models.tiling import Box, TileGrid, merge_tiles
+from ...models.vosr.config import VOSRConfig
+from ...models.vosr.dit import Block, VOSRDiT
+from ...models.vosr.sampling import weak_strength_from_args
+from ..progress import TileProgress
+from .condition import ContextMemo, TilesCond, VisionCond, check_tokens, tiles_forward_shape, tiles_per_forward
+
+SIGMA_TABLE_SIZE = 25200
+"""Length of the host's sigma table. Divisible by most step counts up to 50, so that the `simple` scheduler gives
+the method's linear schedule exactly; 1000, the host's usual length, would be off by up to 1e-3."""
+
+MISSING_CONDITION = (
+    "This VOSR model got a conditioning that is not its own (a text prompt?). Connect the full and weak outputs of "
+    "VOSR Conditioning."
+)
+
+
+@dataclass(frozen=True)
+class VOSRInfo:
+    """What is known of a loaded checkpoint beyond its tensors.
+
+    name: as chosen in the loader. one_step: a distilled student, which runs without guidance. args: its
+    args.json, empty when it came without one.
+    """
+
+    name: str
+    config: VOSRConfig
+    one_step: bool
+    args: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def weak_strength(self) -> float:
+        return weak_strength_from_args(self.args)
+
+
+class HostVOSRDiT(VOSRDiT):
+    """The network with the host's calling convention, attention, and wrapper and block-replacement hooks."""
+
+    def forward(self, x, timestep, context=(), end_time=None, control=None, transformer_options=None, **kwargs):
+        """x `[B, 2C, H, W]`, LQ latent first; timestep, end_time `[B]` in [0, 1]; context: a list of ContextKV."""
+        options = transformer_options or {}
+        wrappers = comfy.patcher_extension.get_all_wrappers(
+            comfy.patcher_extension.WrappersMP.DIFFUSION_MODEL, options
+        )
+        executor = comfy.patcher_extension.WrapperExecutor.new_class_executor(self._forward, self, wrappers)
+        return executor.execute(x, timestep, context, end_time, options)
+
+    def _forward(self, x, timestep, context, end_time, transformer_options):
+        heads = self.config.num_heads
+        replacements = transformer_options.get("patches_replace", {}).get("dit", {})
+
+        def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            return comfy.ldm.modules.attention.optimized_attention(
+                q, k, v, heads, skip_reshape=True, transformer_options=transformer_options
+            )
+
+        def run_block(index: int, block: Block, tokens: Tensor, modulation: Tensor, cos, sin, *rest) -> Tensor:
+            replacement = replacements.get(("double_block", index))
+            if replacement is None:
+                return block(tokens, modulation, cos, sin, *rest)
+
+            def original(args: dict[str, Any]) -> dict[str, Any]:
+                return {"img": block(args["img"], args["vec"], *args["pe"], *rest)}
+
+            args = {
+                "img": tokens,
+                "vec": modulation,
+                "pe": (cos, sin),
+                "transformer_options": transformer_options,
+            }
+            return replacement(args, {"original_block": original})["img"]
+
+        return super().forward(
+            x, timestep, end_time, context=context, attention=attention, run_block=run_block if replacements else None
+        )
+
+
+class VOSRModelConfig(comfy.supported_models_base.BASE):
+    """Made by the loader for one checkpoint; never added to the host's list of known models."""
+
+    unet_extra_config: dict[str, Any] = {}
+    sampling_settings = {"shift": 1.0, "multiplier": 1.0}
+    # Half precision first: bfloat16 is the weak point of these networks (large residuals, few mantissa bits).
+    supported_inference_dtypes = [torch.float16, torch.bfloat16, torch.float32]
+
+    def __init__(self, info: VOSRInfo, latent_format: comfy.latent_formats.LatentFormat):
+        # The base class instantiates the attribute; a checkpoint's latent space is known only here.
+        self.latent_format = lambda: latent_format
+        super().__init__({"config": info.config})
+        self.info = info
+        self.memory_usage_factor = info.config.hidden_size / 1024
+
+    def model_type(self, state_dict, prefix=""):
+        return comfy.model_base.ModelType.FLOW
+
+    def inpaint_model(self):
+        return False
+
+    def get_model(self, state_dict, prefix="", device=None):
+        return VOSRModel(self, device=device)
+
+
+class VOSRModel(comfy.model_base.BaseModel):
+    """Runs the network on the whole latent, or on tiles merged at every call (so under any sampler)."""
+
+    def __init__(self, model_config: VOSRModelConfig, device=None):
+        super().__init__(
+            model_config, model_type=comfy.model_base.ModelType.FLOW, device=device, unet_model=HostVOSRDiT
+        )
+        self.info = model_config.info
+        self.model_sampling.set_parameters(shift=1.0, timesteps=SIGMA_TABLE_SIZE, multiplier=1.0)
+
+    @property
+    def patch_size(self) -> int:
+        return self.info.config.patch_size
+
+    def concat_cond(self, **kwargs) -> Tensor:
+        """The LQ latent times its strength, normalised. Raises ValueError when it does not fit the noise."""
+        latent, noise = kwargs.get("concat_latent_image"), kwargs["noise"]
+        if latent is None or "vosr_lq_strength" not in kwargs:
+            raise ValueError(MISSING_CONDITION)
+        if latent.shape[1:] != noise.shape[1:]:
+            raise ValueError(
+                f"The LATENT being sampled is {list(noise.shape[1:])} but the VOSR conditioning was made for "
+                f"{list(latent.shape[1:])} (channels, height, width). Sample the latent output of the same VOSR "
+                "Conditioning node, with the VAE this model was trained for."
+            )
+        if noise.shape[-1] % self.patch_size or noise.shape[-2] % self.patch_size:
+            raise ValueError(
+                f"VOSR needs latent sides that are multiples of {self.patch_size}, got {list(noise.shape[-2:])}. "
+                "VOSR Conditioning pads the image when its padding is on."
+            )
+        latent = self.process_latent_in(latent.to(kwargs["device"]))
+        return kwargs["vosr_lq_strength"] * comfy.utils.resize_to_batch_size(latent, noise.shape[0])
+
+    def extra_conds(self, **kwargs) -> dict[str, comfy.conds.CONDRegular]:
+        out: dict[str, comfy.conds.CONDRegular] = {"c_concat": comfy.conds.CONDNoiseShape(self.concat_cond(**kwargs))}
+        if "area" in kwargs:
+            raise ValueError("VOSR conditioning cannot be restricted to an area: the LQ image already says what is where.")
+        grid: TileGrid | None = kwargs.get("vosr_tiles")
+        if grid is not None:
+            out["tiles"] = TilesCond(grid, self.patch_size, TileProgress(len(grid)))
+        if self.info.config.context_width:
+            features = kwargs["cross_attn"]
+            if features.shape[-1] != self.info.config.context_width:
+                raise ValueError(
+                    f"This VOSR model reads vision features {self.info.config.context_width} wide, the conditioning's "
+                    f"are {features.shape[-1]}: 0.5B models take DINOv2 ViT-B/14 (768), 1.4B models ViT-L/14 (1024)."
+                )
+            tiles = 1 if grid is None else len(grid)
+            check_tokens(features, tiles)
+            out["vision"] = VisionCond(features, tiles, ContextMemo(self.context_budget()))
+        return out
+
+    def context_budget(self) -> int:
+        """Bytes of context one conditioning may keep: at most half the weights, and a quarter of what is free."""
+        device = comfy.model_management.get_torch_device()
+        weights = comfy.model_management.module_size(self.diffusion_model)
+        return int(min(weights / 2, comfy.model_management.get_free_memory(device) / 4))
+
+    def extra_conds_shapes(self, **kwargs) -> dict[str, list[int]]:
+        grid = kwargs.get("vosr_tiles")
+        return {} if grid is None else {"tiles": tiles_forward_shape(grid, self.patch_size)}
+
+    def memory_required(self, input_shape, cond_shapes=None) -> float:
+        """Bytes of activations; of a tiled run, those of one forward's tiles, whatever the canvas."""
+        tiles = (cond_shapes or {}).get("tiles")
+        if tiles:
+            count, _, height, width = tiles[0]
+            input_shape = [input_shape[0] * count, input_shape[1], height, width]
+        return super().memory_required(input_shape, cond_shapes={})
+
+    def _apply_model(
+        self, x, t, c_concat=None, c_crossattn=None, control=None, transformer_options=None, vision=(), tiles=None, **kwargs
+    ):
+        """Clean prediction `[B, C, H, W]` from x at sigma t `[B]`; `vision` lists the branches batched in x."""
+        options = dict(transformer_options or {})
+        options["prefetch_dynamic_vbars"] = self.current_patcher is not None and self.current_patcher.is_dynamic()
+        dtype = self.get_dtype_inference()
+        noisy = self.model_sampling.calculate_input(t, x).to(dtype)
+        fields = torch.cat([comfy.model_management.cast_to_device(c_concat, x.device, dtype), noisy], dim=1)
+        time = self.model_sampling.timestep(t).float()
+        call = _Call(self, time, self.end_time(time, options), list(vision), options)
+        velocity = call.whole(fields) if tiles is None else call.tiled(fields, tiles)
+        return self.model_sampling.calculate_denoised(t, velocity.float(), x)
+
+    def end_time(self, time: Tensor, transformer_options: dict[str, Any]) -> Tensor | None:
+        """End r of the step that starts at each time `[B]`: the next sigma of the schedule, 0 without one."""
+        if not self.info.config.has_end_time:
+            return None
+        sigmas = transformer_options.get("sample_sigmas")
+        if sigmas is None:
+            return torch.zeros_like(time)
+        ends = self.model_sampling.timestep(sigmas).to(time)
+        # Samplers that evaluate between two sigmas, and rounding, must not name the step's own start.
+        earlier = ends[None, :] < time[:, None] - 1e-5
+        return torch.where(earlier, ends[None, :], 0.0).amax(dim=1)
+
+    def keeps_context(self) -> bool:
+        """Weights that hooks change during the run would make remembered keys and values stale."""
+        return self.current_patcher is None or self.current_patcher.current_hooks is None
+
+
+@dataclass(frozen=True)
+class _Call:
+    """One evaluation of the model: the same time and branches for the whole latent or for each tile."""
+
+    model: VOSRModel
+    time: Tensor
+    end_time: Tensor | None
+    vision: list[VisionCond]
+    options: dict[str, Any]
+
+    @property
+    def branches(self) -> int:
+        """Conditions batched one after another; without vision features nothing tells them apart, nor needs to."""
+        return max(1, len(self.vision))
+
+    def velocity(self, fields: Tensor, tiles: Sequence[int]) -> Tensor:
+        """fields `[branches * tiles * b, 2C, h, w]`, branch by branch, tile by tile -> velocities."""
+        network, keep = self.model.diffusion_model, self.model.keeps_context()
+        dtype = self.model.get_dtype_inference()
+        context = [cond.context(network, tile, fields.device, dtype, keep) for cond in self.vision for tile in tiles]
+
+        def per_tile(time: Tensor) -> Tensor:
+            return repeat(time, "(branch b) -> (branch tile b)", branch=self.branches, tile=len(tiles))
+
+        end = None if self.end_time is None else per_tile(self.end_time)
+        return network(
+            fields, per_tile(self.time), context=context, end_time=end, transformer_options=self.options
+        )
+
+    def whole(self, fields: Tensor) -> Tensor:
+        return self.velocity(fields, [0])
+
+    def tiled(self, fields: Tensor, tiles: TilesCond) -> Tensor:
+        grid, progress = tiles.grid, tiles.progress
+        canvas = tuple(fields.shape[-2:])
+        if canvas != (grid.height, grid.width):
+            raise ValueError(
+                f"The VOSR tile grid covers a latent of {grid.height}x{grid.width}, the one being sampled is "
+                f"{canvas[0]}x{canvas[1]}."
+            )
+        progress.start_evaluation(self.options.get("sample_sigmas"))
+
+        def predict(first: int, boxes: Sequence[Box]) -> list[Tensor]:
+            comfy.model_management.throw_exception_if_processing_interrupted()
+            parts = fields.chunk(self.branches)
+            crops = torch.cat([box.crop(part) for part in parts for box in boxes])
+            velocity = self.velocity(crops, range(first, first + len(boxes)))
+            progress.advance(len(boxes))
+            by_branch = [part.chunk(len(boxes)) for part in velocity.chunk(self.branches)]
+            return [torch.cat(tile) for tile in zip(*by_branch, strict=True)]
+
+        channels = fields.shape[1] // 2
+        per_forward = tiles_per_forward(grid, self.model.patch_size)
+        return merge_tiles(grid, fields[:, :channels], predict, per_forward)

@@ -1,0 +1,133 @@
+"""The whole VOSR method from image to image, from the same pieces as the separate nodes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import comfy.model_management
+import comfy.sample
+import comfy.samplers
+import comfy.utils
+import latent_preview
+import torch
+from torch import Tensor
+
+from ...models.color import Method, align_colors
+from ...models.resize import upscale
+from ...models.vosr.sampling import MULTI_STEP, Guidance, euler_times
+from .conditioning import EncodeOptions, Tiling, VOSRConditioning, build_conditioning, check_image, vae_tile_for
+from .guider import RestorationGuider
+from .model import VOSRInfo, VOSRModel
+
+
+@dataclass(frozen=True)
+class RestoreOptions:
+    """steps: Euler steps, 0 for the model's own (25, or 1 for a one-step student). guidance: unused by one-step
+    students, whose guidance is distilled in. tiling: None for tiles of the size the model was trained at with an
+    eighth of overlap. encode.seed and encode.tiling are set from these."""
+
+    width: int
+    height: int
+    seed: int = 0
+    steps: int = 0
+    guidance: Guidance = Guidance()
+    encode: EncodeOptions = EncodeOptions()
+    tiling: Tiling | None = None
+    color: Method = "adain"
+
+
+def vosr_info(model) -> VOSRInfo:
+    """What is known of a VOSR MODEL. Raises ValueError for another kind of model."""
+    if not isinstance(model.model, VOSRModel):
+        raise ValueError(
+            f"This node needs a VOSR model, got {type(model.model).__name__}. Connect Load VOSR Model."
+        )
+    return model.model.info
+
+
+def check_parts(info: VOSRInfo, vae, vision) -> None:
+    """Raises ValueError when the VAE or the vision encoder is not of the model's kind."""
+    expected, found = info.config.latent_channels, vae.latent_channels
+    if expected != found:
+        raise ValueError(
+            f"{info.name} works in latents of {expected} channels, this VAE makes {found}. Use the SD 2.1 VAE with the "
+            "0.5B models, the Qwen-Image VAE with the 1.4B models, pixel unshuffle with VOSR nano."
+        )
+    if info.config.context_width and vision is None:
+        encoder = "DINOv2 ViT-B/14" if info.config.context_width == 768 else "DINOv2 ViT-L/14"
+        raise ValueError(
+            f"{info.name} is conditioned on vision features {info.config.context_width} wide: connect Load VOSR Vision "
+            f"Encoder with {encoder}."
+        )
+
+
+def training_tiling(info: VOSRInfo, vae) -> Tiling:
+    side = info.config.train_latent_size * vae.spacial_compression_encode()
+    return Tiling(side, side // 8)
+
+
+def own_steps(info: VOSRInfo, steps: int) -> int:
+    if steps:
+        return steps
+    return 1 if info.one_step else MULTI_STEP
+
+
+def sample(model, conditioning: VOSRConditioning, options: RestoreOptions) -> Tensor:
+    """Restored latent `[1, C, h, w]`, as the VAE decodes it."""
+    info = vosr_info(model)
+    steps = own_steps(info, options.steps)
+    guidance = Guidance(scale=1.0) if info.one_step else options.guidance
+    guider = RestorationGuider(model, conditioning.full, conditioning.weak, guidance)
+    latent = conditioning.latent["samples"]
+    return guider.sample(
+        comfy.sample.prepare_noise(latent, options.seed),
+        latent,
+        comfy.samplers.ksampler("euler"),
+        euler_times(steps),
+        callback=latent_preview.prepare_callback(model, steps),
+        disable_pbar=not comfy.utils.PROGRESS_BAR_ENABLED,
+        seed=options.seed,
+    ).to(comfy.model_management.intermediate_device())
+
+
+def decode(vae, latent: Tensor, vae_tile: int) -> Tensor:
+    """Image `[B, H, W, 3]` in 0..1; vae_tile as in EncodeOptions."""
+    tile = vae_tile_for(vae, tuple(latent.shape), vae.memory_used_decode, vae_tile)
+    if not tile:
+        return vae.decode(latent)
+    side = max(1, tile // vae.spacial_compression_decode())
+    return vae.decode_tiled(latent, tile_x=side, tile_y=side, overlap=side // 4)
+
+
+def restore_item(model, vae, vision, image: Tensor, options: RestoreOptions) -> Tensor:
+    """One image `[1, h, w, 3 or 4]` -> `[1, height, width, 3 or 4]`; alpha is resized by itself and rejoined."""
+    upscaled = upscale(image, options.width, options.height)
+    conditioning = build_conditioning(upscaled, vae, vision, options.encode)
+    restored = decode(vae, sample(model, conditioning, options), options.encode.vae_tile)
+    restored = restored[:, : options.height, : options.width, :3]
+    restored = align_colors(restored, upscaled[..., :3].to(restored), options.color)
+    return torch.cat([restored, upscaled[..., 3:].to(restored)], dim=-1)
+
+
+def restore(
+    model, vae, vision, images: Tensor, options: RestoreOptions, on_item: Callable[[int], None] | None = None
+) -> Tensor:
+    """Restore images `[B, h, w, 3 or 4]` in 0..1, one after another.
+
+    Item i is what it would be alone with seed + i. on_item(i) is called before each. Raises ValueError for images,
+    parts or options that do not fit; an interrupt ends within one call of the model.
+    """
+    info = vosr_info(model)
+    check_image(images)
+    check_parts(info, vae, vision)
+    tiling = options.tiling or training_tiling(info, vae)
+    results = []
+    for index, image in enumerate(images.split(1)):
+        comfy.model_management.throw_exception_if_processing_interrupted()
+        if on_item is not None:
+            on_item(index)
+        seed = (options.seed + index) % 2**64
+        encode = replace(options.encode, seed=seed, tiling=tiling)
+        results.append(restore_item(model, vae, vision, image, replace(options, seed=seed, encode=encode)))
+    return torch.cat(results)

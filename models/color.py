@@ -1,0 +1,100 @@
+"""Giving a restored image the colours of the image it was restored from.
+
+Restoration models may shift colours. `adain` moves each channel's mean and standard deviation, `wavelet` swaps the
+low frequencies (a Gaussian low-pass, despite the name it goes by).
+"""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .resize import LANCZOS, from_bytes, resize, to_bytes, truncate_to_bytes
+
+Method = Literal["adain", "wavelet", "none"]
+METHODS: tuple[Method, ...] = get_args(Method)
+
+BLUR_SIGMA = 5.0
+BLUR_RADIUS = 20
+EPSILON = 1e-5
+
+
+def reflect_indices(length: int, radius: int) -> Tensor:
+    """Indices 0..length-1 continued by `radius` on both sides as in `d c b a b c d c b`, for any length."""
+    if length == 1:
+        return torch.zeros(1 + 2 * radius, dtype=torch.long)
+    period = 2 * (length - 1)
+    phase = torch.arange(-radius, length + radius) % period
+    return torch.minimum(phase, period - phase)
+
+
+def gaussian_blur(images: Tensor, sigma: float = BLUR_SIGMA, radius: int = BLUR_RADIUS) -> Tensor:
+    """Blur `[B, C, H, W]` with a (2 radius + 1)-wide Gaussian; borders are mirrored without repeating the edge."""
+    offsets = torch.arange(-radius, radius + 1, device=images.device, dtype=torch.float64)
+    kernel = torch.exp(-(offsets**2) / (2 * sigma**2))
+    kernel = (kernel / kernel.sum()).to(images.dtype)
+    height, width = images.shape[-2:]
+    planes = images.flatten(0, 1).unsqueeze(1)
+    planes = planes.index_select(2, reflect_indices(height, radius).to(images.device))
+    planes = F.conv2d(planes, kernel.view(1, 1, -1, 1))
+    planes = planes.index_select(3, reflect_indices(width, radius).to(images.device))
+    planes = F.conv2d(planes, kernel.view(1, 1, 1, -1))
+    return planes.view(images.shape)
+
+
+def adain(image: Tensor, reference: Tensor) -> Tensor:
+    """Give `image` `[H, W, 3]` the per-channel mean and (unbiased) standard deviation of `reference`, of any size."""
+    std, mean = torch.std_mean(image, dim=(0, 1))
+    ref_std, ref_mean = torch.std_mean(reference, dim=(0, 1))
+    return (image - mean) / (std + EPSILON) * (ref_std + EPSILON) + ref_mean
+
+
+def swap_low_frequencies(image: Tensor, reference: Tensor) -> Tensor:
+    """Replace the low frequencies of `image` `[H, W, 3]` by those of `reference`, resized to it with Lanczos."""
+    height, width, _ = image.shape
+    reference = resize(reference[None], width, height, LANCZOS)[0]
+    # The blur is linear: one pass over the difference stands for one over each.
+    return image + gaussian_blur((reference - image).movedim(-1, 0)[None])[0].movedim(0, -1)
+
+
+def align_one(image: Tensor, reference: Tensor, method: Method) -> Tensor:
+    """Align one image `[H, W, 3]`; both in 0..1, clamped result."""
+    aligned = adain(image, reference) if method == "adain" else swap_low_frequencies(image, reference)
+    return aligned.clamp(0, 1)
+
+
+def align_colors(images: Tensor, reference: Tensor, method: Method, quantise: bool = False) -> Tensor:
+    """Images `[B, H, W, C]` with the colours of `reference` `[B or 1, H', W', C']`; both float in 0..1.
+
+    Colour channels are the first three; further ones (alpha) of `images` are passed through and those of
+    `reference` ignored. quantise: truncate to 8 bits before and after, as the reference implementation does.
+    Images are done one at a time, so memory does not grow with the batch.
+
+    Raises ValueError for an unknown method, a batch that does not fit, or fewer than three channels.
+    """
+    if method not in METHODS:
+        raise ValueError(f"unknown colour alignment '{method}': choose one of {', '.join(METHODS)}")
+    if reference.shape[0] not in (1, images.shape[0]):
+        raise ValueError(
+            f"the reference has {reference.shape[0]} images and there are {images.shape[0]} to align: "
+            "give one reference for all, or one for each"
+        )
+    if images.shape[-1] < 3 or reference.shape[-1] < 3:
+        raise ValueError(
+            f"colours can be aligned on RGB images only; the image has {images.shape[-1]} channels, "
+            f"the reference {reference.shape[-1]}"
+        )
+    if method == "none":
+        return images
+    out = images.clone()
+    for index, target in enumerate(out):
+        image = images[index, ..., :3].float()
+        model = reference[index % reference.shape[0], ..., :3].float().to(image.device)
+        if quantise:
+            image, model = from_bytes(truncate_to_bytes(image)), from_bytes(to_bytes(model))
+        aligned = align_one(image, model, method)
+        target[..., :3] = from_bytes(truncate_to_bytes(aligned)) if quantise else aligned
+    return out

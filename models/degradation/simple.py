@@ -1,0 +1,58 @@
+"""A degradation with every parameter known: blur, downscale, Gaussian noise, JPEG, in that order."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .jpeg import jpeg
+
+
+@dataclass(frozen=True)
+class SimpleDegradation:
+    """blur_sigma in pixels of the sharp image; noise_sigma in parts of full scale (10 / 255 and the like).
+
+    jpeg_quality: 1 to 100, or None to leave compression out. The low-resolution sides are rounded up,
+    so that scaling them up covers the whole image.
+    """
+
+    scale: float = 2.0
+    blur_sigma: float = 0.0
+    noise_sigma: float = 0.0
+    jpeg_quality: int | None = None
+
+    def __post_init__(self):
+        if self.scale < 1:
+            raise ValueError(f"degradation scale is {self.scale}; it must be 1 or more")
+        if self.blur_sigma < 0 or self.noise_sigma < 0:
+            raise ValueError(f"blur sigma {self.blur_sigma} and noise sigma {self.noise_sigma} must not be negative")
+
+    def __call__(self, image: Tensor, generator: torch.Generator) -> Tensor:
+        """Image `[B, 3, H, W]` in [0, 1] -> `[B, 3, ceil(H / scale), ceil(W / scale)]` in 8-bit levels."""
+        image = gaussian_blur(image, self.blur_sigma)
+        if self.scale > 1:
+            size = [math.ceil(side / self.scale) for side in image.shape[-2:]]
+            image = F.interpolate(image, size, mode="bicubic", antialias=True).clamp(0, 1)
+        if self.noise_sigma:
+            noise = torch.randn(image.shape, generator=generator, device=generator.device, dtype=image.dtype)
+            image = (image + self.noise_sigma * noise.to(image.device)).clamp(0, 1)
+        if self.jpeg_quality is not None:
+            return jpeg(image, [self.jpeg_quality] * image.shape[0])
+        return (image * 255).round() / 255
+
+
+def gaussian_blur(image: Tensor, sigma: float) -> Tensor:
+    """Separable Gaussian blur of `[B, C, H, W]` with reflected borders, cut at 3 sigma; sigma 0 returns the image."""
+    if sigma == 0:
+        return image
+    channels, height, width = image.shape[-3:]
+    radius = max(1, min(math.ceil(3 * sigma), height - 1, width - 1))
+    offsets = torch.arange(-radius, radius + 1, device=image.device, dtype=image.dtype)
+    weights = torch.exp(-(offsets**2) / (2 * sigma**2))
+    row = (weights / weights.sum()).expand(channels, 1, 1, -1)
+    padded = F.pad(image, (radius,) * 4, mode="reflect")
+    return F.conv2d(F.conv2d(padded, row, groups=channels), row.transpose(2, 3), groups=channels)

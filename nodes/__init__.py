@@ -1,0 +1,14 @@
+"""The nodes of the pack, as ComfyUI's extension object lists them."""
+
+from __future__ import annotations
+
+from comfy_api.latest import ComfyExtension, io
+
+from . import color, degrade, upscale, vosr, vosr_loaders
+
+MODULES = (vosr_loaders, vosr, upscale, color, degrade)
+
+
+class RealISRExtension(ComfyExtension):
+    async def get_node_list(self) -> list[type[io.ComfyNode]]:
+        return [node for module in MODULES for node in module.NODES]

@@ -1,0 +1,323 @@
+"""VOSR: conditioning, guidance, and the whole method in one node (arXiv 2604.03225)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from comfy_api.latest import io
+
+from ..host.vosr.conditioning import EncodeOptions, Tiling, build_conditioning
+from ..host.vosr.guider import RestorationGuider
+from ..host.vosr.restore import RestoreOptions, restore, vosr_info
+from ..models.color import METHODS
+from ..models.vosr.sampling import DEFAULT_GUIDANCE_SCALE, DEFAULT_WEAK_STRENGTH, Guidance
+from .sizes import resize_input, target_size
+
+CATEGORY = "RealISR/VOSR"
+POSTERIORS = ["mean", "sample"]
+TILE_AUTO, TILE_CUSTOM, TILE_OFF = "auto", "custom", "off"
+MAX_SEED = 0xFFFFFFFFFFFFFFFF
+
+
+def weak_strength_input() -> io.Float.Input:
+    return io.Float.Input(
+        "weak_strength",
+        default=DEFAULT_WEAK_STRENGTH,
+        min=0.0,
+        max=1.0,
+        step=0.01,
+        round=0.001,
+        advanced=True,
+        tooltip="How much of the LQ latent the weak condition sees (w). Trained between 0.05 and 0.25; the authors' scripts "
+        "sample with 0.15.",
+    )
+
+
+def posterior_input() -> io.Combo.Input:
+    return io.Combo.Input(
+        "posterior",
+        options=POSTERIORS,
+        default="mean",
+        advanced=True,
+        tooltip="The LQ latent as the VAE's mean, the same every time, or as a random sample, as the authors' scripts draw it.",
+    )
+
+
+def vae_tile_input() -> io.Int.Input:
+    return io.Int.Input(
+        "vae_tile_size",
+        default=0,
+        min=0,
+        max=4096,
+        step=64,
+        advanced=True,
+        tooltip="Side in pixels of the tiles the VAE works in. 0: the whole image at once when ComfyUI's estimate fits the "
+        "free memory, else tiles of 512.",
+    )
+
+
+def scale_input() -> io.Float.Input:
+    return io.Float.Input(
+        "restoration_scale",
+        default=DEFAULT_GUIDANCE_SCALE,
+        min=-2.0,
+        max=4.0,
+        step=0.05,
+        round=0.001,
+        tooltip="Guidance s in weak + s (full - weak). Larger is more faithful to the input, smaller invents more: about -0.5 "
+        "(most generative) to 2 (most faithful; the authors' command line default). 0.5 is the authors' everyday value. 1 and 0 "
+        "need a single branch and run twice as fast.",
+    )
+
+
+def interval_inputs() -> list[io.Float.Input]:
+    return [
+        io.Float.Input(
+            "guidance_start",
+            default=0.0,
+            min=0.0,
+            max=1.0,
+            step=0.01,
+            round=0.001,
+            advanced=True,
+            tooltip="Guide only steps whose time is at least this. Time runs from 1 (noise) to 0 (image).",
+        ),
+        io.Float.Input(
+            "guidance_end",
+            default=1.0,
+            min=0.0,
+            max=1.0,
+            step=0.01,
+            round=0.001,
+            advanced=True,
+            tooltip="Guide only steps whose time is at most this; the others use the full condition alone.",
+        ),
+    ]
+
+
+def tile_inputs(size: int, overlap: int) -> list[io.Int.Input]:
+    return [
+        io.Int.Input(
+            "tile_size",
+            default=size,
+            min=0,
+            max=4096,
+            step=16,
+            tooltip="Side in pixels of the tiles the diffusion model works in. Use the size it was trained at: 512 for the released "
+            "models, 64 for VOSR nano.",
+        ),
+        io.Int.Input(
+            "tile_overlap",
+            default=overlap,
+            min=0,
+            max=2048,
+            step=8,
+            tooltip="Pixels shared by neighbouring tiles, at least an eighth of a tile. Predictions are blended at every "
+            "step, so seams do not build up.",
+        ),
+    ]
+
+
+def tiling_error(tile_size: int, tile_overlap: int) -> str | None:
+    try:
+        Tiling(tile_size, tile_overlap)
+    except ValueError as error:
+        return str(error)
+    return None
+
+
+class VOSRConditioning(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="RealISR_VOSRConditioning",
+            display_name="VOSR Conditioning",
+            category=CATEGORY,
+            description=(
+                "Makes VOSR's two conditions from an image already at the size of the result: full (LQ latent and DINOv2 "
+                "features) and weak (a fraction of the latent, no features). Connect them to Restoration-CFG Guider, or to the "
+                "positive and negative of any sampler, whose cfg then is the restoration scale. Sides are padded to a multiple "
+                "of 16; crop the decoded image to width and height. Alpha is left out."
+            ),
+            search_aliases=["vosr", "restoration", "super resolution", "conditioning", "weak condition", "dino"],
+            inputs=[
+                io.Image.Input("image", tooltip="LQ image, enlarged to the size of the result (Upscale for Restoration)."),
+                io.Vae.Input("vae", tooltip="The VAE of the VOSR model (Load VOSR VAE)."),
+                io.ClipVision.Input(
+                    "vision_encoder",
+                    optional=True,
+                    tooltip="DINOv2 (Load VOSR Vision Encoder). Leave unconnected for VOSR nano.",
+                ),
+                weak_strength_input(),
+                *tile_inputs(512, 64),
+                posterior_input(),
+                io.Int.Input(
+                    "seed",
+                    default=0,
+                    min=0,
+                    max=MAX_SEED,
+                    advanced=True,
+                    control_after_generate=io.ControlAfterGenerate.fixed,
+                    tooltip="Seed of the posterior sample. Has no effect with posterior mean.",
+                ),
+                vae_tile_input(),
+            ],
+            outputs=[
+                io.Conditioning.Output(display_name="full", tooltip="The full condition: positive."),
+                io.Conditioning.Output(display_name="weak", tooltip="The weak condition: negative."),
+                io.Latent.Output(display_name="latent", tooltip="An empty latent of the size to sample, at denoise 1."),
+                io.Int.Output(display_name="width", tooltip="Width of the image before padding: crop the result to it."),
+                io.Int.Output(display_name="height", tooltip="Height of the image before padding: crop the result to it."),
+            ],
+        )
+
+    @classmethod
+    def validate_inputs(cls, tile_size: int = 512, tile_overlap: int = 64):
+        return tiling_error(tile_size, tile_overlap) or True
+
+    @classmethod
+    def execute(
+        cls, image, vae, weak_strength, tile_size, tile_overlap, posterior, seed, vae_tile_size, vision_encoder=None
+    ) -> io.NodeOutput:
+        options = EncodeOptions(weak_strength, Tiling(tile_size, tile_overlap), posterior, seed, vae_tile_size)
+        made = build_conditioning(image, vae, vision_encoder, options)
+        return io.NodeOutput(made.full, made.weak, made.latent, made.width, made.height)
+
+
+class RestorationCFGGuider(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="RealISR_RestorationCFGGuider",
+            display_name="Restoration-CFG Guider",
+            category=CATEGORY,
+            description=(
+                "VOSR's restoration-oriented guidance, weak + s (full - weak), for SamplerCustomAdvanced. Both conditions run in "
+                "one batch; a condition the scale does not need is not run. One-step models have guidance built in: use scale 1."
+            ),
+            search_aliases=["vosr", "guidance", "cfg", "restoration", "weak condition", "guider"],
+            inputs=[
+                io.Model.Input("model", tooltip="A VOSR model (Load VOSR Model)."),
+                io.Conditioning.Input("full", tooltip="The full condition of VOSR Conditioning."),
+                io.Conditioning.Input("weak", tooltip="The weak condition of VOSR Conditioning."),
+                scale_input(),
+                *interval_inputs(),
+            ],
+            outputs=[io.Guider.Output(display_name="guider", tooltip="For SamplerCustomAdvanced.")],
+        )
+
+    @classmethod
+    def execute(cls, model, full, weak, restoration_scale, guidance_start, guidance_end) -> io.NodeOutput:
+        vosr_info(model)
+        guidance = Guidance(restoration_scale, guidance_start, guidance_end)
+        return io.NodeOutput(RestorationGuider(model, full, weak, guidance))
+
+
+class RestorationCFGSampler(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="RealISR_RestorationCFGSampler",
+            display_name="Restoration-CFG Sampler",
+            category=CATEGORY,
+            description=(
+                "VOSR in one node: enlarges, encodes, samples with restoration-oriented guidance, decodes and aligns colours. "
+                "Images of any size and aspect ratio; larger ones run in blended tiles. Alpha is enlarged by itself and kept. "
+                "Item i of a batch is what it would be alone with seed + i."
+            ),
+            search_aliases=["vosr", "restore", "super resolution", "upscale", "enhance", "deblur", "denoise", "image restoration"],
+            inputs=[
+                io.Model.Input("model", tooltip="A VOSR model (Load VOSR Model)."),
+                io.Vae.Input("vae", tooltip="The VAE of that model (Load VOSR VAE)."),
+                io.Image.Input("image", tooltip="Low-quality image or batch to restore."),
+                io.ClipVision.Input(
+                    "vision_encoder",
+                    optional=True,
+                    tooltip="DINOv2 (Load VOSR Vision Encoder). Leave unconnected for VOSR nano.",
+                ),
+                resize_input(),
+                io.Int.Input(
+                    "steps",
+                    default=0,
+                    min=0,
+                    max=200,
+                    tooltip="Euler steps. 0: the model's own, 25 for multi-step and 1 for one-step models. A multi-step model at 1 "
+                    "step gives a smooth average of the possible results.",
+                ),
+                scale_input(),
+                io.Int.Input(
+                    "seed",
+                    default=42,
+                    min=0,
+                    max=MAX_SEED,
+                    control_after_generate=True,
+                    tooltip="Seed of the noise. Item i of a batch uses seed + i.",
+                ),
+                io.Combo.Input(
+                    "color_alignment",
+                    options=list(METHODS),
+                    default="adain",
+                    tooltip="Takes colours from the input. adain: match mean and spread of each channel (the authors' default). wavelet: "
+                    "take the blurred colours. none: leave the result as it is.",
+                ),
+                io.DynamicCombo.Input(
+                    "tiling",
+                    tooltip="auto: tiles of the model's training size with an eighth of overlap, for images larger than one. "
+                    "off needs memory for the whole image and leaves the size the model was trained at.",
+                    options=[
+                        io.DynamicCombo.Option(TILE_AUTO, []),
+                        io.DynamicCombo.Option(TILE_CUSTOM, list(tile_inputs(512, 64))),
+                        io.DynamicCombo.Option(TILE_OFF, []),
+                    ],
+                ),
+                weak_strength_input(),
+                *interval_inputs(),
+                posterior_input(),
+                vae_tile_input(),
+            ],
+            outputs=[io.Image.Output(display_name="image", tooltip="The restored image at the target size.")],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        model,
+        vae,
+        image,
+        resize: dict[str, Any],
+        steps: int,
+        restoration_scale: float,
+        seed: int,
+        color_alignment: str,
+        tiling: dict[str, Any],
+        weak_strength: float,
+        guidance_start: float,
+        guidance_end: float,
+        posterior: str,
+        vae_tile_size: int,
+        vision_encoder=None,
+    ) -> io.NodeOutput:
+        width, height = target_size(image, resize)
+        options = RestoreOptions(
+            width=width,
+            height=height,
+            seed=seed,
+            steps=steps,
+            guidance=Guidance(restoration_scale, guidance_start, guidance_end),
+            encode=EncodeOptions(weak_strength, posterior=posterior, vae_tile=vae_tile_size),
+            tiling=chosen_tiling(tiling),
+            color=color_alignment,
+        )
+        return io.NodeOutput(restore(model, vae, vision_encoder, image, options))
+
+
+def chosen_tiling(tiling: dict[str, Any]) -> Tiling | None:
+    """Tiles the widget asks for; None to follow the model's training size."""
+    if tiling["tiling"] == TILE_AUTO:
+        return None
+    if tiling["tiling"] == TILE_OFF:
+        return Tiling(0, 0)
+    return Tiling(tiling["tile_size"], tiling["tile_overlap"])
+
+
+NODES = [VOSRConditioning, RestorationCFGGuider, RestorationCFGSampler]

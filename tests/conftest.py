@@ -1,0 +1,86 @@
+"""Fixtures: ComfyUI in this process (`host`), as a server (`server`), and its frontend in a browser (`frontend`)."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+import pytest
+import torch
+from _pack import ROOT, load_pack
+from comfy_frontend import Frontend, find_browser
+from comfy_server import ComfyServer
+from harness.host import InProcessHost, start_host
+from host_env import Host, find_host
+
+load_pack()
+
+CUSTOM_NODES = {"realisr": ROOT, "realisr_test_nodes": ROOT / "tests" / "test_nodes"}
+
+USED_BY_FIXTURE = {"host": "host", "server": "e2e", "start_server": "e2e", "frontend": "browser"}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark tests by the fixtures they use, so that `-m "not browser"` needs no upkeep."""
+    for item in items:
+        for fixture in getattr(item, "fixturenames", ()):
+            if fixture in USED_BY_FIXTURE:
+                item.add_marker(USED_BY_FIXTURE[fixture])
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    """A test that draws from the global generator draws the same each time."""
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def comfyui() -> Host:
+    """Where ComfyUI and its Python are. Made by `make setup`, or named by COMFYUI_PATH."""
+    found = find_host()
+    assert found is not None, "no ComfyUI here: run `make setup` once, or set COMFYUI_PATH"
+    return found
+
+
+@pytest.fixture(scope="session")
+def host(comfyui: Host, tmp_path_factory: pytest.TempPathFactory) -> InProcessHost:
+    """ComfyUI inside this process."""
+    return start_host(comfyui.comfyui, tmp_path_factory.mktemp("in_process_host"))
+
+
+@pytest.fixture(scope="session")
+def start_server(
+    comfyui: Host, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[..., AbstractContextManager[ComfyServer]]:
+    """Makes servers of their own for tests that need other arguments: `with start_server("--lowvram") as server:`."""
+
+    def start(*arguments: str) -> AbstractContextManager[ComfyServer]:
+        return ComfyServer(comfyui, tmp_path_factory.mktemp("server"), CUSTOM_NODES, arguments)
+
+    return start
+
+
+@pytest.fixture(scope="session")
+def server(start_server: Callable[..., AbstractContextManager[ComfyServer]]) -> Iterator[ComfyServer]:
+    """A running ComfyUI with the pack and the test nodes, shared by the whole session."""
+    with start_server() as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def frontend(server: ComfyServer) -> Iterator[Frontend]:
+    """The real frontend of `server` in headless Chromium. Skips without a browser, except on CI."""
+    executable = find_browser()
+    if executable is None:
+        reason = "no chromium, chromium-browser or google-chrome on PATH"
+        assert os.environ.get("CI") != "true", f"{reason}, and CI must run the browser tests"
+        pytest.skip(reason)
+    with Frontend(server.url, executable) as running:
+        yield running
+
+
+def workflow_files(folder: str) -> Sequence[Path]:
+    """The workflow JSON files of a folder of the repository."""
+    return sorted((ROOT / folder).glob("*.json"))

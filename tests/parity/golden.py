@@ -1,0 +1,156 @@
+"""Reference tensors for the parity tests, read from a folder of safetensors files.
+
+Each file carries one metadata string, `golden`: JSON with the file's parameters and, in some files, a list of
+`cases`. Tensors are named `<case>/in/...` (inputs), `<case>/mid/...` (intermediates) and `<case>/out/...`
+(results); a file with a single nameless case drops the `<case>/`. Files named `*.weights.safetensors` hold a tiny
+model and its `config`.
+
+The folder is tests/golden/<method>, a trimmed copy, or REALISR_GOLDEN: the method's folder itself or the folder
+above it. Tests take whatever cases the folder has; a file that is absent becomes a skipped test.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+SUFFIX = ".safetensors"
+WEIGHTS_SUFFIX = ".weights.safetensors"
+ROLES = ("in", "mid", "out", "draw")
+
+
+def folder(method: str = "vosr") -> Path:
+    """The folder of a method's golden files."""
+    override = os.environ.get("REALISR_GOLDEN")
+    root = Path(override) if override else Path(__file__).resolve().parent.parent / "golden"
+    return root / method if (root / method).is_dir() else root
+
+
+@cache
+def parameters(path: Path) -> dict[str, Any]:
+    """The JSON of a file's `golden` metadata string."""
+    with safe_open(path, "pt") as file:
+        return json.loads(file.metadata()["golden"])
+
+
+@dataclass(frozen=True)
+class Case:
+    """One case of one golden file: its parameters and its tensors under their names without the case's own.
+
+    `parameters` are the file's, overridden by the case's entry in its `cases` list.
+    """
+
+    path: Path
+    name: str
+    parameters: dict[str, Any]
+
+    @property
+    def file(self) -> str:
+        return self.path.name.removesuffix(SUFFIX)
+
+    @property
+    def id(self) -> str:
+        return f"{self.file}/{self.name}" if self.name else self.file
+
+    @property
+    def prefix(self) -> str:
+        return f"{self.name}/" if self.name else ""
+
+    def keys(self, pattern: str = "*") -> list[str]:
+        """Names of this case's tensors that match a shell pattern such as `mid/b*_out`."""
+        with safe_open(self.path, "pt") as file:
+            names = [key.removeprefix(self.prefix) for key in file.keys() if key.startswith(self.prefix)]
+        return [name for name in sorted(names) if fnmatch.fnmatchcase(name, pattern)]
+
+    def __contains__(self, key: str) -> bool:
+        return key in self.keys()
+
+    def __getitem__(self, key: str) -> Tensor:
+        with safe_open(self.path, "pt") as file:
+            return file.get_tensor(self.prefix + key)
+
+    def get(self, key: str) -> Tensor | None:
+        """The tensor, or None where a trimmed copy lacks it."""
+        return self[key] if key in self else None
+
+    def reference(self, key: str, actual: Tensor) -> tuple[Tensor, Tensor]:
+        """`actual` and the reference to compare it with.
+
+        A file may hold `<key>_every8` in place of `<key>`: every 8th index along the first axis longer than 1.
+        `actual` is then thinned alike.
+        """
+        if key in self:
+            return actual, self[key]
+        (thinned,) = self.keys(f"{key}_every*")
+        step = int(thinned.rpartition("_every")[2])
+        axis = next(axis for axis, size in enumerate(actual.shape) if size > 1)
+        index = torch.arange(0, actual.shape[axis], step, device=actual.device)
+        return actual.index_select(axis, index), self[thinned]
+
+
+def read_cases(path: Path) -> Iterator[Case]:
+    """Every case of a file: the ones its metadata lists, then others its tensor names show."""
+    params = dict(parameters(path))
+    listed = {entry["name"]: entry for entry in params.pop("cases", [])}
+    with safe_open(path, "pt") as file:
+        parts = [key.split("/") for key in file.keys()]
+    found = [head for head, *rest in parts if rest and rest[0] == "in"]
+    nameless = any(head in ROLES for head, *_ in parts) or not (listed or found)
+    names = [""] if nameless else [*listed, *sorted(set(found) - set(listed))]
+    for name in names:
+        yield Case(path, name, {**params, **listed.get(name, {})})
+
+
+def cases(pattern: str, method: str = "vosr") -> list[Any]:
+    """Cases of every file matching a shell pattern (`dit_forward_*`), as arguments for pytest's parametrize.
+
+    One skipped argument when no file matches.
+    """
+    paths = [
+        path for path in sorted(folder(method).glob(pattern + SUFFIX)) if not path.name.endswith(WEIGHTS_SUFFIX)
+    ]
+    found = [case for path in paths for case in read_cases(path)]
+    if not found:
+        reason = f"no golden file {pattern}{SUFFIX} in {folder(method)}"
+        return [pytest.param(None, id=pattern, marks=pytest.mark.skip(reason=reason))]
+    return [pytest.param(case, id=case.id) for case in found]
+
+
+def weights(name: str, method: str = "vosr") -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Config and state dict of a tiny reference model; skips the calling test when the folder lacks it."""
+    path = folder(method) / f"{name}{WEIGHTS_SUFFIX}"
+    if not path.is_file():
+        pytest.skip(f"golden weights {path.name} are not in {path.parent}")
+    with safe_open(path, "pt") as file:
+        return parameters(path)["config"], {key: file.get_tensor(key) for key in file.keys()}
+
+
+def assert_within(actual: Tensor, expected: Tensor, tolerance: float, what: str = "output") -> None:
+    """Same shape and no element further than `tolerance` (absolute) from the reference."""
+    assert tuple(actual.shape) == tuple(expected.shape), (
+        f"{what}: shape {tuple(actual.shape)}, reference {tuple(expected.shape)}"
+    )
+    worst = (actual.double() - expected.double()).abs().max().item()
+    assert worst <= tolerance, f"{what}: off by {worst:.3g}, tolerance {tolerance:.3g}"
+
+
+def assert_levels(actual: Tensor, expected: Tensor, levels: int, exact_share: float, what: str = "image") -> None:
+    """8-bit images: no value further than `levels` from the reference and at least `exact_share` of them equal."""
+    assert actual.dtype == expected.dtype == torch.uint8, f"{what}: {actual.dtype} against {expected.dtype}"
+    assert actual.shape == expected.shape, f"{what}: shape {tuple(actual.shape)}, reference {tuple(expected.shape)}"
+    difference = (actual.int() - expected.int()).abs()
+    worst, exact = difference.max().item(), (difference == 0).double().mean().item()
+    assert worst <= levels and exact >= exact_share, (
+        f"{what}: off by up to {worst} levels (allowed {levels}), {exact:.5f} exact (needed {exact_share})"
+    )

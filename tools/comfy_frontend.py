@@ -1,0 +1,108 @@
+"""ComfyUI's own frontend in headless Chromium: opens workflow files as a user does and exports their API form."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from playwright.sync_api import ConsoleMessage, Page, sync_playwright
+
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+
+# No account server and no telemetry are reachable from a test machine; their failures are not the page's.
+BROWSER_ARGUMENTS = ("--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-dev-shm-usage")
+
+# A first visit opens a template gallery; the settings are those of someone who has been here before.
+SETTINGS = {"Comfy.TutorialCompleted": True, "Comfy.Workflow.ShowMissingNodesWarning": False,
+            "Comfy.Workflow.ShowMissingModelsWarning": False, "Comfy.Workflow.Persist": False}
+
+NODE_TYPES_WITHOUT_CLASS = """
+(graph) => {
+    const subgraphs = graph.definitions?.subgraphs ?? [];
+    const known = new Set([...Object.keys(LiteGraph.registered_node_types), ...subgraphs.map((s) => s.id)]);
+    const nodes = [graph, ...subgraphs].flatMap((g) => g.nodes);
+    return [...new Set(nodes.map((n) => n.type).filter((type) => !known.has(type)))];
+}
+"""
+
+
+def find_browser() -> Path | None:
+    """The system's Chromium or Chrome, or None."""
+    found = next(filter(None, map(shutil.which, BROWSERS)), None)
+    return Path(found) if found else None
+
+
+@dataclass(frozen=True)
+class OpenedWorkflow:
+    """What came of opening a workflow: node types nothing provides, and errors of the page meanwhile."""
+
+    missing_nodes: list[str]
+    errors: list[str]
+
+
+class Frontend:
+    """One browser page on a running ComfyUI at `url`."""
+
+    page: Page
+
+    def __init__(self, url: str, executable: Path):
+        self.url = url
+        self.executable = executable
+        self.errors: list[str] = []
+
+    def __enter__(self) -> Frontend:
+        self._playwright = sync_playwright().start()
+        try:
+            browser = self._playwright.chromium.launch(executable_path=self.executable, args=list(BROWSER_ARGUMENTS))
+            self.page = browser.new_page(viewport={"width": 1600, "height": 1000})
+            self._connect()
+        except BaseException:
+            self._playwright.stop()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._playwright.stop()
+
+    def _connect(self) -> None:
+        self.page.request.post(f"{self.url}/api/settings", data=SETTINGS)
+        self.page.on("console", self._note_console)
+        self.page.on("pageerror", lambda error: self.errors.append(str(error)))
+        self.page.goto(self.url, wait_until="domcontentloaded", timeout=120_000)
+        self.page.wait_for_function("() => window.app?.extensionManager && window.app.graph", timeout=120_000)
+        self.page.wait_for_function("() => Object.keys(LiteGraph.registered_node_types).length > 100", timeout=120_000)
+
+    def _note_console(self, message: ConsoleMessage) -> None:
+        if message.type == "error":
+            self.errors.append(f"{message.text} ({message.location.get('url', '')})")
+
+    def open(self, workflow: Mapping[str, Any]) -> OpenedWorkflow:
+        """Load a workflow in UI form, in place of the one that is open."""
+        self.errors.clear()
+        missing = self.page.evaluate(NODE_TYPES_WITHOUT_CLASS, workflow)
+        self.page.evaluate("async (graph) => { await window.app.loadGraphData(graph); }", workflow)
+        self.page.wait_for_timeout(300)
+        return OpenedWorkflow(missing, list(self.errors))
+
+    def open_file(self, path: Path) -> OpenedWorkflow:
+        return self.open(json.loads(path.read_text(encoding="utf-8")))
+
+    def open_api(self, workflow: Mapping[str, Any], name: str = "workflow") -> None:
+        """Lay out a workflow that is given in API form."""
+        self.page.evaluate("async ([graph, name]) => { await window.app.loadApiJson(graph, name); }", [workflow, name])
+        self.page.wait_for_timeout(300)
+
+    def export_ui(self) -> dict[str, Any]:
+        """The open workflow as the frontend would save it."""
+        return self.page.evaluate("() => window.app.graph.serialize()")
+
+    def export_api(self) -> dict[str, Any]:
+        """The open workflow in API form: node id -> class_type and inputs."""
+        return self.page.evaluate("async () => (await window.app.graphToPrompt()).output")
+
+    def screenshot(self, path: Path) -> None:
+        self.page.screenshot(path=path)

@@ -1,0 +1,310 @@
+"""A headless ComfyUI as a child process, and a client for its HTTP API and websocket.
+
+    with ComfyServer(host, base, {"realisr": ROOT}) as server:
+        result = server.client.run(workflow)
+        picture = server.client.image(result.images("9")[0])
+"""
+
+from __future__ import annotations
+
+import ctypes
+import io
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import websocket
+from host_env import Host
+from PIL import Image
+
+Workflow = Mapping[str, Mapping[str, Any]]
+"""A graph in API form: node id -> {"class_type": ..., "inputs": {...}}."""
+
+
+class PromptError(Exception):
+    """ComfyUI refused a workflow or a node of it failed.
+
+    node_id, node_type: the node that failed first, where one did.
+    exception_type, exception_message: what it raised.
+    """
+
+    def __init__(self, message: str, node_id="", node_type="", exception_type="", exception_message=""):
+        super().__init__(message)
+        self.node_id = node_id
+        self.node_type = node_type
+        self.exception_type = exception_type
+        self.exception_message = exception_message
+
+    @classmethod
+    def refused(cls, answer: Mapping[str, Any]) -> PromptError:
+        """From the body of a 400 answer to /prompt."""
+        lines = [f"the workflow was refused: {answer['error'].get('message', answer['error'])}"]
+        nodes = answer.get("node_errors") or {}
+        for node_id, found in nodes.items():
+            lines += [
+                f"node {node_id} ({found['class_type']}): {error['message']}: {error['details']}"
+                for error in found["errors"]
+            ]
+        first_id = next(iter(nodes), "")
+        first_type = nodes[first_id]["class_type"] if nodes else ""
+        return cls("\n".join(lines), first_id, first_type, "ValidationError", "\n".join(lines[1:]))
+
+    @classmethod
+    def failed(cls, data: Mapping[str, Any]) -> PromptError:
+        """From an `execution_error` message."""
+        message = (
+            f"node {data['node_id']} ({data['node_type']}) raised {data['exception_type']}: "
+            f"{data['exception_message']}\n{''.join(data.get('traceback', []))}"
+        )
+        return cls(message, data["node_id"], data["node_type"], data["exception_type"], data["exception_message"])
+
+
+class PromptInterrupted(Exception):
+    """The running workflow was cancelled."""
+
+
+@dataclass
+class PromptResult:
+    """A finished workflow.
+
+    outputs: node id -> what its output nodes showed, e.g. {"images": [{"filename", "subfolder", "type"}]}.
+    messages: every JSON message of the websocket about this run, as (type, data).
+    previews: encoded preview images, in order of arrival.
+    """
+
+    prompt_id: str
+    outputs: dict[str, dict[str, Any]]
+    messages: list[tuple[str, dict[str, Any]]]
+    previews: list[bytes]
+    seconds: float
+
+    def images(self, node_id: str) -> list[dict[str, str]]:
+        """The image files that a SaveImage or PreviewImage node wrote; fetch them with ComfyClient.image."""
+        return self.outputs[node_id]["images"]
+
+    def progress(self, node_id: str) -> list[tuple[float, float]]:
+        """(value, max) of every progress message of a node."""
+        return [
+            (data["value"], data["max"])
+            for kind, data in self.messages
+            if kind == "progress" and data["node"] == node_id
+        ]
+
+
+@dataclass
+class ComfyClient:
+    """Talks to one ComfyUI. `url` such as http://127.0.0.1:8188, without a slash at its end."""
+
+    url: str
+    client_id: str = field(default_factory=lambda: uuid.uuid4().hex)
+
+    def request(self, path: str, data: bytes | None = None, content_type: str = "application/json") -> bytes:
+        request = urllib.request.Request(f"{self.url}{path}", data=data, headers={"Content-Type": content_type})
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            return answer.read()
+
+    def get(self, path: str) -> Any:
+        return json.loads(self.request(path))
+
+    def post(self, path: str, body: Any) -> Any:
+        answer = self.request(path, json.dumps(body).encode())
+        return json.loads(answer) if answer else None
+
+    def object_info(self) -> dict[str, dict[str, Any]]:
+        """Every registered node: id -> its inputs, outputs, category and so on."""
+        return self.get("/object_info")
+
+    def history(self, prompt_id: str) -> dict[str, Any]:
+        return self.get(f"/history/{prompt_id}")[prompt_id]
+
+    def interrupt(self) -> None:
+        """Cancel the running workflow."""
+        self.post("/interrupt", {})
+
+    def free(self) -> None:
+        """Ask for every model and cached result to be dropped (done once the queue is idle)."""
+        self.post("/free", {"unload_models": True, "free_memory": True})
+
+    def upload_image(self, image: Image.Image, name: str) -> str:
+        """Put a PNG into the input folder; returns the value for LoadImage's `image`."""
+        png = io.BytesIO()
+        image.save(png, "PNG")
+        boundary = uuid.uuid4().hex
+        body = b"".join([
+            f'--{boundary}\r\nContent-Disposition: form-data; name="overwrite"\r\n\r\ntrue\r\n'.encode(),
+            f'--{boundary}\r\nContent-Disposition: form-data; name="image"; filename="{name}"\r\n'.encode(),
+            b"Content-Type: image/png\r\n\r\n", png.getvalue(), f"\r\n--{boundary}--\r\n".encode(),
+        ])
+        answer = json.loads(self.request("/upload/image", body, f"multipart/form-data; boundary={boundary}"))
+        return f"{answer['subfolder']}/{answer['name']}" if answer["subfolder"] else answer["name"]
+
+    def image(self, file: Mapping[str, str]) -> Image.Image:
+        """Fetch an image that a run wrote (an entry of PromptResult.images)."""
+        query = urllib.parse.urlencode({key: file[key] for key in ("filename", "subfolder", "type")})
+        image = Image.open(io.BytesIO(self.request(f"/view?{query}")))
+        image.load()
+        return image
+
+    def submit(self, workflow: Workflow) -> str:
+        """Queue a workflow and return its prompt id. Raises PromptError when ComfyUI refuses it."""
+        try:
+            return self.post("/prompt", {"prompt": workflow, "client_id": self.client_id})["prompt_id"]
+        except urllib.error.HTTPError as error:
+            if error.code == 400:
+                raise PromptError.refused(json.loads(error.read())) from None
+            raise
+
+    def run(
+        self,
+        workflow: Workflow,
+        on_message: Callable[[str, dict[str, Any]], None] | None = None,
+        timeout: float = 600,
+    ) -> PromptResult:
+        """Queue a workflow, follow it to its end and return what it made.
+
+        on_message sees each message as it arrives (and may call interrupt()). `timeout` in seconds is the longest
+        silence. Raises PromptError, PromptInterrupted, or TimeoutError.
+        """
+        address = f"{self.url.replace('http', 'ws', 1)}/ws?clientId={self.client_id}"
+        connection = websocket.create_connection(address, timeout=timeout)
+        try:
+            start = time.monotonic()
+            prompt_id = self.submit(workflow)
+            messages, previews = self._follow(connection, prompt_id, on_message)
+        except websocket.WebSocketTimeoutException:
+            raise TimeoutError(f"no word from {self.url} for {timeout:.0f} s") from None
+        finally:
+            connection.close()
+        seconds = time.monotonic() - start
+        for kind, data in messages:
+            if kind == "execution_error":
+                raise PromptError.failed(data)
+            if kind == "execution_interrupted":
+                raise PromptInterrupted(f"cancelled in node {data['node_id']} ({data['node_type']})")
+        return PromptResult(prompt_id, self.history(prompt_id)["outputs"], messages, previews, seconds)
+
+    @staticmethod
+    def _follow(connection, prompt_id: str, on_message) -> tuple[list[tuple[str, dict[str, Any]]], list[bytes]]:
+        messages: list[tuple[str, dict[str, Any]]] = []
+        previews: list[bytes] = []
+        while True:
+            received = connection.recv()
+            if isinstance(received, bytes):
+                previews.append(received[8:])
+                continue
+            message = json.loads(received)
+            kind, data = message["type"], message["data"]
+            if data.get("prompt_id") != prompt_id:
+                continue
+            messages.append((kind, data))
+            if on_message is not None:
+                on_message(kind, data)
+            if kind == "executing" and data["node"] is None:
+                return messages, previews
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def die_with_parent() -> None:
+    """In the child, before it starts: ask Linux to end it when this process ends, however it ends."""
+    if sys.platform == "linux":
+        set_parent_death_signal = 1
+        ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)
+
+
+class ComfyServer:
+    """`main.py --cpu` on a free loopback port, with a base directory of its own and just the given custom nodes.
+
+    base: folder for models/, input/, output/, custom_nodes/ and the log; made when it is not there.
+    custom_nodes: folder name -> folder; linked, so that the checkout is what runs.
+    arguments: further ones for main.py.
+    """
+
+    def __init__(self, host: Host, base: Path, custom_nodes: Mapping[str, Path], arguments: Sequence[str] = ()):
+        self.host = host
+        self.base = base
+        self.custom_nodes = custom_nodes
+        self.arguments = arguments
+        self.log_path = base / "server.log"
+        self.client = ComfyClient("")
+        self.process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def url(self) -> str:
+        return self.client.url
+
+    @property
+    def models(self) -> Path:
+        return self.base / "models"
+
+    def log(self) -> str:
+        return self.log_path.read_text(encoding="utf-8", errors="replace")
+
+    def __enter__(self) -> ComfyServer:
+        self._prepare_base()
+        try:
+            self._start()
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def _prepare_base(self) -> None:
+        for name in ("models", "input", "output", "temp", "user", "custom_nodes"):
+            (self.base / name).mkdir(parents=True, exist_ok=True)
+        for name, folder in self.custom_nodes.items():
+            (self.base / "custom_nodes" / name).symlink_to(folder, target_is_directory=True)
+
+    def _start(self, timeout: float = 300) -> None:
+        port = free_port()
+        command = [
+            str(self.host.python), str(self.host.comfyui / "main.py"), "--cpu", "--listen", "127.0.0.1",
+            "--port", str(port), "--base-directory", str(self.base), "--disable-auto-launch", "--disable-api-nodes",
+            "--database-url", f"sqlite:///{self.base / 'user' / 'comfyui.db'}", *self.arguments,
+        ]
+        with self.log_path.open("wb") as log:
+            self.process = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, cwd=self.base,
+                start_new_session=True, preexec_fn=die_with_parent,
+            )
+        self.client = ComfyClient(f"http://127.0.0.1:{port}")
+        deadline = time.monotonic() + timeout
+        while time.monotonic() < deadline:
+            if self.process.poll() is not None:
+                raise RuntimeError(f"ComfyUI ended with exit status {self.process.returncode}:\n{self.log()[-4000:]}")
+            try:
+                self.client.get("/system_stats")
+                return
+            except (urllib.error.URLError, ConnectionError):
+                time.sleep(0.2)
+        raise TimeoutError(f"ComfyUI did not answer within {timeout:.0f} s:\n{self.log()[-4000:]}")
+
+    def stop(self) -> None:
+        """End the server and whatever it started; it is gone when this returns."""
+        if self.process is None or self.process.poll() is not None:
+            return
+        self.process.terminate()
+        try:
+            self.process.wait(timeout=10)
+        except subprocess.TimeoutExpired:
+            os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait()
