@@ -14,7 +14,7 @@ setup: ## make the ComfyUI that demo and test share (done by them when needed)
 	$(PYTHON) tools/host_env.py setup
 
 demo: ## restore a degraded photo with the bundled model through a headless ComfyUI
-	$(HOST) tools/demo.py $(ARGS)
+	$(PYTHON) tools/host_env.py run --extra demo -- tools/demo.py $(ARGS)
 
 test: lint ## lint, type check and the whole test suite; ARGS="-k name" for a part of it
 	$(HOST) -m pytest $(ARGS)

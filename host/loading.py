@@ -91,7 +91,9 @@ def require_keys(
     missing = [key for key in want if key not in have and not key.endswith(optional)]
     unexpected = [key for key in have if key not in want and not key.endswith(optional)]
     misshapen = [
-        f"{key} is {list(have[key])}, expected {list(want[key])}" for key in want if key in have and have[key] != want[key]
+        f"{key} is {list(have[key])}, expected {list(want[key])}"
+        for key in want
+        if key in have and have[key] != want[key]
     ]
     problems = []
     if missing:
@@ -101,4 +103,6 @@ def require_keys(
     if misshapen:
         problems.append(first_few(misshapen))
     if problems:
-        raise ValueError(f"{source} does not fit a {what}: {'; '.join(problems)}. It looks like {describe_state_dict(state_dict)}.")
+        raise ValueError(
+            f"{source} does not fit a {what}: {'; '.join(problems)}. It looks like {describe_state_dict(state_dict)}."
+        )

@@ -20,6 +20,7 @@ METHODS: tuple[Method, ...] = get_args(Method)
 BLUR_SIGMA = 5.0
 BLUR_RADIUS = 20
 EPSILON = 1e-5
+STRIP_ROWS = 256
 
 
 def reflect_indices(length: int, radius: int) -> Tensor:
@@ -32,17 +33,23 @@ def reflect_indices(length: int, radius: int) -> Tensor:
 
 
 def gaussian_blur(images: Tensor, sigma: float = BLUR_SIGMA, radius: int = BLUR_RADIUS) -> Tensor:
-    """Blur `[B, C, H, W]` with a (2 radius + 1)-wide Gaussian; borders are mirrored without repeating the edge."""
+    """Blur `[B, C, H, W]` with a (2 radius + 1)-wide Gaussian; borders are mirrored without repeating the edge.
+
+    Works in strips of rows: beyond its result it needs memory for one strip only.
+    """
+    height, width = images.shape[-2:]
     offsets = torch.arange(-radius, radius + 1, device=images.device, dtype=torch.float64)
     kernel = torch.exp(-(offsets**2) / (2 * sigma**2))
     kernel = (kernel / kernel.sum()).to(images.dtype)
-    height, width = images.shape[-2:]
-    planes = images.flatten(0, 1).unsqueeze(1)
-    planes = planes.index_select(2, reflect_indices(height, radius).to(images.device))
-    planes = F.conv2d(planes, kernel.view(1, 1, -1, 1))
-    planes = planes.index_select(3, reflect_indices(width, radius).to(images.device))
-    planes = F.conv2d(planes, kernel.view(1, 1, 1, -1))
-    return planes.view(images.shape)
+    rows = reflect_indices(height, radius).to(images.device)
+    columns = reflect_indices(width, radius).to(images.device)
+    planes = images.reshape(-1, 1, height, width)
+    out = torch.empty_like(planes)
+    for top in range(0, height, STRIP_ROWS):
+        strip = planes.index_select(2, rows[top : top + STRIP_ROWS + 2 * radius])
+        strip = F.conv2d(strip, kernel.view(1, 1, -1, 1)).index_select(3, columns)
+        out[:, :, top : top + STRIP_ROWS] = F.conv2d(strip, kernel.view(1, 1, 1, -1))
+    return out.view(images.shape)
 
 
 def adain(image: Tensor, reference: Tensor) -> Tensor:

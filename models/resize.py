@@ -57,16 +57,5 @@ def resize(images: Tensor, width: int, height: int, resample: Image.Resampling =
 
 
 def upscale(images: Tensor, width: int, height: int) -> Tensor:
-    """Bicubic `resize`: the low-quality image a restoration network is given."""
+    """Bicubic `resize`, alpha included: the low-quality image a restoration network is given."""
     return resize(images, width, height, BICUBIC)
-
-
-def resize_mask(masks: Tensor, width: int, height: int) -> Tensor:
-    """Bicubic of masks or alpha `[B, H, W]` in 0..1, in float (soft edges keep their precision), clamped to 0..1."""
-    if masks.shape[1:] == (height, width):
-        return masks
-    out = torch.empty((masks.shape[0], height, width), dtype=masks.dtype, device=masks.device)
-    for source, target in zip(masks, out, strict=True):
-        band = Image.fromarray(source.float().cpu().contiguous().numpy())
-        target.copy_(torch.from_numpy(np.array(band.resize((width, height), BICUBIC))))
-    return out.clamp_(0, 1)

@@ -17,8 +17,9 @@ class UpscaleForRestoration(io.ComfyNode):
             display_name="Upscale for Restoration",
             category="RealISR/Image",
             description=(
-                "Enlarges an image with Pillow's bicubic filter, which the restoration models' own scripts use. Other bicubic "
-                "filters differ by up to 7 grey levels, and a one-step model amplifies that. Alpha is enlarged too."
+                "Enlarges an image with Pillow's bicubic filter, which the restoration models' own scripts use. "
+                "Other bicubic filters differ by up to 7 grey levels, and a one-step model amplifies that. Alpha is "
+                "enlarged too."
             ),
             search_aliases=["bicubic", "resize", "pillow", "pil", "upscale image", "super resolution"],
             inputs=[

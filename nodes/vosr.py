@@ -28,8 +28,10 @@ def weak_strength_input() -> io.Float.Input:
         step=0.01,
         round=0.001,
         advanced=True,
-        tooltip="How much of the LQ latent the weak condition sees (w). Trained between 0.05 and 0.25; the authors' scripts "
-        "sample with 0.15.",
+        tooltip=(
+            "How much of the LQ latent the weak condition sees (w). Trained between 0.05 and 0.25; the authors' "
+            "scripts sample with 0.15."
+        ),
     )
 
 
@@ -39,7 +41,10 @@ def posterior_input() -> io.Combo.Input:
         options=POSTERIORS,
         default="mean",
         advanced=True,
-        tooltip="The LQ latent as the VAE's mean, the same every time, or as a random sample, as the authors' scripts draw it.",
+        tooltip=(
+            "The LQ latent as the VAE's mean, the same every time, or as a random sample, as the authors' scripts "
+            "draw it."
+        ),
     )
 
 
@@ -51,8 +56,10 @@ def vae_tile_input() -> io.Int.Input:
         max=4096,
         step=64,
         advanced=True,
-        tooltip="Side in pixels of the tiles the VAE works in. 0: the whole image at once when ComfyUI's estimate fits the "
-        "free memory, else tiles of 512.",
+        tooltip=(
+            "Side in pixels of the tiles the VAE works in. 0: the whole image at once when ComfyUI's estimate fits "
+            "the free memory, else tiles of 512."
+        ),
     )
 
 
@@ -64,9 +71,11 @@ def scale_input() -> io.Float.Input:
         max=4.0,
         step=0.05,
         round=0.001,
-        tooltip="Guidance s in weak + s (full - weak). Larger is more faithful to the input, smaller invents more: about -0.5 "
-        "(most generative) to 2 (most faithful; the authors' command line default). 0.5 is the authors' everyday value. 1 and 0 "
-        "need a single branch and run twice as fast.",
+        tooltip=(
+            "Guidance s in weak + s (full - weak). Larger is more faithful to the input, smaller invents more: "
+            "about -0.5 (most generative) to 2 (most faithful; the authors' command line default). 0.5 is the "
+            "authors' everyday value. 1 and 0 need a single branch and run twice as fast."
+        ),
     )
 
 
@@ -103,8 +112,10 @@ def tile_inputs(size: int, overlap: int) -> list[io.Int.Input]:
             min=0,
             max=4096,
             step=16,
-            tooltip="Side in pixels of the tiles the diffusion model works in. Use the size it was trained at: 512 for the released "
-            "models, 64 for VOSR nano.",
+            tooltip=(
+                "Side in pixels of the tiles the diffusion model works in. Use the size it was trained at: 512 for "
+                "the released models, 64 for VOSR nano."
+            ),
         ),
         io.Int.Input(
             "tile_overlap",
@@ -112,8 +123,10 @@ def tile_inputs(size: int, overlap: int) -> list[io.Int.Input]:
             min=0,
             max=2048,
             step=8,
-            tooltip="Pixels shared by neighbouring tiles, at least an eighth of a tile. Predictions are blended at every "
-            "step, so seams do not build up.",
+            tooltip=(
+                "Pixels shared by neighbouring tiles, at least an eighth of a tile. Predictions are blended at "
+                "every step, so seams do not build up."
+            ),
         ),
     ]
 
@@ -134,14 +147,17 @@ class VOSRConditioning(io.ComfyNode):
             display_name="VOSR Conditioning",
             category=CATEGORY,
             description=(
-                "Makes VOSR's two conditions from an image already at the size of the result: full (LQ latent and DINOv2 "
-                "features) and weak (a fraction of the latent, no features). Connect them to Restoration-CFG Guider, or to the "
-                "positive and negative of any sampler, whose cfg then is the restoration scale. Sides are padded to a multiple "
-                "of 16; crop the decoded image to width and height. Alpha is left out."
+                "Makes VOSR's two conditions from an image already at the size of the result: full (LQ latent and "
+                "DINOv2 features) and weak (a fraction of the latent, no features). Connect them to Restoration-CFG "
+                "Guider, or to the positive and negative of any sampler, whose cfg then is the restoration scale. "
+                "Sides are padded to a multiple of 16; crop the decoded image to width and height. Alpha is left "
+                "out."
             ),
             search_aliases=["vosr", "restoration", "super resolution", "conditioning", "weak condition", "dino"],
             inputs=[
-                io.Image.Input("image", tooltip="LQ image, enlarged to the size of the result (Upscale for Restoration)."),
+                io.Image.Input(
+                    "image", tooltip="LQ image, enlarged to the size of the result (Upscale for Restoration)."
+                ),
                 io.Vae.Input("vae", tooltip="The VAE of the VOSR model (Load VOSR VAE)."),
                 io.ClipVision.Input(
                     "vision_encoder",
@@ -166,8 +182,12 @@ class VOSRConditioning(io.ComfyNode):
                 io.Conditioning.Output(display_name="full", tooltip="The full condition: positive."),
                 io.Conditioning.Output(display_name="weak", tooltip="The weak condition: negative."),
                 io.Latent.Output(display_name="latent", tooltip="An empty latent of the size to sample, at denoise 1."),
-                io.Int.Output(display_name="width", tooltip="Width of the image before padding: crop the result to it."),
-                io.Int.Output(display_name="height", tooltip="Height of the image before padding: crop the result to it."),
+                io.Int.Output(
+                    display_name="width", tooltip="Width of the image before padding: crop the result to it."
+                ),
+                io.Int.Output(
+                    display_name="height", tooltip="Height of the image before padding: crop the result to it."
+                ),
             ],
         )
 
@@ -192,8 +212,9 @@ class RestorationCFGGuider(io.ComfyNode):
             display_name="Restoration-CFG Guider",
             category=CATEGORY,
             description=(
-                "VOSR's restoration-oriented guidance, weak + s (full - weak), for SamplerCustomAdvanced. Both conditions run in "
-                "one batch; a condition the scale does not need is not run. One-step models have guidance built in: use scale 1."
+                "VOSR's restoration-oriented guidance, weak + s (full - weak), for SamplerCustomAdvanced. Both "
+                "conditions run in one batch; a condition the scale does not need is not run. One-step models have "
+                "guidance built in: use scale 1."
             ),
             search_aliases=["vosr", "guidance", "cfg", "restoration", "weak condition", "guider"],
             inputs=[
@@ -221,11 +242,20 @@ class RestorationCFGSampler(io.ComfyNode):
             display_name="Restoration-CFG Sampler",
             category=CATEGORY,
             description=(
-                "VOSR in one node: enlarges, encodes, samples with restoration-oriented guidance, decodes and aligns colours. "
-                "Images of any size and aspect ratio; larger ones run in blended tiles. Alpha is enlarged by itself and kept. "
-                "Item i of a batch is what it would be alone with seed + i."
+                "VOSR in one node: enlarges, encodes, samples with restoration-oriented guidance, decodes and "
+                "aligns colours. Images of any size and aspect ratio; larger ones run in blended tiles. Alpha is "
+                "enlarged by itself and kept. Item i of a batch is what it would be alone with seed + i."
             ),
-            search_aliases=["vosr", "restore", "super resolution", "upscale", "enhance", "deblur", "denoise", "image restoration"],
+            search_aliases=[
+                "vosr",
+                "restore",
+                "super resolution",
+                "upscale",
+                "enhance",
+                "deblur",
+                "denoise",
+                "image restoration",
+            ],
             inputs=[
                 io.Model.Input("model", tooltip="A VOSR model (Load VOSR Model)."),
                 io.Vae.Input("vae", tooltip="The VAE of that model (Load VOSR VAE)."),
@@ -241,8 +271,10 @@ class RestorationCFGSampler(io.ComfyNode):
                     default=0,
                     min=0,
                     max=200,
-                    tooltip="Euler steps. 0: the model's own, 25 for multi-step and 1 for one-step models. A multi-step model at 1 "
-                    "step gives a smooth average of the possible results.",
+                    tooltip=(
+                        "Euler steps. 0: the model's own, 25 for multi-step and 1 for one-step models. A multi-step "
+                        "model at 1 step gives a smooth average of the possible results."
+                    ),
                 ),
                 scale_input(),
                 io.Int.Input(
@@ -257,13 +289,17 @@ class RestorationCFGSampler(io.ComfyNode):
                     "color_alignment",
                     options=list(METHODS),
                     default="adain",
-                    tooltip="Takes colours from the input. adain: match mean and spread of each channel (the authors' default). wavelet: "
-                    "take the blurred colours. none: leave the result as it is.",
+                    tooltip=(
+                        "Takes colours from the input. adain: match mean and spread of each channel (the authors' "
+                        "default). wavelet: take the blurred colours. none: leave the result as it is."
+                    ),
                 ),
                 io.DynamicCombo.Input(
                     "tiling",
-                    tooltip="auto: tiles of the model's training size with an eighth of overlap, for images larger than one. "
-                    "off needs memory for the whole image and leaves the size the model was trained at.",
+                    tooltip=(
+                        "auto: tiles of the model's training size with an eighth of overlap, for images larger than "
+                        "one. off needs memory for the whole image and leaves the size the model was trained at."
+                    ),
                     options=[
                         io.DynamicCombo.Option(TILE_AUTO, []),
                         io.DynamicCombo.Option(TILE_CUSTOM, list(tile_inputs(512, 64))),

@@ -20,9 +20,9 @@ class LoadVOSRModel(io.ComfyNode):
             display_name="Load VOSR Model",
             category=CATEGORY,
             description=(
-                "Loads a VOSR diffusion model: an official folder (args.json and checkpoints/ema_model.safetensors) or a "
-                "single .safetensors file in models/diffusion_models. VOSR 0.5B and 1.4B, multi-step and one-step, and "
-                "VOSR 2.0 work as released. VOSR nano comes with the pack."
+                "Loads a VOSR diffusion model: an official folder (args.json and checkpoints/ema_model.safetensors) "
+                "or a single .safetensors file in models/diffusion_models. VOSR 0.5B and 1.4B, multi-step and "
+                "one-step, and VOSR 2.0 work as released. VOSR nano comes with the pack."
             ),
             search_aliases=["vosr", "super resolution", "restore", "upscale", "load diffusion model", "checkpoint"],
             inputs=[
@@ -38,16 +38,20 @@ class LoadVOSRModel(io.ComfyNode):
                     options=list(WEIGHT_DTYPES),
                     default="default",
                     advanced=True,
-                    tooltip="Precision of the weights in memory. default: what ComfyUI picks for this device. fp16 is close "
-                    "to fp32 for these models, bf16 noticeably less so; fp8 halves the memory again.",
+                    tooltip=(
+                        "Precision of the weights in memory. default: what ComfyUI picks for this device. fp16 is "
+                        "close to fp32 for these models, bf16 noticeably less so; fp8 halves the memory again."
+                    ),
                 ),
                 io.Combo.Input(
                     "variant",
                     options=list(VARIANTS),
                     default="auto",
                     advanced=True,
-                    tooltip="auto: read from the weights and args.json. Choose one-step for a VOSR 2.0 file without its "
-                    "args.json, which looks exactly like a multi-step model.",
+                    tooltip=(
+                        "auto: read from the weights and args.json. Choose one-step for a VOSR 2.0 file without its "
+                        "args.json, which looks exactly like a multi-step model."
+                    ),
                 ),
             ],
             outputs=[
@@ -72,7 +76,8 @@ class LoadVOSRVAE(io.ComfyNode):
             category=CATEGORY,
             description=(
                 "Loads the autoencoder a VOSR model works in. 0.5B models: the SD 2.1 VAE with the light decoder "
-                "sd21_lwdecoder.pth. 1.4B models and VOSR 2.0: the Qwen-Image 2D VAE. VOSR nano: pixel unshuffle, no file."
+                "sd21_lwdecoder.pth. 1.4B models and VOSR 2.0: the Qwen-Image 2D VAE. VOSR nano: pixel unshuffle, "
+                "no file."
             ),
             search_aliases=["vosr", "vae", "light decoder", "lwdecoder", "qwen image vae", "autoencoder"],
             inputs=[
@@ -86,13 +91,16 @@ class LoadVOSRVAE(io.ComfyNode):
                     "decoder_name",
                     options=decoder_choices(),
                     default=NO_DECODER,
-                    tooltip="sd21_lwdecoder.pth in models/vae, for the 0.5B models. Otherwise leave it: the autoencoder "
-                    "decodes with its own decoder.",
+                    tooltip=(
+                        "sd21_lwdecoder.pth in models/vae, for the 0.5B models. Otherwise leave it: the autoencoder "
+                        "decodes with its own decoder."
+                    ),
                 ),
             ],
             outputs=[
                 io.Vae.Output(
-                    display_name="vae", tooltip="An ordinary VAE: the core encode and decode nodes accept it, tiled too."
+                    display_name="vae",
+                    tooltip="An ordinary VAE: the core encode and decode nodes accept it, tiled too.",
                 )
             ],
         )
@@ -110,16 +118,19 @@ class LoadVOSRVisionEncoder(io.ComfyNode):
             display_name="Load VOSR Vision Encoder",
             category=CATEGORY,
             description=(
-                "Loads DINOv2 from models/clip_vision, in hub naming (dinov2_vitb14_pretrain.pth) or transformers naming. "
-                "ViT-B/14 goes with the 0.5B models, ViT-L/14 with the 1.4B models and VOSR 2.0. VOSR nano needs none."
+                "Loads DINOv2 from models/clip_vision, in hub naming (dinov2_vitb14_pretrain.pth) or transformers "
+                "naming. ViT-B/14 goes with the 0.5B models, ViT-L/14 with the 1.4B models and VOSR 2.0. VOSR nano "
+                "needs none."
             ),
             search_aliases=["vosr", "dino", "dinov2", "clip vision", "vision encoder", "semantic features"],
             inputs=[
                 io.Combo.Input(
                     "vision_name",
                     options=vision_choices(),
-                    tooltip="DINOv2 without registers: dinov2_vitb14_pretrain.pth or dinov2_vitl14_pretrain.pth, or the "
-                    "same in safetensors.",
+                    tooltip=(
+                        "DINOv2 without registers: dinov2_vitb14_pretrain.pth or dinov2_vitl14_pretrain.pth, or the "
+                        "same in safetensors."
+                    ),
                 )
             ],
             outputs=[

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
-from pathlib import Path
 
 import pytest
 import torch
@@ -79,8 +78,3 @@ def frontend(server: ComfyServer) -> Iterator[Frontend]:
         pytest.skip(reason)
     with Frontend(server.url, executable) as running:
         yield running
-
-
-def workflow_files(folder: str) -> Sequence[Path]:
-    """The workflow JSON files of a folder of the repository."""
-    return sorted((ROOT / folder).glob("*.json"))

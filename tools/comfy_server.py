@@ -17,62 +17,17 @@ import subprocess
 import sys
 import time
 import urllib.error
-import urllib.parse
-import urllib.request
-import uuid
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import websocket
+from comfy_client import HTTPClient, PromptError, PromptInterrupted, Workflow, raise_failure
 from host_env import Host
 from PIL import Image
 
-Workflow = Mapping[str, Mapping[str, Any]]
-"""A graph in API form: node id -> {"class_type": ..., "inputs": {...}}."""
-
-
-class PromptError(Exception):
-    """ComfyUI refused a workflow or a node of it failed.
-
-    node_id, node_type: the node that failed first, where one did.
-    exception_type, exception_message: what it raised.
-    """
-
-    def __init__(self, message: str, node_id="", node_type="", exception_type="", exception_message=""):
-        super().__init__(message)
-        self.node_id = node_id
-        self.node_type = node_type
-        self.exception_type = exception_type
-        self.exception_message = exception_message
-
-    @classmethod
-    def refused(cls, answer: Mapping[str, Any]) -> PromptError:
-        """From the body of a 400 answer to /prompt."""
-        lines = [f"the workflow was refused: {answer['error'].get('message', answer['error'])}"]
-        nodes = answer.get("node_errors") or {}
-        for node_id, found in nodes.items():
-            lines += [
-                f"node {node_id} ({found['class_type']}): {error['message']}: {error['details']}"
-                for error in found["errors"]
-            ]
-        first_id = next(iter(nodes), "")
-        first_type = nodes[first_id]["class_type"] if nodes else ""
-        return cls("\n".join(lines), first_id, first_type, "ValidationError", "\n".join(lines[1:]))
-
-    @classmethod
-    def failed(cls, data: Mapping[str, Any]) -> PromptError:
-        """From an `execution_error` message."""
-        message = (
-            f"node {data['node_id']} ({data['node_type']}) raised {data['exception_type']}: "
-            f"{data['exception_message']}\n{''.join(data.get('traceback', []))}"
-        )
-        return cls(message, data["node_id"], data["node_type"], data["exception_type"], data["exception_message"])
-
-
-class PromptInterrupted(Exception):
-    """The running workflow was cancelled."""
+__all__ = ["ComfyClient", "ComfyServer", "PromptError", "PromptInterrupted", "PromptResult", "Workflow"]
 
 
 @dataclass
@@ -104,67 +59,20 @@ class PromptResult:
 
 
 @dataclass
-class ComfyClient:
-    """Talks to one ComfyUI. `url` such as http://127.0.0.1:8188, without a slash at its end."""
-
-    url: str
-    client_id: str = field(default_factory=lambda: uuid.uuid4().hex)
-
-    def request(self, path: str, data: bytes | None = None, content_type: str = "application/json") -> bytes:
-        request = urllib.request.Request(f"{self.url}{path}", data=data, headers={"Content-Type": content_type})
-        with urllib.request.urlopen(request, timeout=60) as answer:
-            return answer.read()
-
-    def get(self, path: str) -> Any:
-        return json.loads(self.request(path))
-
-    def post(self, path: str, body: Any) -> Any:
-        answer = self.request(path, json.dumps(body).encode())
-        return json.loads(answer) if answer else None
-
-    def object_info(self) -> dict[str, dict[str, Any]]:
-        """Every registered node: id -> its inputs, outputs, category and so on."""
-        return self.get("/object_info")
-
-    def history(self, prompt_id: str) -> dict[str, Any]:
-        return self.get(f"/history/{prompt_id}")[prompt_id]
-
-    def interrupt(self) -> None:
-        """Cancel the running workflow."""
-        self.post("/interrupt", {})
-
-    def free(self) -> None:
-        """Ask for every model and cached result to be dropped (done once the queue is idle)."""
-        self.post("/free", {"unload_models": True, "free_memory": True})
+class ComfyClient(HTTPClient):
+    """Adds pictures and the websocket: progress messages and previews of a run."""
 
     def upload_image(self, image: Image.Image, name: str) -> str:
         """Put a PNG into the input folder; returns the value for LoadImage's `image`."""
         png = io.BytesIO()
         image.save(png, "PNG")
-        boundary = uuid.uuid4().hex
-        body = b"".join([
-            f'--{boundary}\r\nContent-Disposition: form-data; name="overwrite"\r\n\r\ntrue\r\n'.encode(),
-            f'--{boundary}\r\nContent-Disposition: form-data; name="image"; filename="{name}"\r\n'.encode(),
-            b"Content-Type: image/png\r\n\r\n", png.getvalue(), f"\r\n--{boundary}--\r\n".encode(),
-        ])
-        answer = json.loads(self.request("/upload/image", body, f"multipart/form-data; boundary={boundary}"))
-        return f"{answer['subfolder']}/{answer['name']}" if answer["subfolder"] else answer["name"]
+        return self.upload_bytes(png.getvalue(), name)
 
     def image(self, file: Mapping[str, str]) -> Image.Image:
         """Fetch an image that a run wrote (an entry of PromptResult.images)."""
-        query = urllib.parse.urlencode({key: file[key] for key in ("filename", "subfolder", "type")})
-        image = Image.open(io.BytesIO(self.request(f"/view?{query}")))
+        image = Image.open(io.BytesIO(self.view(file)))
         image.load()
         return image
-
-    def submit(self, workflow: Workflow) -> str:
-        """Queue a workflow and return its prompt id. Raises PromptError when ComfyUI refuses it."""
-        try:
-            return self.post("/prompt", {"prompt": workflow, "client_id": self.client_id})["prompt_id"]
-        except urllib.error.HTTPError as error:
-            if error.code == 400:
-                raise PromptError.refused(json.loads(error.read())) from None
-            raise
 
     def run(
         self,
@@ -189,10 +97,7 @@ class ComfyClient:
             connection.close()
         seconds = time.monotonic() - start
         for kind, data in messages:
-            if kind == "execution_error":
-                raise PromptError.failed(data)
-            if kind == "execution_interrupted":
-                raise PromptInterrupted(f"cancelled in node {data['node_id']} ({data['node_type']})")
+            raise_failure(kind, data)
         return PromptResult(prompt_id, self.history(prompt_id)["outputs"], messages, previews, seconds)
 
     @staticmethod

@@ -30,7 +30,7 @@ import sys
 import tarfile
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -139,6 +139,21 @@ def made_host(recipe: Recipe) -> Host | None:
     folder = cache_folder() / f"host-{recipe.key}"
     host = Host(python=python_of(folder / "venv"), comfyui=folder / "ComfyUI")
     return host if (folder / STAMP).is_file() and host.python.exists() else None
+
+
+def check_packages(host: Host, packages: Sequence[str]) -> None:
+    """Raise HostError with an install command when the interpreter lacks any of these requirements."""
+    names = [re.split(r"[<>=~! \[]", package)[0] for package in packages]
+    script = (
+        "import sys, importlib.metadata as m\n"
+        "have = {d.metadata['Name'].lower().replace('_', '-') for d in m.distributions()}\n"
+        "print(*(name for name in sys.argv[1:] if name.lower() not in have))"
+    )
+    listed = subprocess.run([str(host.python), "-c", script, *names], capture_output=True, text=True, check=True)
+    missing = [package for package, name in zip(packages, names, strict=True) if name in listed.stdout.split()]
+    if missing:
+        quoted = " ".join(f"'{package}'" for package in missing)
+        raise HostError(f"{host.python} lacks {', '.join(missing)}. Install: {host.python} -m pip install {quoted}")
 
 
 def find_host() -> Host | None:
@@ -289,6 +304,7 @@ def main(argv: list[str]) -> int:
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("setup", help="make the host, or say where it is")
     run = commands.add_parser("run", help="run the host's Python")
+    run.add_argument("--extra", default="test", help="what of pyproject.toml's extras ARGS need (default: test)")
     run.add_argument("arguments", nargs=argparse.REMAINDER)
     commands.add_parser("prune", help="remove hosts of older recipes")
     asked = parser.parse_args(argv)
@@ -302,6 +318,8 @@ def main(argv: list[str]) -> int:
     if asked.command == "setup":
         print(f"COMFYUI_PATH={host.comfyui}\nCOMFYUI_PYTHON={host.python}")
         return 0
+    if own_host():
+        check_packages(host, read_extra(ROOT / "pyproject.toml", asked.extra))
     arguments = asked.arguments[1:] if asked.arguments[:1] == ["--"] else asked.arguments
     sys.stdout.flush()
     os.execve(host.python, [str(host.python), *arguments], host.environment())

@@ -49,8 +49,8 @@ from vosr_trainer import (  # noqa: E402
     TrainOptions,
     Validation,
     cpu_threads,
-    start_from_condition,
 )
+from vosr_start import start_from_condition  # noqa: E402
 from vosr_weights import export, load_model  # noqa: E402
 
 COMMON_ARGS = {
@@ -216,8 +216,9 @@ def add_training_options(parser: argparse.ArgumentParser, mode: str) -> None:
     if mode == "flow":
         add("--config", default="nano", help="nano, 0.5B, 1.4B or an args.json")
         add("--init", choices=("reference", "condition"), default="reference",
-            help="initialisation: the paper's, or one whose one-step result is the LQ image")
+            help="initialisation: the paper's, or one that starts as the best linear estimator")
         add("--init-from", type=Path, help="folder or exported file whose weights to start from")
+        add("--logit-normal", type=float, nargs=2, metavar=("MEAN", "STD"), help="draw logit(t) from a normal distribution")
         add("--noise-only-chance", type=float, default=0.0, help="part of the samples at t = 1 (ours; the paper: 0)")
     else:
         add("--teacher", type=Path, required=True, help="folder or exported file of the multi-step model")
@@ -238,6 +239,7 @@ def add_training_options(parser: argparse.ArgumentParser, mode: str) -> None:
     add("--workers", type=int, default=1, help="processes that prepare batches")
     add("--optimizer", choices=("adamw", "muon"), default="adamw")
     add("--lr", type=float, default=5e-5 if mode == "flow" else 2e-5)
+    add("--edge-rate", type=float, default=1.0, help="factor of --lr for the embedding and the final layer")
     add("--warmup", type=int, default=0)
     add("--cooldown", type=int, default=0, help="steps over which the learning rate falls to 0 at the end")
     add("--weight-decay", type=float, default=0.01)
@@ -265,6 +267,7 @@ def train_options(options: argparse.Namespace, args: dict[str, Any]) -> TrainOpt
         mode=options.command,
         optimizer=options.optimizer,
         learning_rate=options.lr,
+        edge_rate=options.edge_rate,
         warmup=options.warmup,
         cooldown=options.cooldown,
         weight_decay=options.weight_decay,
@@ -273,6 +276,7 @@ def train_options(options: argparse.Namespace, args: dict[str, Any]) -> TrainOpt
         weak_strengths=(low, high),
         condition_strength=tuple(options.condition_strength),
         noise_only_chance=0.0 if distill else options.noise_only_chance,
+        logit_normal=None if distill or options.logit_normal is None else tuple(options.logit_normal),
         distillation=Distillation(options.method, options.guidance) if distill else Distillation(),
         precision=options.precision,
         compile=options.compile,
@@ -294,7 +298,7 @@ def starting_point(options: argparse.Namespace) -> tuple[dict[str, Any], LatentS
         if options.init_from is not None:
             model.load_state_dict(load_model(options.init_from)[1].state_dict())
         elif options.init == "condition":
-            start_from_condition(model)
+            start_from_condition(model, generator)
         return args, latents, model, None
     teacher_args, teacher = load_model(options.teacher)
     args = {"weak_cond_strength_aelq": 0.1, **teacher_args, "auxiliary_time_cond": True, "distill_type": options.method}

@@ -108,7 +108,7 @@ def degrade_and_upscale(image: np.ndarray, degradation: SimpleDegradation, seed:
     low = degradation(tensor, torch.Generator().manual_seed(seed))[0]
     pixels = (low * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
     height, width = image.shape[:2]
-    return np.asarray(Image.fromarray(pixels).resize((width, height), Image.Resampling.BICUBIC))
+    return np.array(Image.fromarray(pixels).resize((width, height), Image.Resampling.BICUBIC))
 
 
 def augment(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -140,7 +140,7 @@ def random_window(image: np.ndarray, side: int, rng: np.random.Generator) -> np.
         factor = 1.0
     if factor != 1:
         size = [max(side, round(length * factor)) for length in (image.shape[1], image.shape[0])]
-        image = np.asarray(Image.fromarray(image).resize((size[0], size[1]), Image.Resampling.BICUBIC))
+        image = np.array(Image.fromarray(image).resize((size[0], size[1]), Image.Resampling.BICUBIC))
     top, left = (int(rng.integers(length - side + 1)) for length in image.shape[:2])
     return image[top : top + side, left : left + side]
 

@@ -16,6 +16,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from _pack import load_pack
+from muon import Muon
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
@@ -50,15 +51,18 @@ class TrainOptions:
     """One run. Batch size and data belong to the data loader.
 
     mode: `flow` or `distill`. noise_only_chance: part of the flow-matching samples taken at t = 1 exactly, where one
-    Euler step gives the posterior mean; the paper draws t uniformly (chance 0). cooldown: the learning rate falls to
+    Euler step gives the posterior mean (ours; the paper: 0). logit_normal: mean and standard deviation of logit(t),
+    or None for uniform t. cooldown: the learning rate falls to
     zero along a half cosine over the last `cooldown` steps; 0 keeps it constant, as the paper does. optimizer: `adamw`,
-    or `muon` for the matrices of the blocks with AdamW for everything else.
+    or `muon` for the matrices of the blocks with AdamW for everything else. edge_rate: factor of the learning rate
+    for the embedding and the final layer.
     """
 
     steps: int
     mode: str = "flow"
     optimizer: str = "adamw"
     learning_rate: float = 5e-5
+    edge_rate: float = 1.0
     warmup: int = 0
     cooldown: int = 0
     weight_decay: float = 0.01
@@ -68,6 +72,7 @@ class TrainOptions:
     weak_strengths: tuple[float, float] = (0.05, 0.25)
     condition_strength: tuple[float, float] = (5.0, 1.0)
     noise_only_chance: float = 0.0
+    logit_normal: tuple[float, float] | None = None
     distillation: Distillation = Distillation()
     precision: str = "fp32"
     compile: bool = False
@@ -163,7 +168,11 @@ class Trainer:
         )
 
     def times(self, draws: Draws, batch: int) -> Tensor:
-        t = draws.uniform(batch)
+        if self.options.logit_normal is None:
+            t = draws.uniform(batch)
+        else:
+            mean, std = self.options.logit_normal
+            t = torch.sigmoid(mean + std * draws.normal(batch))
         return torch.where(draws.uniform(batch) < self.options.noise_only_chance, torch.ones_like(t), t)
 
     def train_step(self, hq_image: Tensor, lq_image: Tensor) -> dict[str, float | Tensor]:
@@ -174,7 +183,7 @@ class Trainer:
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.options.gradient_clip)
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
-                group["lr"] = rate
+                group["lr"] = rate * group["rate"]
             optimizer.step()
             optimizer.zero_grad()
         self.average()
@@ -251,25 +260,19 @@ def limited(batches: Iterable[Any], count: int) -> Iterator[Any]:
 
 def make_optimizers(model: VOSRDiT, options: TrainOptions) -> list[torch.optim.Optimizer]:
     """AdamW for everything, or Muon for the blocks' matrices and AdamW for the rest."""
-    parameters = dict(model.named_parameters())
+    parameters = {name: value for name, value in model.named_parameters() if value.requires_grad}
     matrices = {}
     if options.optimizer == "muon":
         matrices = {k: v for k, v in parameters.items() if k.startswith("blocks.") and k.endswith(".weight") and v.ndim == 2}
     elif options.optimizer != "adamw":
         raise ValueError(f"optimizer is '{options.optimizer}'; use 'adamw' or 'muon'")
-    rest = [value for name, value in parameters.items() if name not in matrices]
-    adamw = torch.optim.AdamW(
-        rest, lr=options.learning_rate, betas=(0.9, 0.95), weight_decay=options.weight_decay, fused=True
-    )
-    if not matrices:
-        return [adamw]
-    muon = torch.optim.Muon(
-        list(matrices.values()),
-        lr=options.learning_rate,
-        weight_decay=options.weight_decay,
-        adjust_lr_fn="match_rms_adamw",
-    )
-    return [adamw, muon]
+    edges = ("x_embedder.", "final_layer.")
+    edge = [value for name, value in parameters.items() if name.startswith(edges)]
+    inner = [value for name, value in parameters.items() if name not in matrices and not name.startswith(edges)]
+    groups = [{"params": edge, "rate": options.edge_rate}, {"params": inner, "rate": 1.0}]
+    common = {"lr": options.learning_rate, "weight_decay": options.weight_decay}
+    adamw = torch.optim.AdamW(groups, betas=(0.9, 0.95), fused=True, **common)
+    return [adamw, Muon([{"params": list(matrices.values()), "rate": 1.0}], **common)] if matrices else [adamw]
 
 
 @dataclass(frozen=True)
@@ -302,43 +305,6 @@ def psnr(image: Tensor, reference: Tensor) -> float:
     """Mean over images of the PSNR in dB; values in [-1, 1]."""
     error = ((image - reference) / 2).square().flatten(1).mean(dim=1)
     return (-10 * error.clamp(min=1e-10).log10()).mean().item()
-
-
-@torch.no_grad()
-def start_from_condition(model: VOSRDiT, signal: float = 0.5, anchor: float = 50.0) -> VOSRDiT:
-    """Make the untrained network's velocity x_t - c_lq, so that its one-step result is the LQ image itself.
-
-    For training budgets too small to learn the copy. The embedding gives every input value a residual channel of its
-    own and one channel a large constant, which keeps the RMS norms from rescaling tokens; the sublayers start at
-    zero output. Raises ValueError when the width cannot hold the copy.
-    """
-    config = model.config
-    inputs = 2 * config.latent_channels * config.patch_size**2
-    width = config.hidden_size
-    if width <= inputs:
-        raise ValueError(f"hidden size {width} cannot carry {inputs} input values and a constant: use more than {inputs}")
-    embed = model.x_embedder.proj
-    weight = embed.weight.view(width, inputs)
-    weight[inputs:].mul_(signal)
-    weight[:inputs] = signal * torch.eye(inputs, device=weight.device)
-    weight[inputs] = 0
-    embed.bias[inputs] = anchor
-    token_rms = math.sqrt((anchor**2 + width * signal**2) / width)
-    norms = [model.final_layer.norm_final, *(norm for block in model.blocks for norm in (block.norm1, block.norm2))]
-    for norm in norms:
-        norm.weight.fill_(token_rms / signal)
-        norm.weight[inputs] = 0
-    for block in model.blocks:
-        block.attn.proj.weight.zero_()
-        block.mlp.w3.weight.zero_()
-    # Embedding rows are ordered (channel, row, column), outputs (row, column, channel).
-    area, channels = config.patch_size**2, config.latent_channels
-    for channel in range(channels):
-        for place in range(area):
-            output = place * channels + channel
-            model.final_layer.linear.weight[output, channel * area + place] = -1
-            model.final_layer.linear.weight[output, (channels + channel) * area + place] = 1
-    return model
 
 
 def cpu_threads() -> int:

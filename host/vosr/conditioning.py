@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import comfy.model_management
@@ -61,7 +61,7 @@ class EncodeOptions:
     """
 
     weak_strength: float = DEFAULT_WEAK_STRENGTH
-    tiling: Tiling = Tiling()
+    tiling: Tiling = field(default_factory=Tiling)
     posterior: Posterior = "mean"
     seed: int = 0
     vae_tile: int = 0
@@ -122,9 +122,7 @@ def encode_latent(vae, image: Tensor, options: EncodeOptions) -> Tensor:
     else:
         latent = vae.encode(image)
     if latent.ndim != 4:
-        raise ValueError(
-            f"The VAE makes video latents {list(latent.shape)}; VOSR works on images. Use Load VOSR VAE."
-        )
+        raise ValueError(f"The VAE makes video latents {list(latent.shape)}; VOSR works on images. Use Load VOSR VAE.")
     return latent
 
 
@@ -167,5 +165,3 @@ def build_conditioning(image: Tensor, vae, vision, options: EncodeOptions) -> VO
         width=width,
         height=height,
     )
-
-

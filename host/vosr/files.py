@@ -14,7 +14,7 @@ BUNDLED = "VOSR nano (bundled)"
 BUNDLED_FILE = Path(__file__).resolve().parents[2] / "weights" / "vosr_nano.safetensors"
 ARGS_METADATA_KEY = "vosr_args"
 
-# In a released folder the EMA weights are what is published; fixed order, so that a second file never changes the choice.
+# The EMA weights are what is released; a fixed order, so that a second file never changes the choice.
 WEIGHT_FOLDERS = ("clean_weights", "checkpoints", ".")
 WEIGHT_NAMES = ("ema_model.safetensors", "model.safetensors")
 
@@ -56,7 +56,10 @@ def folder_weights(folder: Path) -> Path:
         if place.is_file():
             return place
     looked = ", ".join(str(place.relative_to(folder)) for place in places)
-    raise ValueError(f"{folder.name} has an args.json but no weights. Looked for {looked}. Put ema_model.safetensors in its checkpoints folder.")
+    raise ValueError(
+        f"{folder.name} has an args.json but no weights. Looked for {looked}. "
+        "Put ema_model.safetensors in its checkpoints folder."
+    )
 
 
 def read_args(path: Path) -> dict[str, Any]:

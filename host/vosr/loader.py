@@ -38,7 +38,7 @@ HOST_PREFIXES = ("model.diffusion_model.", "diffusion_model.")
 
 def without_host_prefix(state_dict: dict[str, Any]) -> dict[str, Any]:
     for prefix in HOST_PREFIXES:
-        inner = {key[len(prefix):]: value for key, value in state_dict.items() if key.startswith(prefix)}
+        inner = {key[len(prefix) :]: value for key, value in state_dict.items() if key.startswith(prefix)}
         if inner:
             return inner
     return state_dict
@@ -50,7 +50,8 @@ def read_config(source: str, state_dict: dict[str, Any]) -> VOSRConfig:
         config = VOSRConfig.from_shapes(shapes_of(state_dict))
     except (KeyError, ValueError) as error:
         raise ValueError(
-            f"{source} is not a VOSR diffusion model: it lacks {error}. It looks like {describe_state_dict(state_dict)}. "
+            f"{source} is not a VOSR diffusion model: it lacks {error}. "
+            f"It looks like {describe_state_dict(state_dict)}. "
             "Choose a VOSR folder (args.json + checkpoints/ema_model.safetensors) or its ema_model.safetensors."
         ) from error
     with torch.device("meta"):

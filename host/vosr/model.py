@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -60,9 +59,7 @@ class HostVOSRDiT(VOSRDiT):
     def forward(self, x, timestep, context=(), end_time=None, control=None, transformer_options=None, **kwargs):
         """x `[B, 2C, H, W]`, LQ latent first; timestep, end_time `[B]` in [0, 1]; context: a list of ContextKV."""
         options = transformer_options or {}
-        wrappers = comfy.patcher_extension.get_all_wrappers(
-            comfy.patcher_extension.WrappersMP.DIFFUSION_MODEL, options
-        )
+        wrappers = comfy.patcher_extension.get_all_wrappers(comfy.patcher_extension.WrappersMP.DIFFUSION_MODEL, options)
         executor = comfy.patcher_extension.WrapperExecutor.new_class_executor(self._forward, self, wrappers)
         return executor.execute(x, timestep, context, end_time, options)
 
@@ -157,7 +154,9 @@ class VOSRModel(comfy.model_base.BaseModel):
     def extra_conds(self, **kwargs) -> dict[str, comfy.conds.CONDRegular]:
         out: dict[str, comfy.conds.CONDRegular] = {"c_concat": comfy.conds.CONDNoiseShape(self.concat_cond(**kwargs))}
         if "area" in kwargs:
-            raise ValueError("VOSR conditioning cannot be restricted to an area: the LQ image already says what is where.")
+            raise ValueError(
+                "VOSR conditioning cannot be restricted to an area: the LQ image already says what is where."
+            )
         grid: TileGrid | None = kwargs.get("vosr_tiles")
         if grid is not None:
             out["tiles"] = TilesCond(grid, self.patch_size, TileProgress(len(grid)))
@@ -192,7 +191,16 @@ class VOSRModel(comfy.model_base.BaseModel):
         return super().memory_required(input_shape, cond_shapes={})
 
     def _apply_model(
-        self, x, t, c_concat=None, c_crossattn=None, control=None, transformer_options=None, vision=(), tiles=None, **kwargs
+        self,
+        x,
+        t,
+        c_concat=None,
+        c_crossattn=None,
+        control=None,
+        transformer_options=None,
+        vision=(),
+        tiles=None,
+        **kwargs,
     ):
         """Clean prediction `[B, C, H, W]` from x at sigma t `[B]`; `vision` lists the branches batched in x."""
         options = dict(transformer_options or {})
@@ -247,9 +255,7 @@ class _Call:
             return repeat(time, "(branch b) -> (branch tile b)", branch=self.branches, tile=len(tiles))
 
         end = None if self.end_time is None else per_tile(self.end_time)
-        return network(
-            fields, per_tile(self.time), context=context, end_time=end, transformer_options=self.options
-        )
+        return network(fields, per_tile(self.time), context=context, end_time=end, transformer_options=self.options)
 
     def whole(self, fields: Tensor) -> Tensor:
         return self.velocity(fields, [0])

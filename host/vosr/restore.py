@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import comfy.model_management
 import comfy.sample
@@ -31,8 +31,8 @@ class RestoreOptions:
     height: int
     seed: int = 0
     steps: int = 0
-    guidance: Guidance = Guidance()
-    encode: EncodeOptions = EncodeOptions()
+    guidance: Guidance = field(default_factory=Guidance)
+    encode: EncodeOptions = field(default_factory=EncodeOptions)
     tiling: Tiling | None = None
     color: Method = "adain"
 
@@ -40,9 +40,7 @@ class RestoreOptions:
 def vosr_info(model) -> VOSRInfo:
     """What is known of a VOSR MODEL. Raises ValueError for another kind of model."""
     if not isinstance(model.model, VOSRModel):
-        raise ValueError(
-            f"This node needs a VOSR model, got {type(model.model).__name__}. Connect Load VOSR Model."
-        )
+        raise ValueError(f"This node needs a VOSR model, got {type(model.model).__name__}. Connect Load VOSR Model.")
     return model.model.info
 
 

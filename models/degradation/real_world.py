@@ -12,6 +12,7 @@ from .draws import Range, happens, pick, uniform, uniforms, weighted_pick
 from .jpeg import jpeg
 from .kernels import KernelOptions, draw_final_sinc, draw_kernel, filter_image
 from .noise import gaussian_noise, poisson_noise
+from .simple import low_size
 
 RESIZE_MODES = ("area", "bilinear", "bicubic")
 
@@ -103,9 +104,7 @@ class RealWorldDegradation:
 
         Kernels, resizes and the order are drawn once per call, noise strength and JPEG quality per image.
         """
-        height, width = image.shape[-2:]
-        low = (max(1, round(height / self.scale)), max(1, round(width / self.scale)))
-        base = (height, width)
+        base, low = low_size(image, 1), low_size(image, self.scale)
         for index, stage in enumerate(self.rounds):
             image = stage.blur(image, generator)
             factor = stage.resize_factor(generator)

@@ -16,8 +16,7 @@ from .jpeg import jpeg
 class SimpleDegradation:
     """blur_sigma in pixels of the sharp image; noise_sigma in parts of full scale (10 / 255 and the like).
 
-    jpeg_quality: 1 to 100, or None to leave compression out. The low-resolution sides are rounded up,
-    so that scaling them up covers the whole image.
+    jpeg_quality: 1 to 100, or None to leave compression out.
     """
 
     scale: float = 2.0
@@ -32,11 +31,10 @@ class SimpleDegradation:
             raise ValueError(f"blur sigma {self.blur_sigma} and noise sigma {self.noise_sigma} must not be negative")
 
     def __call__(self, image: Tensor, generator: torch.Generator) -> Tensor:
-        """Image `[B, 3, H, W]` in [0, 1] -> `[B, 3, ceil(H / scale), ceil(W / scale)]` in 8-bit levels."""
+        """Image `[B, 3, H, W]` in [0, 1] -> `[B, 3, round(H / scale), round(W / scale)]` in 8-bit levels."""
         image = gaussian_blur(image, self.blur_sigma)
         if self.scale > 1:
-            size = [math.ceil(side / self.scale) for side in image.shape[-2:]]
-            image = F.interpolate(image, size, mode="bicubic", antialias=True).clamp(0, 1)
+            image = F.interpolate(image, low_size(image, self.scale), mode="bicubic", antialias=True).clamp(0, 1)
         if self.noise_sigma:
             noise = torch.randn(image.shape, generator=generator, device=generator.device, dtype=image.dtype)
             image = (image + self.noise_sigma * noise.to(image.device)).clamp(0, 1)
@@ -45,14 +43,23 @@ class SimpleDegradation:
         return (image * 255).round() / 255
 
 
+def low_size(image: Tensor, scale: float) -> tuple[int, int]:
+    """(height, width) of `[B, C, H, W]` made `scale` times smaller, rounded, at least one pixel."""
+    height, width = image.shape[-2:]
+    return max(1, round(height / scale)), max(1, round(width / scale))
+
+
 def gaussian_blur(image: Tensor, sigma: float) -> Tensor:
-    """Separable Gaussian blur of `[B, C, H, W]` with reflected borders, cut at 3 sigma; sigma 0 returns the image."""
+    """Separable Gaussian blur of `[B, C, H, W]`, cut at 3 sigma; sigma 0 returns the image.
+
+    Borders are reflected; sides too short for that repeat their border instead.
+    """
     if sigma == 0:
         return image
-    channels, height, width = image.shape[-3:]
-    radius = max(1, min(math.ceil(3 * sigma), height - 1, width - 1))
+    channels = image.shape[1]
+    radius = math.ceil(3 * sigma)
     offsets = torch.arange(-radius, radius + 1, device=image.device, dtype=image.dtype)
     weights = torch.exp(-(offsets**2) / (2 * sigma**2))
     row = (weights / weights.sum()).expand(channels, 1, 1, -1)
-    padded = F.pad(image, (radius,) * 4, mode="reflect")
+    padded = F.pad(image, (radius,) * 4, mode="reflect" if min(image.shape[-2:]) > radius else "replicate")
     return F.conv2d(F.conv2d(padded, row, groups=channels), row.transpose(2, 3), groups=channels)

@@ -9,7 +9,7 @@ from typing import Any
 
 Shape = Sequence[int]
 
-WRAPPER_PREFIXES = ("module.", "_orig_mod.")
+WRAPPER_PREFIXES = ("module.", "_orig_mod.", "module.")
 
 
 @dataclass(frozen=True)
@@ -118,5 +118,5 @@ def strip_wrapper_prefix(state_dict: Mapping[str, Any]) -> dict[str, Any]:
     out = dict(state_dict)
     for prefix in WRAPPER_PREFIXES:
         if out and all(key.startswith(prefix) for key in out):
-            out = {key[len(prefix):]: value for key, value in out.items()}
+            out = {key[len(prefix) :]: value for key, value in out.items()}
     return out

@@ -56,9 +56,7 @@ def rotary_angles(grid: tuple[int, int], train_grid: int, head_dim: int, device:
     """
     quarter = head_dim // 4
     frequencies = 10000.0 ** (-torch.arange(quarter, device=device, dtype=torch.float32) / quarter)
-    rows, columns = (
-        torch.arange(size, device=device, dtype=torch.float32) / size * train_grid for size in grid
-    )
+    rows, columns = (torch.arange(size, device=device, dtype=torch.float32) / size * train_grid for size in grid)
     shape = (grid[0], grid[1], quarter)
     row_angles = (rows[:, None] * frequencies)[:, None, :].expand(shape)
     column_angles = (columns[:, None] * frequencies)[None, :, :].expand(shape)
@@ -326,9 +324,7 @@ class VOSRDiT(nn.Module):
 
     def unpatchify(self, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
         p = self.config.patch_size
-        return rearrange(
-            tokens, "b (h w) (p q c) -> b c (h p) (w q)", h=grid[0], w=grid[1], p=p, q=p
-        )
+        return rearrange(tokens, "b (h w) (p q c) -> b c (h p) (w q)", h=grid[0], w=grid[1], p=p, q=p)
 
     def initialise(self, generator: torch.Generator | None = None) -> VOSRDiT:
         """The reference's initialisation for training from scratch; the network then predicts zero."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Literal
 
 import torch
@@ -126,7 +127,7 @@ def sample(
     """
     x = noise
     steps = times.tolist()
-    for start, end in zip(steps, steps[1:], strict=False):
+    for start, end in pairwise(steps):
         if grid is None:
             v = velocity(x, start, end, condition)
         else:

@@ -47,7 +47,7 @@ class InProcessHost:
             return node.PREPARE_CLASS_CLONE(None).execute(**inputs).result
 
 
-def start_host(comfyui: Path, base: Path) -> InProcessHost:
+def start_host(comfyui: Path, base: Path, cpu: bool = True) -> InProcessHost:
     """Import ComfyUI from `comfyui` into this process. Can be done once: its modules are global."""
     if "folder_paths" in sys.modules:
         raise RuntimeError("ComfyUI is imported already; its folders cannot be changed any more")
@@ -56,7 +56,7 @@ def start_host(comfyui: Path, base: Path) -> InProcessHost:
     sys.path.insert(0, str(comfyui))
     from comfy.cli_args import args
 
-    args.cpu = True
+    args.cpu = cpu
     args.base_directory = str(base)
     import folder_paths
     import nodes

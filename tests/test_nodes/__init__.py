@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import time
+
+import comfy.model_management
+import comfy.utils
 import torch
 from comfy_api.latest import ComfyExtension, io
 
@@ -83,9 +87,35 @@ class MeasureLatent(io.ComfyNode):
         }]})
 
 
+class Wait(io.ComfyNode):
+    """Takes its time, shows progress, and stops when it is told to."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="RealISRTest_Wait",
+            display_name="Wait",
+            category=CATEGORY,
+            is_output_node=True,
+            not_idempotent=True,
+            inputs=[io.Float.Input("seconds", default=1.0, min=0.1, max=600.0)],
+            outputs=[],
+        )
+
+    @classmethod
+    def execute(cls, seconds: float) -> io.NodeOutput:
+        steps = round(seconds / 0.1)
+        bar = comfy.utils.ProgressBar(steps)
+        for _ in range(steps):
+            comfy.model_management.throw_exception_if_processing_interrupted()
+            time.sleep(0.1)
+            bar.update(1)
+        return io.NodeOutput()
+
+
 class RealISRTestExtension(ComfyExtension):
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        return [RandomConditioning, RandomImage, MeasureLatent]
+        return [RandomConditioning, RandomImage, MeasureLatent, Wait]
 
 
 async def comfy_entrypoint() -> ComfyExtension:

@@ -1,0 +1,273 @@
+"""VOSR's autoencoders: which files the loader offers, what a file is, and the posterior behind an encoded image."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import comfy.ldm.wan.vae
+import comfy.model_management
+import comfy.sd
+import comfy.utils
+import folder_paths
+import torch
+from comfy.ldm.models.autoencoder import AutoencodingEngine, AutoencodingEngineLegacy, DiagonalGaussianRegularizer
+from torch import Tensor
+
+from ...models.vosr.config import strip_wrapper_prefix
+from ...models.vosr.qwen_vae import LATENTS_MEAN, LATENTS_STD, LOGVAR_RANGE
+from ...models.vosr.qwen_vae_video import from_video, is_video
+from ..loading import describe_state_dict, load_state_dict_file
+from .autoencoders import kl_vae, latent_diffusion_names, pixel_vae, qwen_vae
+
+PIXEL_UNSHUFFLE = "pixel unshuffle x2 (no file)"
+PIXEL_DOWNSCALE = 2
+NO_DECODER = "none (the VAE's own)"
+
+FOLDER_WEIGHTS = "diffusion_pytorch_model.safetensors"
+FALLBACK_TILE = 512
+
+
+def vae_choices() -> list[str]:
+    """What the loader offers as autoencoder: pixel unshuffle, then the files in models/vae."""
+    return [PIXEL_UNSHUFFLE, *folder_paths.get_filename_list("vae")]
+
+
+def decoder_choices() -> list[str]:
+    """What the loader offers in place of the autoencoder's own decoder."""
+    return [NO_DECODER, *folder_paths.get_filename_list("vae")]
+
+
+def load_vosr_vae(vae_name: str, decoder_name: str = NO_DECODER) -> comfy.sd.VAE:
+    """The VAE behind two loader choices. Raises ValueError for files that are no such parts, or do not go together."""
+    decoder = None if decoder_name == NO_DECODER else folder_paths.get_full_path_or_raise("vae", decoder_name)
+    if vae_name != PIXEL_UNSHUFFLE:
+        return load_vae_files(folder_paths.get_full_path_or_raise("vae", vae_name), decoder)
+    if decoder is not None:
+        raise ValueError(
+            f"Pixel unshuffle needs no decoder, but {decoder_name} is chosen as one. Set the decoder to "
+            f"'{NO_DECODER}', or choose the SD 2.1 VAE the light decoder goes with."
+        )
+    vae = pixel_vae(PIXEL_DOWNSCALE)
+    vae.patcher.cached_patcher_init = (_pixel_patcher, ())
+    return vae
+
+
+def load_vae_files(vae_path: str | Path, decoder_path: str | Path | None = None) -> comfy.sd.VAE:
+    """VAE from a file (or a diffusers folder) of an SD 2.1 or Qwen-Image autoencoder.
+
+    decoder_path: VOSR's light decoder, which replaces the SD 2.1 decoder.
+
+    Raises ValueError naming what a wrong file looks like, its first missing or unexpected tensors, or a Qwen-Image
+    config.json whose latent statistics are not the published ones.
+    """
+    path = weights_in(Path(vae_path))
+    state_dict = strip_wrapper_prefix(load_state_dict_file(path)[0])
+    if is_video(state_dict):
+        state_dict = from_video(state_dict)
+    if "encoder.down_blocks.0.norm1.gamma" in state_dict:
+        check_statistics(path)
+        vae: comfy.sd.VAE = qwen_vae(path.name, without_decoder_choice(path, decoder_path, state_dict))
+    elif any(key.startswith(("encoder.down.0.block.0.", "encoder.down_blocks.0.resnets.0.")) for key in state_dict):
+        vae = kl_vae(path.name, kl_tensors(path.name, state_dict, read_light_decoder(decoder_path)))
+    else:
+        raise ValueError(f"{path.name} is not an SD 2.1 or Qwen-Image VAE. {wrong_file_hint(state_dict)}")
+    vae.patcher.cached_patcher_init = (_file_patcher, (vae_path, decoder_path))
+    return vae
+
+
+def _file_patcher(vae_path, decoder_path, disable_dynamic: bool = False):
+    return load_vae_files(vae_path, decoder_path).patcher
+
+
+def _pixel_patcher(disable_dynamic: bool = False):
+    return pixel_vae(PIXEL_DOWNSCALE).patcher
+
+
+def weights_in(path: Path) -> Path:
+    """The weight file of a diffusers folder, of its `vae` sub-folder, or the file itself."""
+    for place in (path / FOLDER_WEIGHTS, path / "vae" / FOLDER_WEIGHTS):
+        if place.is_file():
+            return place
+    return path
+
+
+def wrong_file_hint(state_dict: Mapping[str, Any]) -> str:
+    if is_light_decoder(state_dict):
+        return "It is VOSR's light decoder: choose it as decoder, and the SD 2.1 VAE as VAE."
+    return (
+        f"It looks like {describe_state_dict(state_dict)}. VOSR 0.5B models need the VAE of "
+        "stable-diffusion-2-1-base, 1.4B models and VOSR 2.0 the one of Qwen-Image-vae-2d."
+    )
+
+
+def without_decoder_choice(path: Path, decoder_path, state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
+    if decoder_path is not None:
+        raise ValueError(
+            f"{path.name} is a Qwen-Image VAE, which decodes by itself; {Path(decoder_path).name} is for SD 2.1 "
+            f"latents. Set the decoder to '{NO_DECODER}'."
+        )
+    return state_dict
+
+
+def check_statistics(path: Path) -> None:
+    """Raises ValueError when a config.json beside the file states other latent statistics than the published ones."""
+    config = path.parent / "config.json"
+    if not config.is_file():
+        return
+    stated = json.loads(config.read_text(encoding="utf-8"))
+    for key, standard in (("latents_mean", LATENTS_MEAN), ("latents_std", LATENTS_STD)):
+        values = stated.get(key)
+        if values is None:
+            continue
+        if len(values) != len(standard) or any(abs(a - b) > 1e-4 for a, b in zip(values, standard, strict=True)):
+            raise ValueError(
+                f"{config} states {key} {values}, the Qwen-Image VAE of VOSR has {list(standard)}. Latents would be "
+                "normalised wrongly: use the VAE published with the model."
+            )
+
+
+def kl_tensors(
+    source: str, state_dict: Mapping[str, Tensor], decoder: Mapping[str, Tensor] | None
+) -> dict[str, Tensor]:
+    """Tensors of a whole KL autoencoder in latent-diffusion naming, with the light decoder in place if one is given."""
+    own = latent_diffusion_names(state_dict)
+    if decoder is None:
+        if not any(key.startswith("decoder.") for key in own):
+            raise ValueError(f"{source} holds an encoder only. Choose sd21_lwdecoder.pth as decoder.")
+        return own
+    encoder = {key: value for key, value in own.items() if key.startswith(("encoder.", "quant_conv."))}
+    # The light decoder reads latents as they are; the host's module has a 1x1 convolution before its decoder.
+    channels = decoder["decoder.conv_in.weight"].shape[1]
+    identity = {
+        "post_quant_conv.weight": torch.eye(channels).view(channels, channels, 1, 1),
+        "post_quant_conv.bias": torch.zeros(channels),
+    }
+    return {**encoder, **decoder, **identity}
+
+
+def read_light_decoder(path: str | Path | None) -> dict[str, Tensor] | None:
+    return None if path is None else light_decoder_tensors(Path(path).name, load_state_dict_file(path)[0])
+
+
+def is_light_decoder(state_dict: Mapping[str, Any]) -> bool:
+    tensors = state_dict.get("model_state_dict", state_dict)
+    return "conv_in.weight" in tensors and "up_blocks.0.resnets.0.norm1.weight" in tensors
+
+
+def light_decoder_tensors(source: str, content: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Tensors of a light decoder file's content as `decoder.*` in latent-diffusion naming.
+
+    Raises ValueError for another file, or one whose own config disagrees with its tensors.
+    """
+    if not is_light_decoder(content):
+        raise ValueError(
+            f"{source} is not VOSR's light decoder (sd21_lwdecoder.pth). It looks like {describe_state_dict(content)}."
+        )
+    tensors = strip_wrapper_prefix(content.get("model_state_dict", content))
+    widths = content.get("config", {}).get("block_out_channels")
+    if widths is not None:
+        stages = [tensors[f"up_blocks.{stage}.resnets.0.conv1.weight"].shape[0] for stage in range(len(widths))]
+        if stages != list(widths)[::-1]:
+            raise ValueError(
+                f"{source} says its widths are {list(widths)}, its tensors have {stages[::-1]}: the file is damaged. "
+                "Download it again."
+            )
+    return latent_diffusion_names({f"decoder.{key}": value for key, value in tensors.items()})
+
+
+def posterior_of(model: Any) -> Callable[[Tensor], Tensor]:
+    """Function from images `[B, 3, H, W]` in [-1, 1] to mean and log-variance `[B, 2C, h, w]`.
+
+    Raises ValueError for an autoencoder without a Gaussian posterior.
+    """
+    if hasattr(model, "encode_moments"):
+        return lambda x: torch.cat(model.encode_moments(x), dim=1)
+    if isinstance(model, comfy.ldm.wan.vae.WanVAE):
+        return lambda x: model.conv1(model.encoder(x[:, :, None]))[:, :, 0]
+    gaussian = isinstance(getattr(model, "regularization", None), DiagonalGaussianRegularizer)
+    if isinstance(model, AutoencodingEngineLegacy) and gaussian and model.bn is None:
+        return lambda x: model.quant_conv(model.encoder(x))
+    if isinstance(model, AutoencodingEngine) and gaussian and not isinstance(model, AutoencodingEngineLegacy):
+        return lambda x: model.encode(x, unregularized=True)[0]
+    raise ValueError(
+        f"This VAE ({type(model).__name__}) encodes an image to one latent and has no distribution to sample from. "
+        "Set the posterior to mean, or use Load VOSR VAE."
+    )
+
+
+def encode_moments(vae: comfy.sd.VAE, images: Tensor, tile: int = 0) -> tuple[Tensor, Tensor]:
+    """Mean and log-variance `[B, C, h, w]` of the posterior of images `[B, H, W, 3]` in 0..1, not normalised.
+
+    tile: side in pixels of the tiles to encode in, 0 for the whole image; out of memory, tiles of 512. Like the
+    host's tiled encoding it averages three passes with differently shaped tiles, with an overlap of an eighth.
+
+    Raises ValueError when the VAE has no posterior, or the images are smaller than one latent cell.
+    """
+    vae.throw_exception_if_invalid()
+    posterior = posterior_of(vae.first_stage_model)
+    pixels = vae.vae_encode_crop_pixels(images).movedim(-1, 1)
+    if 0 in pixels.shape:
+        raise ValueError(
+            f"The image is {images.shape[2]}x{images.shape[1]}, smaller than one latent cell of this VAE "
+            f"({vae.spacial_compression_encode()} pixels). Enlarge or pad it first."
+        )
+
+    def encode(batch: Tensor) -> Tensor:
+        moments = posterior(vae.process_input(batch).to(device=vae.device, dtype=vae.vae_dtype))
+        return moments.to(device=vae.output_device, dtype=vae.vae_output_dtype())
+
+    whole = not tile
+    with comfy.model_management.cuda_device_context(vae.device):
+        if whole:
+            try:
+                moments = _encode_whole(vae, pixels, encode)
+            except Exception as error:
+                comfy.model_management.raise_non_oom(error)
+                # Retried outside this block, where the exception no longer keeps the tensors of the attempt alive.
+                whole = False
+        if not whole:
+            comfy.model_management.soft_empty_cache()
+            moments = _encode_tiled(vae, pixels, encode, tile or FALLBACK_TILE)
+    mean, logvar = moments.chunk(2, dim=1)
+    return mean, logvar.clamp(*LOGVAR_RANGE)
+
+
+def _load(vae: comfy.sd.VAE, height: int, width: int) -> float:
+    """Put the VAE on its device with room for one image of this size; returns the bytes that takes."""
+    shape = (1, 3, 1, height, width) if vae.latent_dim == 3 else (1, 3, height, width)
+    needed = vae.memory_used_encode(shape, vae.vae_dtype)
+    comfy.model_management.load_models_gpu([vae.patcher], memory_required=needed, force_full_load=vae.disable_offload)
+    return needed
+
+
+def _encode_whole(vae: comfy.sd.VAE, pixels: Tensor, encode: Callable[[Tensor], Tensor]) -> Tensor:
+    needed = _load(vae, *pixels.shape[-2:])
+    together = max(1, int(vae.patcher.get_free_memory(vae.device) / max(1, needed)))
+    return torch.cat([encode(batch) for batch in pixels.split(together)])
+
+
+def _encode_tiled(vae: comfy.sd.VAE, pixels: Tensor, encode: Callable[[Tensor], Tensor], tile: int) -> Tensor:
+    _load(vae, tile * 2, tile // 2)
+    height, width = pixels.shape[-2:]
+    overlap = tile // 8
+    shapes = [(tile, tile), (tile * 2, tile // 2), (tile // 2, tile * 2)]
+    steps = sum(comfy.utils.get_tiled_scale_steps(width, height, x, y, overlap) for x, y in shapes)
+    progress = comfy.utils.ProgressBar(pixels.shape[0] * steps)
+    total: Tensor | float = 0.0
+    for tile_x, tile_y in shapes:
+        total = total + comfy.utils.tiled_scale(
+            pixels,
+            encode,
+            tile_x,
+            tile_y,
+            overlap,
+            upscale_amount=1 / vae.spacial_compression_encode(),
+            out_channels=2 * vae.latent_channels,
+            output_device=vae.output_device,
+            pbar=progress,
+        )
+    assert isinstance(total, Tensor)
+    return total / len(shapes)

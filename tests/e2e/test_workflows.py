@@ -1,0 +1,79 @@
+"""The shipped workflows in the real frontend: each opens without complaint and is its API twin."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from _pack import ROOT
+
+WORKFLOWS = ROOT / "workflows"
+NAMES = sorted({path.name for folder in (WORKFLOWS, WORKFLOWS / "api") for path in folder.glob("*.json")})
+
+RANDOM_IMAGE = {
+    "4": {"class_type": "RealISRTest_RandomImage", "inputs": {"seed": 3, "width": 32, "height": 24, "batch": 2}},
+    "9": {"class_type": "ImageInvert", "inputs": {"image": ["4", 0]}},
+    "12": {"class_type": "SaveImage", "inputs": {"images": ["9", 0], "filename_prefix": "inverted"}},
+}
+
+
+def graph(api: dict[str, Any]) -> dict[str, Any]:
+    """What ComfyUI runs of a workflow in API form: without the titles."""
+    return {node_id: {"class_type": node["class_type"], "inputs": node["inputs"]} for node_id, node in api.items()}
+
+
+def read(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def test_there_are_workflows():
+    assert NAMES
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_workflow_has_its_twin(name: str):
+    assert (WORKFLOWS / name).is_file(), f"workflows/{name} is missing: only its API form is there"
+    assert (WORKFLOWS / "api" / name).is_file(), f"workflows/api/{name} is missing: run `make workflows`"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_opens_cleanly_and_equals_its_twin(frontend, name: str):
+    opened = frontend.open_file(WORKFLOWS / name)
+    assert opened.missing_nodes == []
+    assert opened.errors == []
+    assert graph(frontend.export_api()) == graph(read(WORKFLOWS / "api" / name)), "run `make workflows`"
+
+
+def test_the_export_is_what_was_opened(frontend, server):
+    frontend.open_api(RANDOM_IMAGE)
+    drawn = frontend.export_ui()
+    opened = frontend.open(drawn)
+    assert (opened.missing_nodes, opened.errors) == ([], [])
+    exported = frontend.export_api()
+    assert graph(exported) == graph(RANDOM_IMAGE)
+    assert len(server.client.run(exported).images("12")) == 2
+
+
+def test_a_changed_widget_changes_the_export(frontend):
+    frontend.open_api(RANDOM_IMAGE)
+    drawn = frontend.export_ui()
+    (node,) = [node for node in drawn["nodes"] if node["type"] == "SaveImage"]
+    node["widgets_values"] = ["other"]
+    frontend.open(drawn)
+    assert frontend.export_api()["12"]["inputs"]["filename_prefix"] == "other"
+
+
+def test_missing_nodes_are_reported(frontend):
+    frontend.open_api(RANDOM_IMAGE)
+    drawn = frontend.export_ui()
+    drawn["nodes"][0]["type"] = "NoSuchNode"
+    assert frontend.open(drawn).missing_nodes == ["NoSuchNode"]
+
+
+def test_errors_of_the_page_are_reported(frontend):
+    frontend.open_api(RANDOM_IMAGE)
+    frontend.page.evaluate("() => { setTimeout(() => { throw new Error('boom'); }, 0); }")
+    frontend.page.wait_for_timeout(200)
+    assert any("boom" in error for error in frontend.errors)

@@ -1,0 +1,102 @@
+"""A VOSR MODEL under the host's own samplers and schedulers."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from harness.vosr import Scene, plain_run, relative_error, run_guider
+
+STEPS = 25
+TOLERANCE = 1e-5
+
+ODE_SAMPLERS = ["heun", "dpm_2", "dpmpp_2m", "uni_pc", "res_multistep", "ipndm", "deis", "lms", "heunpp2"]
+STOCHASTIC_SAMPLERS = ["euler_ancestral", "dpmpp_2s_ancestral", "dpmpp_sde", "lcm", "er_sde"]
+
+
+def scheduled(model, steps: int):
+    """BasicScheduler's `simple` sigmas."""
+    from comfy_extras.nodes_custom_sampler import BasicScheduler
+    from harness.host import InProcessHost
+
+    (sigmas,) = InProcessHost.run(BasicScheduler, model=model, scheduler="simple", steps=steps, denoise=1.0)
+    return sigmas
+
+
+@pytest.mark.parametrize("steps", [1, 2, 4, 5, 10, 20, 25, 50])
+def test_simple_scheduler_is_the_linear_schedule(multi_step, steps):
+    """To one unit of float32 at 1: sigmas come from a table of float32 fractions."""
+    sigmas = scheduled(multi_step.load(), steps)
+    torch.testing.assert_close(sigmas, torch.linspace(1, 0, steps + 1), rtol=0, atol=6.1e-8)
+
+
+@pytest.mark.parametrize("scale", [0.5, -0.5, 1.0, 2.0])
+@pytest.mark.parametrize("tiny_name", ["multi_step", "qwen_space"])
+def test_core_ksampler_equals_custom_advanced_and_plain_loop(host, request, tiny_name, scale):
+    import nodes
+    from comfy_extras.nodes_custom_sampler import KSamplerSelect, RandomNoise, SamplerCustomAdvanced
+    from realisr.nodes.vosr import RestorationCFGGuider
+
+    tiny = request.getfixturevalue(tiny_name)
+    model, scene = tiny.load(), Scene.random(tiny.config)
+    (core,) = host.run(
+        nodes.KSampler, model=model, seed=scene.seed, steps=STEPS, cfg=scale, sampler_name="euler", scheduler="simple",
+        positive=scene.full, negative=scene.weak, latent_image=scene.empty, denoise=1.0,
+    )
+    (guider,) = host.run(
+        RestorationCFGGuider, model=model, full=scene.full, weak=scene.weak, restoration_scale=scale,
+        guidance_start=0.0, guidance_end=1.0,
+    )
+    (noise,) = host.run(RandomNoise, noise_seed=scene.seed)
+    (sampler,) = host.run(KSamplerSelect, sampler_name="euler")
+    custom, denoised = host.run(
+        SamplerCustomAdvanced, noise=noise, guider=guider, sampler=sampler, sigmas=scheduled(model, STEPS),
+        latent_image=scene.empty,
+    )
+    assert torch.equal(core["samples"], custom["samples"])
+    assert torch.equal(custom["samples"], denoised["samples"])
+    expected = plain_run(tiny, scene, scale, STEPS)
+    assert relative_error(core["samples"], expected) < TOLERANCE
+
+
+@pytest.mark.parametrize("sampler", ODE_SAMPLERS)
+def test_ode_samplers_reach_the_euler_limit(multi_step, sampler):
+    """Other samplers solve the same equation: at many steps they meet Euler's limit."""
+    model, scene = multi_step.load(), Scene.random(multi_step.config, (8, 8))
+    limit = run_guider(model, scene, steps=160)
+    assert relative_error(run_guider(model, scene, steps=30, sampler=sampler), limit) < 0.02
+
+
+@pytest.mark.parametrize("sampler", STOCHASTIC_SAMPLERS)
+def test_stochastic_samplers_repeat_and_stay_finite(multi_step, sampler):
+    model, scene = multi_step.load(), Scene.random(multi_step.config, (8, 8))
+    first, second = (run_guider(model, scene, steps=6, sampler=sampler) for _ in range(2))
+    assert torch.isfinite(first).all() and torch.equal(first, second)
+    euler = run_guider(model, scene, steps=6)
+    assert 0.2 < first.std() / euler.std() < 5
+
+
+@pytest.mark.parametrize("multiplier_patch", [False, True])
+def test_time_is_sigma_whatever_a_sampling_patch_counts_in(host, multi_step, multiplier_patch):
+    """ModelSamplingSD3 counts timesteps in thousands, ModelSamplingAuraFlow in ones; the network's time runs 0..1."""
+    from comfy_extras.nodes_model_advanced import ModelSamplingAuraFlow, ModelSamplingSD3
+
+    node = ModelSamplingSD3 if multiplier_patch else ModelSamplingAuraFlow
+    model, scene = multi_step.load(), Scene.random(multi_step.config)
+    (patched,) = getattr(node(), node.FUNCTION)(model, shift=1.0)
+    assert torch.equal(run_guider(patched, scene), run_guider(model, scene))
+
+
+def test_denoise_below_one_starts_from_the_latent(host, multi_step):
+    """Image to image works as with any MODEL: at a small denoise the result stays near the latent given."""
+    import nodes
+
+    model, scene = multi_step.load(), Scene.random(multi_step.config)
+    start = {"samples": scene.latent.clone()}
+    results = {}
+    for denoise in (0.02, 1.0):
+        (results[denoise],) = host.run(
+            nodes.KSampler, model=model, seed=1, steps=4, cfg=0.5, sampler_name="euler", scheduler="simple",
+            positive=scene.full, negative=scene.weak, latent_image=start, denoise=denoise,
+        )
+    near, far = (relative_error(results[d]["samples"], scene.latent) for d in (0.02, 1.0))
+    assert near < 0.2 < far

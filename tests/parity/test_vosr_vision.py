@@ -1,0 +1,50 @@
+"""VOSR's vision features against the reference: preprocessing, position table, tokens of a block."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from _pack import load_pack
+
+from . import golden
+
+load_pack()
+
+from realisr.models.vosr.vision import INPUT_SIZE, preprocess  # noqa: E402
+
+TOLERANCE = 5e-5
+
+
+@pytest.mark.parametrize("case", golden.cases("dino_preprocess"))
+def test_preprocessing(case):
+    pixels = preprocess((case["in/lq"] + 1) / 2, case.parameters["size"])
+    stride = case.parameters["stride"]
+    golden.assert_within(pixels[..., ::stride, ::stride], case["out/pixels"], TOLERANCE)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("naming", ["hub .pth", "transformers .safetensors"])
+@pytest.mark.parametrize("case", golden.cases("dino_features"))
+def test_features(host, case, naming, tmp_path):
+    from safetensors.torch import save_file
+
+    from harness.checkpoints import dinov2_hf
+    from realisr.host.vosr.vision import encode_vosr_features, load_dinov2
+
+    config, state_dict = golden.weights(case.name)
+    if naming.startswith("hub"):
+        path = tmp_path / "dinov2_pretrain.pth"
+        torch.save(state_dict, path)
+    else:
+        path = tmp_path / "model.safetensors"
+        save_file(dinov2_hf(state_dict), path)
+    vision = load_dinov2(path, num_heads=config["num_heads"])
+    images = (case["in/lq"].movedim(1, -1) + 1) / 2
+
+    (block,), (last,) = case.parameters["layers"], case.parameters["last"]
+    features, normed = encode_vosr_features(vision, images, block), encode_vosr_features(vision, images, last)
+    golden.assert_within(*case.reference("out/feat", features), TOLERANCE, "features")
+    golden.assert_within(*case.reference("out/feat_last", normed), TOLERANCE, "normed features")
+    assert torch.equal(encode_vosr_features(vision, images), features)
+    table = vision.model.embeddings.interpolate_pos_encoding(images, INPUT_SIZE, INPUT_SIZE)
+    golden.assert_within(*case.reference("mid/pos_embed_448", table), TOLERANCE, "position table")

@@ -1,0 +1,154 @@
+"""The host bootstrap, without making a host: what it keys on, what it trusts, what it says."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import subprocess
+import sys
+import tarfile
+from dataclasses import replace
+from pathlib import Path
+
+import host_env
+import pytest
+from host_env import Host, HostError, Recipe
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty cache, and no host named by the environment."""
+    monkeypatch.setenv("REALISR_CACHE", str(tmp_path / "cache"))
+    for name in ("COMFYUI_PATH", "COMFYUI_PYTHON"):
+        monkeypatch.delenv(name, raising=False)
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    """Something that looks like ComfyUI."""
+    folder = tmp_path / "ComfyUI"
+    (folder / "comfy").mkdir(parents=True)
+    (folder / "main.py").touch()
+    return folder
+
+
+def make_archive(path: Path, files: dict[str, bytes]) -> str:
+    """Write a .tar.gz and return its sha256."""
+    with tarfile.open(path, "w:gz") as tar:
+        for name, content in files.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def test_the_key_follows_what_is_installed():
+    recipe = Recipe.current()
+    assert recipe.key == Recipe.current().key
+    changed = [
+        replace(recipe, test_packages=(*recipe.test_packages, "another")),
+        replace(recipe, packages=("torch==0.0",)),
+        replace(recipe, sdist_sha256="0" * 64),
+        replace(recipe, python="cpython-3.99"),
+        replace(recipe, torch_backend="cpu"),
+    ]
+    assert len({recipe.key, *(other.key for other in changed)}) == 6
+
+
+def test_the_test_packages_come_from_pyproject():
+    assert any(package.startswith("pytest") for package in Recipe.current().test_packages)
+    with pytest.raises(HostError, match="no extra named 'nothing'"):
+        host_env.read_extra(host_env.ROOT / "pyproject.toml", "nothing")
+
+
+def test_unpacks_one_folder_of_an_archive(tmp_path: Path):
+    sha256 = make_archive(
+        tmp_path / "a.tar.gz",
+        {"p-1/vendor/ComfyUI/main.py": b"main", "p-1/vendor/ComfyUI/comfy/sd.py": b"sd", "p-1/setup.py": b"no"},
+    )
+    host_env.unpack_folder(tmp_path / "a.tar.gz", sha256, "vendor/ComfyUI", tmp_path / "out")
+    found = {path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("*") if path.is_file()}
+    assert found == {"main.py", "comfy/sd.py"}
+
+
+def test_refuses_an_archive_with_another_hash(tmp_path: Path):
+    make_archive(tmp_path / "a.tar.gz", {"p-1/vendor/ComfyUI/main.py": b"main"})
+    with pytest.raises(HostError, match="sha256"):
+        host_env.unpack_folder(tmp_path / "a.tar.gz", "0" * 64, "vendor/ComfyUI", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_half_made_host_does_not_count(cache: Path):
+    recipe = Recipe.current()
+    folder = cache / f"host-{recipe.key}"
+    python = host_env.python_of(folder / "venv")
+    python.parent.mkdir(parents=True)
+    python.touch()
+    (folder / "ComfyUI").mkdir()
+    assert host_env.find_host() is None
+    (folder / host_env.STAMP).touch()
+    assert host_env.find_host() == Host(python, folder / "ComfyUI")
+
+
+def test_uses_a_comfyui_that_is_named(cache: Path, checkout: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("COMFYUI_PATH", str(checkout))
+    assert host_env.find_host() == Host(Path(sys.executable), checkout)
+    own = host_env.python_of(checkout / ".venv")
+    own.parent.mkdir(parents=True)
+    own.touch()
+    assert host_env.find_host() == Host(own, checkout)
+    monkeypatch.setenv("COMFYUI_PYTHON", sys.executable)
+    assert host_env.find_host() == Host(Path(sys.executable), checkout)
+
+
+def test_says_when_the_named_comfyui_is_none(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("COMFYUI_PATH", str(tmp_path))
+    with pytest.raises(HostError, match="holds no ComfyUI"):
+        host_env.find_host()
+
+
+def test_says_when_the_named_python_is_none(cache: Path, checkout: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("COMFYUI_PATH", str(checkout))
+    monkeypatch.setenv("COMFYUI_PYTHON", str(checkout / "no" / "python"))
+    with pytest.raises(HostError, match="COMFYUI_PYTHON"):
+        host_env.find_host()
+
+
+def test_says_what_the_named_comfyuis_python_lacks():
+    host_env.check_packages(Host(Path(sys.executable), Path()), ["pytest>=8"])
+    with pytest.raises(HostError, match=r"lacks nosuchpackage>=1.*pip install 'nosuchpackage>=1'"):
+        host_env.check_packages(Host(Path(sys.executable), Path()), ["pytest", "nosuchpackage>=1"])
+
+
+def test_two_runs_at_once_take_turns(tmp_path: Path):
+    script = (
+        f"import sys; sys.path.insert(0, {str(Path(host_env.__file__).parent)!r})\n"
+        "import host_env, pathlib\n"
+        f"with host_env.locked(pathlib.Path({str(tmp_path / 'lock')!r})): print('mine')\n"
+    )
+    with host_env.locked(tmp_path / "lock"):
+        other = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        assert other.stderr is not None
+        assert "waiting" in other.stderr.readline()
+        assert other.poll() is None
+    out, _ = other.communicate(timeout=30)
+    assert out == "mine\n"
+
+
+def test_uv_gets_pips_index_and_certificates(monkeypatch: pytest.MonkeyPatch):
+    for name in ("UV_DEFAULT_INDEX", "UV_INDEX_URL", "SSL_CERT_FILE"):
+        monkeypatch.delenv(name, raising=False)
+    env = host_env.uv_environment({"index-url": "https://mirror/simple", "cert": "/path/to/ca.pem"})
+    assert (env["UV_DEFAULT_INDEX"], env["SSL_CERT_FILE"]) == ("https://mirror/simple", "/path/to/ca.pem")
+    monkeypatch.setenv("UV_DEFAULT_INDEX", "https://mine/simple")
+    assert host_env.uv_environment({"index-url": "https://mirror/simple"})["UV_DEFAULT_INDEX"] == "https://mine/simple"
+
+
+def test_prune_keeps_the_current_host(cache: Path):
+    current = cache / f"host-{Recipe.current().key}"
+    for folder in (current, cache / "host-old"):
+        folder.mkdir(parents=True)
+    (cache / "host-old.lock").touch()
+    host_env.prune()
+    assert sorted(path.name for path in cache.iterdir()) == [current.name]

@@ -1,0 +1,59 @@
+"""Write the API form of every workflow file with ComfyUI's real frontend: `make workflows`.
+
+    export_workflows.py                     workflows/X.json -> workflows/api/X.json, for every X
+    export_workflows.py --layout X.json...  the other way: lay out API files as a start for drawing workflows/X.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from comfy_frontend import Frontend, find_browser
+from comfy_server import ComfyServer
+from host_env import make_host
+
+ROOT = Path(__file__).resolve().parent.parent
+WORKFLOWS = ROOT / "workflows"
+
+
+def write_json(path: Path, value: dict[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    print(f"wrote {path}")
+
+
+def export(frontend: Frontend, path: Path) -> None:
+    opened = frontend.open_file(path)
+    if opened.missing_nodes or opened.errors:
+        sys.exit(f"{path.name}: missing nodes {opened.missing_nodes}, errors {opened.errors}")
+    write_json(WORKFLOWS / "api" / path.name, frontend.export_api())
+
+
+def lay_out(frontend: Frontend, path: Path) -> None:
+    frontend.open_api(json.loads(path.read_text(encoding="utf-8")), path.stem)
+    write_json(WORKFLOWS / path.name, frontend.export_ui())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--layout", nargs="+", type=Path, metavar="API_FILE")
+    asked = parser.parse_args()
+    browser = find_browser()
+    if browser is None:
+        sys.exit("this needs a browser: no chromium, chromium-browser or google-chrome on PATH")
+    with (
+        tempfile.TemporaryDirectory() as base,
+        ComfyServer(make_host(), Path(base), {"realisr": ROOT}) as server,
+        Frontend(server.url, browser) as frontend,
+    ):
+        for path in asked.layout or sorted(WORKFLOWS.glob("*.json")):
+            lay_out(frontend, path) if asked.layout else export(frontend, path)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,93 @@
+"""An initialisation of VOSR for small training budgets: the untrained network is already the best linear estimator."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from _pack import load_pack
+from torch import Tensor
+
+load_pack()
+from realisr.models.vosr.dit import VOSRDiT  # noqa: E402
+
+SIGNAL = 0.5
+"""Size of the copied values in the residual stream."""
+ANCHOR = 50.0
+"""A constant channel, large enough that the RMS norms scale every token alike."""
+TIME_STD = (1.0, 0.05)
+"""Standard deviations of the time MLP's weights; the paper's 0.02 gives features that hardly change with t."""
+
+
+def linear_velocity(t: Tensor, variance: float) -> tuple[Tensor, Tensor]:
+    """(a, b) of the best linear velocity a x_t - b c_lq when the clean latent is c_lq plus white noise of `variance`.
+
+    At t = 1 both are 1: one Euler step gives c_lq. Towards t = 0 the noise shows in x_t and a grows as 1 / t until
+    the variance limits it.
+    """
+    spread = (1 - t) * variance
+    a = (t - spread) / (t**2 + (1 - t) * spread)
+    return a, 1 + (1 - t) * a
+
+
+@torch.no_grad()
+def start_from_condition(model: VOSRDiT, generator: torch.Generator, variance: float = 0.03) -> VOSRDiT:
+    """Set an initialised network so that its velocity is `linear_velocity`; training adds what is not linear.
+
+    The embedding gives every input value a residual channel of its own, the final modulation scales those channels
+    with t, and the sublayers start at zero output. The time features and that modulation are frozen. variance: of the LQ latent's error. Raises ValueError when the
+    width cannot hold the copy.
+    """
+    config = model.config
+    inputs = 2 * config.latent_channels * config.patch_size**2
+    if config.hidden_size <= inputs:
+        raise ValueError(f"hidden size {config.hidden_size} cannot copy {inputs} input values: use more than {inputs}")
+    copy_inputs(model, inputs)
+    for block in model.blocks:
+        block.attn.proj.weight.zero_()
+        block.mlp.w3.weight.zero_()
+    fit_time_scale(model, inputs, generator, variance)
+    # The fit is a sum of large terms that cancel: ordinary steps would destroy it.
+    model.t_embedder.requires_grad_(False)
+    model.final_layer.adaLN_modulation.requires_grad_(False)
+    return model
+
+
+def copy_inputs(model: VOSRDiT, inputs: int) -> None:
+    """Carry the input from the embedding to the output, where it is x_t - c_lq."""
+    width = model.config.hidden_size
+    embed = model.x_embedder.proj
+    weight = embed.weight.view(width, inputs)
+    weight[inputs:].mul_(SIGNAL)
+    weight[:inputs] = SIGNAL * torch.eye(inputs, device=weight.device)
+    weight[inputs] = 0
+    embed.bias[inputs] = ANCHOR
+    token_rms = math.sqrt((ANCHOR**2 + width * SIGNAL**2) / width)
+    norms = [model.final_layer.norm_final, *(norm for block in model.blocks for norm in (block.norm1, block.norm2))]
+    for norm in norms:
+        norm.weight.fill_(token_rms / SIGNAL)
+        norm.weight[inputs] = 0
+    # Embedding rows are ordered (channel, row, column), outputs (row, column, channel).
+    area, channels = model.config.patch_size**2, model.config.latent_channels
+    copied = torch.eye(channels * area).view(channels, area, -1).transpose(0, 1).flatten(0, 1)
+    model.final_layer.linear.weight[:, :inputs] = torch.cat([-copied, copied], dim=1)
+
+
+def fit_time_scale(model: VOSRDiT, inputs: int, generator: torch.Generator, variance: float) -> None:
+    """Make the final modulation scale copied channels by `linear_velocity`, by least squares on the time features."""
+    for layer, std in zip((model.t_embedder.mlp[0], model.t_embedder.mlp[2]), TIME_STD, strict=True):
+        torch.nn.init.normal_(layer.weight, std=std, generator=generator)
+    t = torch.linspace(0, 1, 501)
+    features = F.silu(model.t_embedder(t, torch.float32)).double()
+    features = torch.cat([features, torch.ones(len(t), 1)], dim=1)
+    importance = torch.ones(len(t), 1).double()
+    importance[-1] = 100
+    a, b = linear_velocity(t.double(), variance)
+    normal = features.T @ (importance * features) + 1e-3 * torch.eye(features.shape[1])
+    solution = torch.linalg.solve(normal, features.T @ (importance * torch.stack([b - 1, a - 1], dim=1))).float()
+    modulation = model.final_layer.adaLN_modulation[1]
+    scale = slice(model.config.hidden_size, model.config.hidden_size + inputs)
+    per_channel = solution.T.repeat_interleave(inputs // 2, dim=0)
+    modulation.weight[scale] = per_channel[:, :-1]
+    modulation.bias[scale] = per_channel[:, -1]
