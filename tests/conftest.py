@@ -8,6 +8,7 @@ from contextlib import AbstractContextManager
 
 import pytest
 import torch
+
 from _pack import ROOT, load_pack
 from comfy_frontend import Frontend, find_browser
 from comfy_server import ComfyServer

@@ -23,9 +23,10 @@ from pathlib import Path
 from typing import Any
 
 import websocket
+from PIL import Image
+
 from comfy_client import HTTPClient, PromptError, PromptInterrupted, Workflow, raise_failure
 from host_env import Host
-from PIL import Image
 
 __all__ = ["ComfyClient", "ComfyServer", "PromptError", "PromptInterrupted", "PromptResult", "Workflow"]
 

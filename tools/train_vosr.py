@@ -53,6 +53,8 @@ from vosr_trainer import (  # noqa: E402
 from vosr_start import start_from_condition  # noqa: E402
 from vosr_weights import export, load_model  # noqa: E402
 
+START_BATCHES = 16
+"""Training batches the statistics of --init condition come from."""
 COMMON_ARGS = {
     "patch_size": 2,
     "mlp_ratio": 4,
@@ -75,7 +77,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "ae_scale": 2.0,
         "resolution": 64,
         "dim": 192,
-        "depth": 6,
+        "depth": 4,
         "num_heads": 6,
         "enc_type": "none",
         "enc_dim": 0,
@@ -297,8 +299,6 @@ def starting_point(options: argparse.Namespace) -> tuple[dict[str, Any], LatentS
         model = make_model(args, latents, options.gradient_checkpointing).initialise(generator)
         if options.init_from is not None:
             model.load_state_dict(load_model(options.init_from)[1].state_dict())
-        elif options.init == "condition":
-            start_from_condition(model, generator)
         return args, latents, model, None
     teacher_args, teacher = load_model(options.teacher)
     args = {"weak_cond_strength_aelq": 0.1, **teacher_args, "auxiliary_time_cond": True, "distill_type": options.method}
@@ -314,15 +314,18 @@ def train(options: argparse.Namespace) -> None:
     crop = options.crop or args["resolution"]
     window = options.window or 3 * crop
     options.out.mkdir(parents=True, exist_ok=True)
+    data = PairBatches(
+        make_sources(options, max(window, 256)), DegradationRange(), options.steps, options.batch, crop, window,
+        options.crops_per_window, options.seed,
+    )
+    if options.command == "flow" and options.init == "condition":
+        lq = torch.cat([latents.encode(data[step][1]) for step in range(START_BATCHES)])
+        start_from_condition(model, lq, torch.Generator().manual_seed(options.seed))
     trainer = Trainer(train_options(options, args), args, model, latents, options.out, torch.device(options.device), teacher)
     if options.resume:
         trainer.resume()
     elif trainer.state_file.exists():
         raise SystemExit(f"{options.out} already holds a run: add --resume to continue it, or choose another --out")
-    data = PairBatches(
-        make_sources(options, max(window, 256)), DegradationRange(), options.steps, options.batch, crop, window,
-        options.crops_per_window, options.seed,
-    )
     loader = DataLoader(data, batch_size=None, sampler=range(trainer.step, options.steps), num_workers=options.workers)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     print(f"{parameters / 1e6:.2f} M parameters, steps {trainer.step} to {options.steps}, {options.device}", flush=True)

@@ -16,6 +16,10 @@ SIGNAL = 0.5
 """Size of the copied values in the residual stream."""
 ANCHOR = 50.0
 """A constant channel, large enough that the RMS norms scale every token alike."""
+NOISE_GAIN = 0.3
+"""How strongly blocks see the noisy latent at first; near t = 1 it tells nothing."""
+GATE = 0.2
+"""Initial gate of every sublayer."""
 TIME_STD = (1.0, 0.05)
 """Standard deviations of the time MLP's weights; the paper's 0.02 gives features that hardly change with t."""
 
@@ -32,21 +36,31 @@ def linear_velocity(t: Tensor, variance: float) -> tuple[Tensor, Tensor]:
 
 
 @torch.no_grad()
-def start_from_condition(model: VOSRDiT, generator: torch.Generator, variance: float = 0.03) -> VOSRDiT:
+def start_from_condition(
+    model: VOSRDiT, lq: Tensor, generator: torch.Generator, variance: float = 0.03
+) -> VOSRDiT:
     """Set an initialised network so that its velocity is `linear_velocity`; training adds what is not linear.
 
     The embedding gives every input value a residual channel of its own, the final modulation scales those channels
-    with t, and the sublayers start at zero output. The time features and that modulation are frozen. variance: of the LQ latent's error. Raises ValueError when the
-    width cannot hold the copy.
+    with t, and the sublayers start at zero output. The time features and that modulation are frozen. Further channels
+    hold the whitened patches of the LQ latent, because detail and noise are faint beside a patch's mean.
+
+    lq: LQ latents of the training data, `[N, C, H, W]`, enough of them to estimate a covariance. variance: of the LQ
+    latent's error. Raises ValueError when the width cannot hold all channels.
     """
     config = model.config
     inputs = 2 * config.latent_channels * config.patch_size**2
-    if config.hidden_size <= inputs:
-        raise ValueError(f"hidden size {config.hidden_size} cannot copy {inputs} input values: use more than {inputs}")
+    if config.hidden_size <= inputs + inputs // 2:
+        raise ValueError(
+            f"hidden size {config.hidden_size} cannot hold {inputs} input values, {inputs // 2} whitened ones and a "
+            f"constant: use more than {inputs + inputs // 2}"
+        )
     copy_inputs(model, inputs)
+    whiten_condition(model, inputs, lq)
     for block in model.blocks:
         block.attn.proj.weight.zero_()
         block.mlp.w3.weight.zero_()
+        block.scale_shift_table[[2, 5]] = GATE
     fit_time_scale(model, inputs, generator, variance)
     # The fit is a sum of large terms that cancel: ordinary steps would destroy it.
     model.t_embedder.requires_grad_(False)
@@ -68,10 +82,26 @@ def copy_inputs(model: VOSRDiT, inputs: int) -> None:
     for norm in norms:
         norm.weight.fill_(token_rms / SIGNAL)
         norm.weight[inputs] = 0
+    for norm in norms[1:]:
+        norm.weight[inputs // 2 : inputs].mul_(NOISE_GAIN)
     # Embedding rows are ordered (channel, row, column), outputs (row, column, channel).
     area, channels = model.config.patch_size**2, model.config.latent_channels
     copied = torch.eye(channels * area).view(channels, area, -1).transpose(0, 1).flatten(0, 1)
     model.final_layer.linear.weight[:, :inputs] = torch.cat([-copied, copied], dim=1)
+
+
+def whiten_condition(model: VOSRDiT, inputs: int, lq: Tensor) -> None:
+    """Fill the channels after the constant with decorrelated, unit-variance patches of the LQ latent."""
+    half, size = inputs // 2, model.config.patch_size
+    patches = F.unfold(lq, size, stride=size).transpose(1, 2).flatten(0, 1).double()
+    mean = patches.mean(dim=0)
+    variances, directions = torch.linalg.eigh(torch.cov(patches.T))
+    whitening = (directions / (variances + 1e-3).sqrt()).T.float()
+    weight = model.x_embedder.proj.weight.view(model.config.hidden_size, inputs)
+    channels = slice(inputs + 1, inputs + 1 + half)
+    weight[channels] = 0
+    weight[channels, :half] = SIGNAL * whitening
+    model.x_embedder.proj.bias[channels] = -SIGNAL * whitening @ mean.float()
 
 
 def fit_time_scale(model: VOSRDiT, inputs: int, generator: torch.Generator, variance: float) -> None:

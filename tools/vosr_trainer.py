@@ -96,8 +96,11 @@ class TrainOptions:
 class CheckpointedDiT(VOSRDiT):
     """Recomputes block activations in the backward pass: less memory, about a third more time."""
 
-    def run_block(self, index, block, *args):
-        return checkpoint(block, *args, use_reentrant=False)
+    def forward(self, *args, **kwargs):
+        def recompute(index, block, *inputs):
+            return checkpoint(block, *inputs, use_reentrant=False)
+
+        return super().forward(*args, run_block=recompute, **kwargs)
 
 
 class Draws:

@@ -114,6 +114,8 @@ class VisionCond(comfy.conds.CONDRegular):
 
     def context(self, network: VOSRDiT, tile: int, device: torch.device, dtype: torch.dtype, keep: bool) -> ContextKV:
         """Keys and values for `batch` items; remembered when `keep`."""
+        if self.cond.shape[1] == 1:
+            tile = 0
         found = self.memo.get(tile) if keep else None
         if found is None:
             features = comfy.model_management.cast_to_device(self.tile_features(tile), device, dtype)

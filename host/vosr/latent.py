@@ -17,8 +17,8 @@ class QwenImage2D(comfy.latent_formats.Wan21):
 
     def __init__(self):
         super().__init__()
-        self.latents_mean = self.latents_mean.view(1, self.latent_channels, 1, 1)
-        self.latents_std = self.latents_std.view(1, self.latent_channels, 1, 1)
+        self.latents_mean: torch.Tensor = self.latents_mean.view(1, self.latent_channels, 1, 1)
+        self.latents_std: torch.Tensor = self.latents_std.view(1, self.latent_channels, 1, 1)
         # The published preview decoder for this space reads video latents.
         self.taesd_decoder_name = None
 

@@ -148,8 +148,13 @@ class VOSRModel(comfy.model_base.BaseModel):
                 f"VOSR needs latent sides that are multiples of {self.patch_size}, got {list(noise.shape[-2:])}. "
                 "VOSR Conditioning pads the image when its padding is on."
             )
+        if noise.shape[0] % latent.shape[0]:
+            raise ValueError(
+                f"The LATENT being sampled holds {noise.shape[0]} latents, which is no multiple of the "
+                f"{latent.shape[0]} images the VOSR conditioning was made for."
+            )
         latent = self.process_latent_in(latent.to(kwargs["device"]))
-        return kwargs["vosr_lq_strength"] * comfy.utils.resize_to_batch_size(latent, noise.shape[0])
+        return kwargs["vosr_lq_strength"] * comfy.utils.repeat_to_batch_size(latent, noise.shape[0])
 
     def extra_conds(self, **kwargs) -> dict[str, comfy.conds.CONDRegular]:
         out: dict[str, comfy.conds.CONDRegular] = {"c_concat": comfy.conds.CONDNoiseShape(self.concat_cond(**kwargs))}
@@ -208,7 +213,8 @@ class VOSRModel(comfy.model_base.BaseModel):
         dtype = self.get_dtype_inference()
         noisy = self.model_sampling.calculate_input(t, x).to(dtype)
         fields = torch.cat([comfy.model_management.cast_to_device(c_concat, x.device, dtype), noisy], dim=1)
-        time = self.model_sampling.timestep(t).float()
+        # Sigma itself, not model_sampling.timestep(): sampling patches such as ModelSamplingSD3 count in thousands.
+        time = t.float()
         call = _Call(self, time, self.end_time(time, options), list(vision), options)
         velocity = call.whole(fields) if tiles is None else call.tiled(fields, tiles)
         return self.model_sampling.calculate_denoised(t, velocity.float(), x)
@@ -220,7 +226,7 @@ class VOSRModel(comfy.model_base.BaseModel):
         sigmas = transformer_options.get("sample_sigmas")
         if sigmas is None:
             return torch.zeros_like(time)
-        ends = self.model_sampling.timestep(sigmas).to(time)
+        ends = sigmas.to(time)
         # Samplers that evaluate between two sigmas, and rounding, must not name the step's own start.
         earlier = ends[None, :] < time[:, None] - 1e-5
         return torch.where(earlier, ends[None, :], 0.0).amax(dim=1)

@@ -202,7 +202,8 @@ def encode_moments(vae: comfy.sd.VAE, images: Tensor, tile: int = 0) -> tuple[Te
     """Mean and log-variance `[B, C, h, w]` of the posterior of images `[B, H, W, 3]` in 0..1, not normalised.
 
     tile: side in pixels of the tiles to encode in, 0 for the whole image; out of memory, tiles of 512. Like the
-    host's tiled encoding it averages three passes with differently shaped tiles, with an overlap of an eighth.
+    host's tiled encoding it averages three passes with differently shaped tiles, with an overlap of an eighth; sides
+    are rounded to whole latent cells.
 
     Raises ValueError when the VAE has no posterior, or the images are smaller than one latent cell.
     """
@@ -250,9 +251,11 @@ def _encode_whole(vae: comfy.sd.VAE, pixels: Tensor, encode: Callable[[Tensor], 
 
 
 def _encode_tiled(vae: comfy.sd.VAE, pixels: Tensor, encode: Callable[[Tensor], Tensor], tile: int) -> Tensor:
+    cell = vae.spacial_compression_encode()
+    tile = max(4 * cell, tile // (2 * cell) * 2 * cell)
+    overlap = max(cell, tile // (8 * cell) * cell)
     _load(vae, tile * 2, tile // 2)
     height, width = pixels.shape[-2:]
-    overlap = tile // 8
     shapes = [(tile, tile), (tile * 2, tile // 2), (tile // 2, tile * 2)]
     steps = sum(comfy.utils.get_tiled_scale_steps(width, height, x, y, overlap) for x, y in shapes)
     progress = comfy.utils.ProgressBar(pixels.shape[0] * steps)
@@ -264,7 +267,7 @@ def _encode_tiled(vae: comfy.sd.VAE, pixels: Tensor, encode: Callable[[Tensor], 
             tile_x,
             tile_y,
             overlap,
-            upscale_amount=1 / vae.spacial_compression_encode(),
+            upscale_amount=1 / cell,
             out_channels=2 * vae.latent_channels,
             output_device=vae.output_device,
             pbar=progress,

@@ -329,12 +329,11 @@ class VOSRDiT(nn.Module):
     def initialise(self, generator: torch.Generator | None = None) -> VOSRDiT:
         """The reference's initialisation for training from scratch; the network then predicts zero."""
         for module in self.modules():
-            weight = getattr(module, "weight", None)
             if isinstance(module, nn.Linear | nn.Conv2d):
-                nn.init.xavier_uniform_(weight.view(weight.shape[0], -1), generator=generator)
+                nn.init.xavier_uniform_(module.weight.view(module.weight.shape[0], -1), generator=generator)
                 nn.init.zeros_(module.bias)
-            elif weight is not None:
-                nn.init.ones_(weight)
+            elif isinstance(module, nn.RMSNorm | nn.LayerNorm):
+                module.reset_parameters()
         embedders = [self.t_embedder, self.r_embedder] if self.config.has_end_time else [self.t_embedder]
         for linear in [layer for e in embedders for layer in (e.mlp[0], e.mlp[2])] + [self.t_block[1]]:
             nn.init.normal_(linear.weight, std=0.02, generator=generator)

@@ -10,10 +10,11 @@ import time
 from pathlib import Path
 
 import pytest
+from PIL import Image
+
 from _pack import ROOT
 from comfy_server import ComfyServer, PromptError, PromptInterrupted
 from harness.schemas import pack_nodes
-from PIL import Image
 
 INVERT = {
     "1": {"class_type": "LoadImage", "inputs": {}},

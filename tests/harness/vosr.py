@@ -117,7 +117,7 @@ def run_guider(model: Any, scene: Scene, scale: float = 0.5, steps: int = 4, sam
     times = run["times"] if "times" in run else euler_times(steps)
     with torch.inference_mode():
         return guider.sample(
-            scene.noise.clone(), torch.zeros_like(scene.latent), comfy.samplers.ksampler(sampler), times,
+            scene.noise.clone(), torch.zeros_like(scene.noise), comfy.samplers.sampler_object(sampler), times,
             disable_pbar=True, seed=scene.seed,
         )
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from harness import checkpoints
 from safetensors.torch import save_file
+
+from harness import checkpoints
 
 LATENT = {"samples": torch.zeros(1, 16, 8, 12)}
 
@@ -105,8 +106,9 @@ def test_dinov2_loads_into_transformers_under_its_own_names(tmp_path):
 
 @pytest.mark.parametrize("sizes", [{}, {"latent_channels": 16, "has_end_time": True}, {"context_width": 0}], ids=str)
 def test_vosr_shapes_and_args_agree(sizes, tmp_path):
-    from realisr.models.vosr.config import VOSRConfig
     from safetensors.torch import load_file
+
+    from realisr.models.vosr.config import VOSRConfig
 
     config = checkpoints.vosr_config(**sizes)
     folder = checkpoints.save_vosr_folder(tmp_path / "VOSR_tiny", config)

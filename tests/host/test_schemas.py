@@ -6,6 +6,7 @@ import inspect
 from typing import Any
 
 import pytest
+
 from harness.schemas import every_input, pack_nodes
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
+
 from _pack import ROOT
 from harness.schemas import pack_nodes
 

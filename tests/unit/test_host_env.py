@@ -10,8 +10,9 @@ import tarfile
 from dataclasses import replace
 from pathlib import Path
 
-import host_env
 import pytest
+
+import host_env
 from host_env import Host, HostError, Recipe
 
 

@@ -7,6 +7,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+
 from _pack import ROOT
 
 MACHINE_PATH = re.compile(r"(?<![\w.$}~/-])/(?:home|root|Users|work|tmp|mnt|srv)/[\w.]+|\b[A-Z]:\\{1,2}(?:Users|models|ComfyUI)")

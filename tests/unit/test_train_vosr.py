@@ -1,0 +1,213 @@
+"""The trainer: exact resume, exports that load strictly, both modes, data that depends on the step alone."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import train_vosr
+from muon import orthogonalise
+from PIL import Image
+from procedural_images import make_image
+from realisr.models.vosr.dit import VOSRDiT
+from realisr.models.vosr.training import Conditions, ConditionScheme, Distillation
+from safetensors import safe_open
+from safetensors.torch import load_file
+from training_data import DegradationRange, PairBatches
+from vosr_trainer import TrainOptions
+from vosr_weights import load_model
+
+MICRO = {
+    **train_vosr.PRESETS["nano"],
+    "resolution": 16,
+    "dim": 112,
+    "depth": 2,
+    "num_heads": 2,
+}
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    path = tmp_path / "micro.json"
+    path.write_text(json.dumps(MICRO), encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for index in range(2):
+        image = make_image(np.random.default_rng(index), 64)
+        Image.fromarray((image * 255).astype(np.uint8)).save(folder / f"{index}.png")
+    return folder
+
+
+def train(mode: str, out: Path, photos: Path, steps: int, *extra: str) -> None:
+    common = ["--images", str(photos), "--batch", "2", "--workers", "0", "--device", "cpu", "--precision", "fp32"]
+    run = ["--out", str(out), "--steps", str(steps), "--lr", "1e-3", "--log-every", "1", "--validate-every", "2"]
+    train_vosr.main([mode, *run, *common, *extra])
+
+
+def weights(out: Path) -> dict[str, torch.Tensor]:
+    return load_file(out / "checkpoints" / "ema_model.safetensors")
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_two_and_two_steps_are_four_steps(tmp_path, config, photos, optimizer):
+    extra = ("--config", str(config), "--optimizer", optimizer, "--init", "condition", "--warmup", "3")
+    train("flow", tmp_path / "whole", photos, 4, *extra)
+    train("flow", tmp_path / "parts", photos, 2, *extra)
+    halfway = weights(tmp_path / "parts")
+    train("flow", tmp_path / "parts", photos, 4, *extra, "--resume")
+    whole, parts = weights(tmp_path / "whole"), weights(tmp_path / "parts")
+    assert whole.keys() == parts.keys()
+    assert all(torch.equal(whole[name], parts[name]) for name in whole)
+    assert any(not torch.equal(halfway[name], parts[name]) for name in parts)
+    log = [json.loads(line) for line in (tmp_path / "parts" / "log.jsonl").read_text().splitlines()]
+    assert [entry["step"] for entry in log if "loss" in entry] == [1, 2, 3, 4]
+
+
+def test_a_run_is_not_overwritten_by_accident(tmp_path, config, photos):
+    train("flow", tmp_path / "run", photos, 1, "--config", str(config))
+    with pytest.raises(SystemExit, match="--resume"):
+        train("flow", tmp_path / "run", photos, 1, "--config", str(config))
+    with pytest.raises(FileNotFoundError, match="nothing to resume"):
+        train("flow", tmp_path / "other", photos, 1, "--config", str(config), "--resume")
+
+
+def test_export_is_one_half_precision_file_that_loads_strictly(tmp_path, config, photos):
+    train("flow", tmp_path / "run", photos, 1, "--config", str(config), "--validation", str(photos))
+    target = tmp_path / "model.safetensors"
+    train_vosr.main(["export", str(tmp_path / "run"), str(target)])
+    with safe_open(target, framework="pt") as file:
+        assert json.loads(file.metadata()["vosr_args"])["dim"] == MICRO["dim"]
+        assert {file.get_tensor(name).dtype for name in file.keys()} == {torch.float16}
+    args, exported = load_model(target)
+    _, original = load_model(tmp_path / "run")
+    assert args["ae_type"] == "pixel_unshuffle"
+    for name, tensor in original.state_dict().items():
+        assert torch.allclose(exported.state_dict()[name], tensor, rtol=1e-3, atol=1e-4), name
+
+
+@pytest.mark.parametrize("method", ["rcgm", "shortcut"])
+def test_distillation_makes_a_student_with_an_end_time(tmp_path, config, photos, method):
+    train("flow", tmp_path / "teacher", photos, 1, "--config", str(config))
+    out = tmp_path / "student"
+    train("distill", out, photos, 2, "--teacher", str(tmp_path / "teacher"), "--method", method)
+    args, student = load_model(out)
+    assert student.config.has_end_time
+    assert args["distill_type"] == method
+    teacher = load_model(tmp_path / "teacher")[1].state_dict()
+    assert any(not torch.equal(student.state_dict()[name], tensor) for name, tensor in teacher.items())
+
+
+def test_checkpointing_changes_memory_not_results(tmp_path, config, photos):
+    train("flow", tmp_path / "plain", photos, 2, "--config", str(config))
+    train("flow", tmp_path / "checkpointed", photos, 2, "--config", str(config), "--gradient-checkpointing")
+    plain, checkpointed = weights(tmp_path / "plain"), weights(tmp_path / "checkpointed")
+    assert all(torch.allclose(plain[name], checkpointed[name], atol=1e-6) for name in plain)
+
+
+@pytest.mark.parametrize(
+    ("config_name", "message"), [("huge", "--config is 'huge'"), ("0.5B", "needs a VAE and a vision encoder")]
+)
+def test_configurations_it_cannot_train(tmp_path, photos, config_name, message):
+    with pytest.raises(SystemExit, match=message):
+        train("flow", tmp_path / "run", photos, 1, "--config", config_name)
+
+
+def test_conditioned_start_is_the_linear_estimator():
+    options = train_vosr.parse(["flow", "--out", "x", "--steps", "1", "--init", "condition"])
+    _, latents, model, _ = train_vosr.starting_point(options)
+    channels = latents.latent_channels
+    lq, x = torch.randn(2, channels, 32, 32), torch.randn(2, channels, 32, 32)
+    with torch.no_grad():
+        at_noise = model(torch.cat([lq, x], dim=1), torch.ones(2))
+        halfway = model(torch.cat([lq, x], dim=1), torch.full((2,), 0.5))
+    assert (at_noise - (x - lq)).square().mean().sqrt() < 0.03
+    a = (0.5 - 0.5 * 0.03) / (0.25 + 0.25 * 0.03)
+    assert (halfway - (a * x - (1 + 0.5 * a) * lq)).square().mean().sqrt() < 0.15
+
+
+def test_batches_depend_on_seed_and_step_alone(photos):
+    def batches(seed: int) -> PairBatches:
+        images = [np.asarray(Image.open(path)) for path in sorted(photos.iterdir())]
+        return PairBatches([(1.0, images)], DegradationRange(), 10, 3, 16, 48, 2, seed)
+
+    hq, lq = batches(1)[7]
+    assert hq.shape == lq.shape == (3, 3, 16, 16)
+    assert hq.abs().max() <= 1
+    again = batches(1)
+    _ = again[3]
+    assert torch.equal(again[7][0], hq)
+    assert torch.equal(again[7][1], lq)
+    assert not torch.equal(batches(2)[7][0], hq)
+    assert not torch.equal(batches(1)[8][0], hq)
+
+
+def test_learning_rate_warms_up_holds_and_falls():
+    options = TrainOptions(steps=100, learning_rate=1.0, warmup=10, cooldown=20)
+    rates = [options.learning_rate_at(step) for step in range(100)]
+    assert rates[0] == pytest.approx(0.1)
+    assert rates[9:80] == [1.0] * 71
+    assert all(later < earlier for earlier, later in zip(rates[80:], rates[81:], strict=False))
+    assert 0 < rates[99] < 0.01
+
+
+def test_procedural_images_repeat_and_differ():
+    first = make_image(np.random.default_rng((0, 5)), 64)
+    assert first.shape == (64, 64, 3)
+    assert first.min() >= 0
+    assert first.max() <= 1
+    assert np.array_equal(first, make_image(np.random.default_rng((0, 5)), 64))
+    assert not np.array_equal(first, make_image(np.random.default_rng((0, 6)), 64))
+
+
+def test_orthogonalised_updates_have_equal_singular_values():
+    values = torch.linalg.svdvals(orthogonalise(torch.randn(48, 20), 5))
+    assert values.min() > 0.6
+    assert values.max() < 1.3
+
+
+class ConstantVelocity:
+    """A network whose velocity does not depend on anything."""
+
+    def __init__(self, value: torch.Tensor):
+        self.value = value
+
+    def __call__(self, x, t, r=None, z=None):
+        return self.value.expand(x.shape[0], -1, -1, -1)
+
+
+@pytest.mark.parametrize("method", ["rcgm", "shortcut"])
+def test_a_student_with_the_teachers_straight_field_has_no_loss(method):
+    """On a constant field one long step equals many short ones, so both consistency terms vanish."""
+    field = ConstantVelocity(torch.randn(1, 4, 8, 8))
+    hq, lq, eps = torch.randn(3, 4, 4, 8, 8)
+    condition = ConditionScheme().conditions(lq, None, 0.1, torch.randn(4), torch.randn(4, 4, 8, 8), torch.rand(4))
+    t, r = torch.tensor([0.9, 0.5, 1.0, 0.3]), torch.tensor([0.1, 0.499, 0.0, 0.3])
+    total, instantaneous = Distillation(method).losses(field, field, hq, condition, t, r, eps)
+    assert instantaneous.item() == pytest.approx(0, abs=1e-10)
+    assert total.item() == pytest.approx(0, abs=1e-8)
+
+
+def test_weak_samples_see_little_of_the_input():
+    lq, z = torch.ones(4, 1, 2, 2), torch.ones(4, 3, 5)
+    mixed: Conditions = ConditionScheme(weak_ratio=0.5, strength_mean=50.0).conditions(
+        lq, z, 0.2, torch.zeros(4), torch.randn(4, 1, 2, 2), torch.tensor([0.1, 0.9, 0.4, 0.6])
+    )
+    assert torch.allclose(mixed.lq[:, 0, 0, 0], torch.tensor([0.2, 1.0, 0.2, 1.0]))
+    assert mixed.z is not None
+    assert mixed.z[:, 0, 0].tolist() == [0, 1, 0, 1]
+
+
+def test_networks_keep_the_released_names():
+    options = train_vosr.parse(["flow", "--out", "x", "--steps", "1"])
+    model = train_vosr.starting_point(options)[2]
+    assert isinstance(model, VOSRDiT)
+    assert "blocks.0.attn.qkv.weight" in model.state_dict()
+    assert not any(name.startswith("module.") for name in model.state_dict())
