@@ -9,8 +9,8 @@ from torch import Tensor
 class TileProgress:
     """Advances the node's bar tile by tile, in step with the sampler's own per-step updates.
 
-    One lives as long as one sampling run. It counts evaluations rather than look at the current sigma, which
-    would make the device wait.
+    One lives as long as one sampling run and serves all its conditions, run together or one after another. It counts
+    evaluations rather than look at the current sigma, which would make the device wait.
     """
 
     def __init__(self, tiles: int):
@@ -18,17 +18,23 @@ class TileProgress:
         self.evaluations = 0
         self.steps = 1
         self.done = 0
+        self.shown = 0
         self.bar = comfy.utils.ProgressBar(tiles)
+        self.sigma: Tensor | None = None
 
-    def start_evaluation(self, sample_sigmas: Tensor | None) -> None:
+    def start_evaluation(self, sigma: Tensor | None, sample_sigmas: Tensor | None) -> None:
+        """Conditions of one evaluation are run with one and the same sigma tensor."""
         if sample_sigmas is not None:
             self.steps = max(1, sample_sigmas.shape[0] - 1)
-        self.evaluations += 1
+        if sigma is None or sigma is not self.sigma:
+            self.evaluations += 1
+        self.sigma = sigma
         self.done = 0
 
     def advance(self, tiles: int) -> None:
         """Samplers that evaluate more than once a step outrun the count: then only their own updates show."""
         self.done += tiles
-        if self.evaluations <= self.steps:
-            value = (self.evaluations - 1) * self.tiles + self.done
+        value = (self.evaluations - 1) * self.tiles + self.done
+        if self.evaluations <= self.steps and value > self.shown:
+            self.shown = value
             self.bar.update_absolute(value, self.steps * self.tiles)

@@ -38,9 +38,9 @@ def gaussian_blur(images: Tensor, sigma: float = BLUR_SIGMA, radius: int = BLUR_
     Works in strips of rows: beyond its result it needs memory for one strip only.
     """
     height, width = images.shape[-2:]
-    offsets = torch.arange(-radius, radius + 1, device=images.device, dtype=torch.float64)
+    offsets = torch.arange(-radius, radius + 1, dtype=torch.float64)
     kernel = torch.exp(-(offsets**2) / (2 * sigma**2))
-    kernel = (kernel / kernel.sum()).to(images.dtype)
+    kernel = (kernel / kernel.sum()).to(images)
     rows = reflect_indices(height, radius).to(images.device)
     columns = reflect_indices(width, radius).to(images.device)
     planes = images.reshape(-1, 1, height, width)

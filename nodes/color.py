@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from comfy_api.latest import io
 
-from ..models.color import METHODS, align_colors
+from ..models.color import METHODS, Method, align_colors
 
 
 class AlignColors(io.ComfyNode):
@@ -42,7 +42,7 @@ class AlignColors(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, image: torch.Tensor, reference: torch.Tensor, method: str) -> io.NodeOutput:
+    def execute(cls, image: torch.Tensor, reference: torch.Tensor, method: Method) -> io.NodeOutput:
         for name, images in (("image", image), ("reference", reference)):
             if not torch.isfinite(images).all():
                 raise ValueError(

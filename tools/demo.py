@@ -18,13 +18,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
 from _pack import ROOT
 from host_env import HostError, make_host
 
 try:
-    from comfy_server import ComfyClient, ComfyServer
     from PIL import Image, ImageDraw, ImageFont
     from skimage.metrics import peak_signal_noise_ratio, structural_similarity
+
+    from comfy_server import ComfyClient, ComfyServer
     from training_data import EVALUATION_PHOTOS, builtin_photos
 except ModuleNotFoundError as missing:
     sys.exit(f"the demo needs {missing.name} in ComfyUI's Python: {sys.executable} -m pip install '{ROOT}[demo]'")

@@ -221,6 +221,7 @@ def add_training_options(parser: argparse.ArgumentParser, mode: str) -> None:
             help="initialisation: the paper's, or one that starts as the best linear estimator")
         add("--init-from", type=Path, help="folder or exported file whose weights to start from")
         add("--logit-normal", type=float, nargs=2, metavar=("MEAN", "STD"), help="draw logit(t) from a normal distribution")
+        add("--balance", type=float, help="weight samples by s / (s + mse(lq, hq)) (ours)")
         add("--noise-only-chance", type=float, default=0.0, help="part of the samples at t = 1 (ours; the paper: 0)")
     else:
         add("--teacher", type=Path, required=True, help="folder or exported file of the multi-step model")
@@ -278,6 +279,7 @@ def train_options(options: argparse.Namespace, args: dict[str, Any]) -> TrainOpt
         weak_strengths=(low, high),
         condition_strength=tuple(options.condition_strength),
         noise_only_chance=0.0 if distill else options.noise_only_chance,
+        balance=None if distill else options.balance,
         logit_normal=None if distill or options.logit_normal is None else tuple(options.logit_normal),
         distillation=Distillation(options.method, options.guidance) if distill else Distillation(),
         precision=options.precision,

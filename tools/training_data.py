@@ -138,11 +138,13 @@ def random_window(image: np.ndarray, side: int, rng: np.random.Generator) -> np.
     factor = max(side / shortest, math.exp(rng.uniform(math.log(0.4), 0)))
     if rng.random() < 0.3 and factor < 1:
         factor = 1.0
-    if factor != 1:
-        size = [max(side, round(length * factor)) for length in (image.shape[1], image.shape[0])]
-        image = np.array(Image.fromarray(image).resize((size[0], size[1]), Image.Resampling.BICUBIC))
-    top, left = (int(rng.integers(length - side + 1)) for length in image.shape[:2])
-    return image[top : top + side, left : left + side]
+    extent = side / factor
+    top, left = (float(rng.uniform(0, max(length - extent, 0))) for length in image.shape[:2])
+    if factor == 1:
+        top, left = round(top), round(left)
+        return image[top : top + side, left : left + side]
+    box = (left, top, min(left + extent, image.shape[1]), min(top + extent, image.shape[0]))
+    return np.array(Image.fromarray(image).resize((side, side), Image.Resampling.BICUBIC, box=box))
 
 
 class PairBatches(Dataset):

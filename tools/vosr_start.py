@@ -10,16 +10,21 @@ from _pack import load_pack
 from torch import Tensor
 
 load_pack()
-from realisr.models.vosr.dit import VOSRDiT  # noqa: E402
+from realisr.models.vosr.dit import SelfAttention, VOSRDiT  # noqa: E402
+from realisr.models.vosr.training import balanced_weights  # noqa: E402
 
 SIGNAL = 0.5
 """Size of the copied values in the residual stream."""
 ANCHOR = 50.0
 """A constant channel, large enough that the RMS norms scale every token alike."""
-NOISE_GAIN = 0.3
+NOISE_GAIN = 0.1
 """How strongly blocks see the noisy latent at first; near t = 1 it tells nothing."""
 GATE = 0.2
 """Initial gate of every sublayer."""
+NEIGHBOURS = ((0, 1), (0, -1), (1, 0), (-1, 0), (0, 0))
+"""Token offsets (rows, columns) the heads start out attending to, head after head."""
+SHARPNESS = 1.5
+"""Initial gain of the query and key norms: how much more the nearest token counts than its neighbours."""
 TIME_STD = (1.0, 0.05)
 """Standard deviations of the time MLP's weights; the paper's 0.02 gives features that hardly change with t."""
 
@@ -58,6 +63,7 @@ def start_from_condition(
     copy_inputs(model, inputs)
     whiten_condition(model, inputs, lq)
     for block in model.blocks:
+        attend_to_neighbours(block.attn, config.head_dim)
         block.attn.proj.weight.zero_()
         block.mlp.w3.weight.zero_()
         block.scale_shift_table[[2, 5]] = GATE
@@ -73,9 +79,8 @@ def copy_inputs(model: VOSRDiT, inputs: int) -> None:
     width = model.config.hidden_size
     embed = model.x_embedder.proj
     weight = embed.weight.view(width, inputs)
-    weight[inputs:].mul_(SIGNAL)
+    weight[inputs:] = 0
     weight[:inputs] = SIGNAL * torch.eye(inputs, device=weight.device)
-    weight[inputs] = 0
     embed.bias[inputs] = ANCHOR
     token_rms = math.sqrt((ANCHOR**2 + width * SIGNAL**2) / width)
     norms = [model.final_layer.norm_final, *(norm for block in model.blocks for norm in (block.norm1, block.norm2))]
@@ -104,6 +109,29 @@ def whiten_condition(model: VOSRDiT, inputs: int, lq: Tensor) -> None:
     model.x_embedder.proj.bias[channels] = -SIGNAL * whitening @ mean.float()
 
 
+def attend_to_neighbours(attention: SelfAttention, head_dim: int) -> None:
+    """Give each head a fixed relative position to look at, so that the network starts out like a convolution.
+
+    Constant queries and keys, in the fastest rotary frequencies, agree best where the rotations differ by the
+    offset; what depends on the tokens starts small beside them.
+    """
+    heads = attention.heads
+    quarter = head_dim // 4
+    frequencies = 10000.0 ** (-torch.arange(quarter) / quarter)
+    used = frequencies > 0.2
+    bias = attention.qkv.bias.view(3, heads, 2, quarter, 2)
+    for head in range(heads):
+        offset = NEIGHBOURS[head % len(NEIGHBOURS)]
+        for axis in range(2):
+            angle = offset[axis] * frequencies
+            bias[0, head, axis, :, 0] = used.float()
+            bias[1, head, axis, :, 0] = torch.cos(angle) * used
+            bias[1, head, axis, :, 1] = -torch.sin(angle) * used
+    attention.qkv.weight.view(3, heads * head_dim, -1)[:2].mul_(0.1)
+    for norm in (attention.q_norm, attention.k_norm):
+        norm.weight.fill_(SHARPNESS)
+
+
 def fit_time_scale(model: VOSRDiT, inputs: int, generator: torch.Generator, variance: float) -> None:
     """Make the final modulation scale copied channels by `linear_velocity`, by least squares on the time features."""
     for layer, std in zip((model.t_embedder.mlp[0], model.t_embedder.mlp[2]), TIME_STD, strict=True):
@@ -121,3 +149,61 @@ def fit_time_scale(model: VOSRDiT, inputs: int, generator: torch.Generator, vari
     per_channel = solution.T.repeat_interleave(inputs // 2, dim=0)
     modulation.weight[scale] = per_channel[:, :-1]
     modulation.bias[scale] = per_channel[:, -1]
+
+
+@torch.no_grad()
+def fit_sublayers(model: VOSRDiT, hq: Tensor, lq: Tensor, generator: torch.Generator, scale: float = 0.02) -> list[float]:
+    """Fit the output layer of every sublayer in turn, by least squares, to what the one-step result still lacks.
+
+    Follows `start_from_condition`: what is inside a sublayer stays as initialised, so this is a regression on random
+    local features, a few passes over the data in place of many optimizer steps. The corrections go to the channels
+    that carry the LQ latent and so hold at every t. hq, lq: latents `[N, C, H, W]`. Returns the error after each fit.
+    """
+    eps = torch.randn(hq.shape, generator=generator)
+    weights = balanced_weights(hq, lq, scale)
+    inputs = model.x_embedder.proj.weight[0].numel()
+    errors = []
+    for block in model.blocks:
+        for layer, row in ((block.attn.proj, 2), (block.mlp.w3, 5)):
+            fit = SublayerFit(model, layer)
+            for part in zip(hq.split(16), lq.split(16), eps.split(16), weights.split(16), strict=True):
+                fit.add(*part)
+            gate = model.t_block(model.t_embedder(torch.ones(1), torch.float32)).view(6, -1)[row]
+            gate = gate + block.scale_shift_table[row]
+            solution = fit.solve()
+            half = inputs // 2
+            layer.weight[:half] = SIGNAL * solution[:-1].T / gate[:half, None]
+            layer.bias[:half] = SIGNAL * solution[-1] / gate[:half]
+            errors.append(fit.error)
+    return errors
+
+
+class SublayerFit:
+    """Normal equations of the one-step result's remaining error on the features that enter one layer."""
+
+    def __init__(self, model: VOSRDiT, layer: torch.nn.Module):
+        self.model, self.layer = model, layer
+        self.gram: Tensor | float = 0.0
+        self.moment: Tensor | float = 0.0
+        self.error, self.total = 0.0, 0.0
+
+    def add(self, hq: Tensor, lq: Tensor, eps: Tensor, weights: Tensor) -> None:
+        seen: list[Tensor] = []
+        hook = self.layer.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+        velocity = self.model(torch.cat([lq, eps], dim=1), torch.ones(len(hq)))
+        hook.remove()
+        lacking = F.unfold(hq - (eps - velocity), self.model.config.patch_size, stride=self.model.config.patch_size)
+        target = lacking.transpose(1, 2).flatten(0, 1)
+        features = torch.cat([seen[0].flatten(0, 1), torch.ones(len(target), 1)], dim=1)
+        per_token = weights.repeat_interleave(len(target) // len(hq))[:, None]
+        self.gram = self.gram + (features.T @ (per_token * features)).double()
+        self.moment = self.moment + (features.T @ (per_token * target)).double()
+        self.error += (per_token * target.square()).sum().item()
+        self.total += per_token.sum().item()
+
+    def solve(self, ridge: float = 1e-4) -> Tensor:
+        """Coefficients `[features + 1, values]`, the constant last."""
+        assert isinstance(self.gram, Tensor) and isinstance(self.moment, Tensor)
+        size = len(self.gram)
+        damping = ridge * self.gram.diagonal().mean() * torch.eye(size, dtype=torch.float64)
+        return torch.linalg.solve(self.gram + damping, self.moment).float()

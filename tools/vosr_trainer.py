@@ -26,6 +26,7 @@ from realisr.models.vosr.training import (  # noqa: E402
     Conditions,
     ConditionScheme,
     Distillation,
+    balanced_weights,
     flow_matching_loss,
     step_times,
 )
@@ -52,7 +53,8 @@ class TrainOptions:
 
     mode: `flow` or `distill`. noise_only_chance: part of the flow-matching samples taken at t = 1 exactly, where one
     Euler step gives the posterior mean (ours; the paper: 0). logit_normal: mean and standard deviation of logit(t),
-    or None for uniform t. cooldown: the learning rate falls to
+    or None for uniform t. balance: scale of `balanced_weights` of flow matching, or None for the paper's plain mean.
+    cooldown: the learning rate falls to
     zero along a half cosine over the last `cooldown` steps; 0 keeps it constant, as the paper does. optimizer: `adamw`,
     or `muon` for the matrices of the blocks with AdamW for everything else. edge_rate: factor of the learning rate
     for the embedding and the final layer.
@@ -73,6 +75,7 @@ class TrainOptions:
     condition_strength: tuple[float, float] = (5.0, 1.0)
     noise_only_chance: float = 0.0
     logit_normal: tuple[float, float] | None = None
+    balance: float | None = None
     distillation: Distillation = Distillation()
     precision: str = "fp32"
     compile: bool = False
@@ -158,7 +161,8 @@ class Trainer:
         eps = draws.normal(*hq.shape)
         with self.autocast():
             if self.teacher is None:
-                return flow_matching_loss(self.network, hq, condition, self.times(draws, batch), eps)
+                weights = None if self.options.balance is None else balanced_weights(hq, lq, self.options.balance)
+                return flow_matching_loss(self.network, hq, condition, self.times(draws, batch), eps, weights)
             t, r = step_times(draws.uniform(batch, 2), draws.uniform(batch))
             return self.options.distillation.losses(self.network, self.teacher, hq, condition, t, r, eps)[0]
 

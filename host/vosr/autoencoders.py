@@ -59,11 +59,13 @@ class ModuleVAE(comfy.sd.VAE):
         self.latent_channels = latent_channels
         self.downscale_ratio = self.upscale_ratio = downscale
         self.memory_used_encode, self.memory_used_decode = memory_encode, memory_decode
-        self.disable_offload = False
+        # Without weights there is nothing to offload.
+        self.disable_offload = not state_dict
         self.size = None
         self.first_stage_model = module.eval().to(self.vae_dtype)
         comfy.model_management.archive_model_dtypes(module)
-        self.patcher = comfy.model_patcher.CoreModelPatcher(
+        patcher = comfy.model_patcher.CoreModelPatcher if state_dict else comfy.model_patcher.ModelPatcher
+        self.patcher = patcher(
             module, load_device=self.device, offload_device=comfy.model_management.vae_offload_device()
         )
         module.load_state_dict(state_dict, strict=True, assign=self.patcher.is_dynamic())
@@ -79,7 +81,7 @@ def latent_diffusion_names(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor
 
 def stage_widths(shapes: Mapping[str, Sequence[int]], stages: str) -> list[int]:
     """Output widths of `encoder.down` or `decoder.up`, finest resolution first; empty without that half."""
-    widths = []
+    widths: list[int] = []
     while (shape := shapes.get(f"{stages}.{len(widths)}.block.0.conv1.weight")) is not None:
         widths.append(shape[0])
     return widths

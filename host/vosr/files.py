@@ -9,10 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import folder_paths
+import torch
+from torch import Tensor
 
 BUNDLED = "VOSR nano (bundled)"
 BUNDLED_FILE = Path(__file__).resolve().parents[2] / "weights" / "vosr_nano.safetensors"
-ARGS_METADATA_KEY = "vosr_args"
+ARGS_KEY = "vosr_args"
+"""Of the args in a single file: a metadata string, or where the host saves, which keeps no metadata of ours, a tensor
+of the bytes of that string."""
 
 # The EMA weights are what is released; a fixed order, so that a second file never changes the choice.
 WEIGHT_FOLDERS = ("clean_weights", "checkpoints", ".")
@@ -62,14 +66,18 @@ def folder_weights(folder: Path) -> Path:
     )
 
 
-def read_args(path: Path) -> dict[str, Any]:
+def parse_args(text: str, source: str) -> dict[str, Any]:
     try:
-        args = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not valid JSON ({error}). Download it again.") from error
+        args = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{source} is not valid JSON ({error}). Download it again.") from error
     if not isinstance(args, dict):
-        raise ValueError(f"{path} holds a {type(args).__name__}, not a table of settings. Download it again.")
+        raise ValueError(f"{source} holds a {type(args).__name__}, not a table of settings. Download it again.")
     return args
+
+
+def read_args(path: Path) -> dict[str, Any]:
+    return parse_args(path.read_text(encoding="utf-8", errors="replace"), str(path))
 
 
 def find_model(name: str) -> VOSRFile:
@@ -82,6 +90,15 @@ def find_model(name: str) -> VOSRFile:
     return VOSRFile(name, Path(folder_paths.get_full_path_or_raise("diffusion_models", name)))
 
 
-def metadata_args(metadata: Mapping[str, str]) -> dict[str, Any]:
-    """The args a single file carries in its safetensors metadata, if any."""
-    return json.loads(metadata.get(ARGS_METADATA_KEY, "{}"))
+def args_to_tensor(args: Mapping[str, Any]) -> Tensor:
+    return torch.tensor(list(json.dumps(args).encode()), dtype=torch.uint8)
+
+
+def stored_args(name: str, state_dict: dict[str, Any], metadata: Mapping[str, str]) -> dict[str, Any]:
+    """The args a single file carries, if any; their tensor is taken out of the state dict.
+
+    Raises ValueError when they cannot be read.
+    """
+    tensor = state_dict.pop(ARGS_KEY, None)
+    text = metadata.get(ARGS_KEY, "{}") if tensor is None else bytes(tensor.tolist()).decode(errors="replace")
+    return parse_args(text, f"{ARGS_KEY} in {name}")

@@ -7,13 +7,14 @@ from typing import Any
 
 import comfy.model_management
 import comfy.model_patcher
+import comfy.patcher_extension
 import comfy.utils
 import torch
 
 from ...models.vosr.config import VOSRConfig, strip_wrapper_prefix
 from ...models.vosr.dit import VOSRDiT
 from ..loading import describe_state_dict, load_state_dict_file, require_keys, shapes_of
-from .files import VOSRFile, find_model, metadata_args
+from .files import VOSRFile, find_model, stored_args
 from .latent import latent_format_for
 from .model import VOSRInfo, VOSRModelConfig
 
@@ -76,7 +77,7 @@ def load_vosr_model(name: str, weight_dtype: str = "default", variant: str = "au
     """
     chosen = find_model(name)
     state_dict, metadata = load_state_dict_file(chosen.path)
-    args = chosen.args or metadata_args(metadata)
+    args = chosen.args or stored_args(chosen.name, state_dict, metadata)
     state_dict = without_host_prefix(strip_wrapper_prefix(state_dict))
     state_dict, metadata = comfy.utils.convert_old_quants(state_dict, "", metadata=metadata)
     config = read_config(chosen.name, state_dict)
@@ -119,6 +120,14 @@ def build_patcher(
     if not management.is_device_cpu(offload_device):
         model.to(offload_device)
     model.load_model_weights(state_dict, "", assign=patcher.is_dynamic())
+    patcher.add_callback_with_key(comfy.patcher_extension.CallbacksMP.ON_LOAD, "realisr", patch_tables)
     kind = "one-step" if info.one_step else "multi-step"
     logging.info("RealISR: loaded %s (%s) from %s", source.name, kind, source.path)
     return patcher
+
+
+def patch_tables(patcher, device_to: torch.device, *_) -> None:
+    """Merges and LoRAs of the blocks' modulation tables, which the host, patching layers only, would pass over."""
+    for key in patcher.patches:
+        if key.endswith(".scale_shift_table") and key not in patcher.backup:
+            patcher.patch_weight_to_device(key, device_to=device_to)

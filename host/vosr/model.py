@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -24,6 +25,7 @@ from ...models.vosr.dit import Block, VOSRDiT
 from ...models.vosr.sampling import weak_strength_from_args
 from ..progress import TileProgress
 from .condition import ContextMemo, TilesCond, VisionCond, check_tokens, tiles_forward_shape, tiles_per_forward
+from .files import ARGS_KEY, args_to_tensor
 
 SIGMA_TABLE_SIZE = 25200
 """Length of the host's sigma table. Divisible by most step counts up to 50, so that the `simple` scheduler gives
@@ -117,6 +119,14 @@ class VOSRModelConfig(comfy.supported_models_base.BASE):
     def get_model(self, state_dict, prefix="", device=None):
         return VOSRModel(self, device=device)
 
+    def process_unet_state_dict_for_saving(self, state_dict):
+        """With the host's prefix, and with the args: the tensors of some models do not tell what they are."""
+        named = super().process_unet_state_dict_for_saving(state_dict)
+        args = dict(self.info.args)
+        if self.info.one_step:
+            args.setdefault("distill_type", "onestep")
+        return {**named, ARGS_KEY: args_to_tensor(args)} if args else named
+
 
 class VOSRModel(comfy.model_base.BaseModel):
     """Runs the network on the whole latent, or on tiles merged at every call (so under any sampler)."""
@@ -126,6 +136,7 @@ class VOSRModel(comfy.model_base.BaseModel):
             model_config, model_type=comfy.model_base.ModelType.FLOW, device=device, unet_model=HostVOSRDiT
         )
         self.info = model_config.info
+        self.run: tuple[weakref.ref[Tensor], TileProgress] | None = None
         self.model_sampling.set_parameters(shift=1.0, timesteps=SIGMA_TABLE_SIZE, multiplier=1.0)
 
     @property
@@ -164,7 +175,7 @@ class VOSRModel(comfy.model_base.BaseModel):
             )
         grid: TileGrid | None = kwargs.get("vosr_tiles")
         if grid is not None:
-            out["tiles"] = TilesCond(grid, self.patch_size, TileProgress(len(grid)))
+            out["tiles"] = TilesCond(grid, self.patch_size, self.run_progress(kwargs["noise"], len(grid)))
         if self.info.config.context_width:
             features = kwargs["cross_attn"]
             if features.shape[-1] != self.info.config.context_width:
@@ -176,6 +187,12 @@ class VOSRModel(comfy.model_base.BaseModel):
             check_tokens(features, tiles)
             out["vision"] = VisionCond(features, tiles, ContextMemo(self.context_budget()))
         return out
+
+    def run_progress(self, noise: Tensor, tiles: int) -> TileProgress:
+        """The bar of the run that samples this noise: the host encodes each of its conditions by itself."""
+        if self.run is None or self.run[0]() is not noise:
+            self.run = (weakref.ref(noise), TileProgress(tiles))
+        return self.run[1]
 
     def context_budget(self) -> int:
         """Bytes of context one conditioning may keep: at most half the weights, and a quarter of what is free."""
@@ -274,7 +291,7 @@ class _Call:
                 f"The VOSR tile grid covers a latent of {grid.height}x{grid.width}, the one being sampled is "
                 f"{canvas[0]}x{canvas[1]}."
             )
-        progress.start_evaluation(self.options.get("sample_sigmas"))
+        progress.start_evaluation(self.options.get("sigmas"), self.options.get("sample_sigmas"))
 
         def predict(first: int, boxes: Sequence[Box]) -> list[Tensor]:
             comfy.model_management.throw_exception_if_processing_interrupted()

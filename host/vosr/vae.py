@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from ...models.vosr.qwen_vae import LATENTS_MEAN, LATENTS_STD, LOGVAR_RANGE
 from ...models.vosr.qwen_vae_video import from_video, is_video
 from ..loading import describe_state_dict, load_state_dict_file
 from .autoencoders import kl_vae, latent_diffusion_names, pixel_vae, qwen_vae
+from .files import read_args
 
 PIXEL_UNSHUFFLE = "pixel unshuffle x2 (no file)"
 PIXEL_DOWNSCALE = 2
@@ -117,7 +117,7 @@ def check_statistics(path: Path) -> None:
     config = path.parent / "config.json"
     if not config.is_file():
         return
-    stated = json.loads(config.read_text(encoding="utf-8"))
+    stated = read_args(config)
     for key, standard in (("latents_mean", LATENTS_MEAN), ("latents_std", LATENTS_STD)):
         values = stated.get(key)
         if values is None:

@@ -78,10 +78,26 @@ def noisy_latent(hq: Tensor, eps: Tensor, t: Tensor) -> Tensor:
     return (1 - expand(t, hq)) * hq + expand(t, hq) * eps
 
 
-def flow_matching_loss(model: VelocityNetwork, hq: Tensor, condition: Conditions, t: Tensor, eps: Tensor) -> Tensor:
-    """Mean squared error of the velocity at time t against eps - hq."""
+def flow_matching_loss(
+    model: VelocityNetwork,
+    hq: Tensor,
+    condition: Conditions,
+    t: Tensor,
+    eps: Tensor,
+    weights: Tensor | None = None,
+) -> Tensor:
+    """Mean squared error of the velocity at time t against eps - hq; weights `[B]` for an uneven mean over samples."""
     velocity = model(torch.cat([condition.lq, noisy_latent(hq, eps, t)], dim=1), t, z=condition.z)
-    return (velocity.float() - (eps - hq)).square().mean()
+    error = (velocity.float() - (eps - hq)).square()
+    return (error if weights is None else error * expand(weights, error)).mean()
+
+
+def balanced_weights(hq: Tensor, lq: Tensor, scale: float) -> Tensor:
+    """Sample weights `[B]` up to 1 that keep the worst-degraded samples from ruling a batch: s / (s + mse(lq, hq)).
+
+    Ours; with them the objective is nearer to the mean PSNR than to the mean squared error.
+    """
+    return scale / (scale + (hq - lq).square().flatten(1).mean(dim=1))
 
 
 @dataclass(frozen=True)

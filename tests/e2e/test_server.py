@@ -54,9 +54,8 @@ def test_every_node_is_registered(server: ComfyServer, host):
 def test_runs_a_workflow_and_fetches_its_image(server: ComfyServer):
     name = server.client.upload_image(Image.new("RGB", (20, 10), (255, 255, 0)), "yellow.png")
     seen: list[str] = []
-    result = server.client.run(
-        {**INVERT, "1": {"class_type": "LoadImage", "inputs": {"image": name}}}, on_message=lambda kind, _: seen.append(kind)
-    )
+    workflow = {**INVERT, "1": {"class_type": "LoadImage", "inputs": {"image": name}}}
+    result = server.client.run(workflow, on_message=lambda kind, _: seen.append(kind))
     (file,) = result.images("3")
     image = server.client.image(file)
     assert image.size == (20, 10)
@@ -97,7 +96,8 @@ def test_a_run_can_be_cancelled_and_the_next_one_works(server: ComfyServer):
 
 
 def test_a_server_that_cannot_start_says_why(start_server):
-    with pytest.raises(RuntimeError, match="unrecognized arguments: --no-such-option"), start_server("--no-such-option"):
+    refusal = pytest.raises(RuntimeError, match="unrecognized arguments: --no-such-option")
+    with refusal, start_server("--no-such-option"):
         pass
 
 

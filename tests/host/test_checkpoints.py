@@ -86,7 +86,8 @@ def test_the_same_seed_makes_the_same_checkpoint():
 
 
 def test_no_weight_is_zero():
-    for state_dict in (checkpoints.flux(), checkpoints.taesd(), checkpoints.dinov2(), checkpoints.vosr(checkpoints.vosr_config())):
+    vosr = checkpoints.vosr(checkpoints.vosr_config())
+    for state_dict in (checkpoints.flux(), checkpoints.taesd(), checkpoints.dinov2(), vosr):
         assert [name for name, tensor in state_dict.items() if not tensor.any()] == []
 
 

@@ -86,7 +86,9 @@ def test_every_input_and_output_has_a_tooltip(nodes, complaints):
     for node in nodes:
         schema = node.GET_SCHEMA()
         complaints += [
-            f"{schema.node_id}: input {item.id} has no tooltip" for item in every_input(schema.inputs) if not item.tooltip
+            f"{schema.node_id}: input {item.id} has no tooltip"
+            for item in every_input(schema.inputs)
+            if not item.tooltip
         ]
         complaints += [
             f"{schema.node_id}: output {number} ({item.display_name}) has no tooltip"

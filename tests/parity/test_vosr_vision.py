@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+
 from _pack import load_pack
 
 from . import golden
@@ -20,6 +21,11 @@ def test_preprocessing(case):
     pixels = preprocess((case["in/lq"] + 1) / 2, case.parameters["size"])
     stride = case.parameters["stride"]
     golden.assert_within(pixels[..., ::stride, ::stride], case["out/pixels"], TOLERANCE)
+
+
+def check(case: golden.Case, key: str, tensor: torch.Tensor) -> None:
+    actual, expected = case.reference(key, tensor)
+    golden.assert_within(actual, expected, TOLERANCE, key)
 
 
 @torch.no_grad()
@@ -43,8 +49,7 @@ def test_features(host, case, naming, tmp_path):
 
     (block,), (last,) = case.parameters["layers"], case.parameters["last"]
     features, normed = encode_vosr_features(vision, images, block), encode_vosr_features(vision, images, last)
-    golden.assert_within(*case.reference("out/feat", features), TOLERANCE, "features")
-    golden.assert_within(*case.reference("out/feat_last", normed), TOLERANCE, "normed features")
+    check(case, "out/feat", features)
+    check(case, "out/feat_last", normed)
     assert torch.equal(encode_vosr_features(vision, images), features)
-    table = vision.model.embeddings.interpolate_pos_encoding(images, INPUT_SIZE, INPUT_SIZE)
-    golden.assert_within(*case.reference("mid/pos_embed_448", table), TOLERANCE, "position table")
+    check(case, "mid/pos_embed_448", vision.model.embeddings.interpolate_pos_encoding(images, INPUT_SIZE, INPUT_SIZE))

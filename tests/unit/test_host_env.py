@@ -129,7 +129,8 @@ def test_two_runs_at_once_take_turns(tmp_path: Path):
         f"with host_env.locked(pathlib.Path({str(tmp_path / 'lock')!r})): print('mine')\n"
     )
     with host_env.locked(tmp_path / "lock"):
-        other = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        command = [sys.executable, "-c", script]
+        other = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         assert other.stderr is not None
         assert "waiting" in other.stderr.readline()
         assert other.poll() is None

@@ -86,8 +86,8 @@ def test_an_arrow_back_is_found(path: str, source: str):
     ("path", "source"),
     [
         ("models/vosr/dit.py", "from .config import VOSRConfig\nfrom ..tiling import Grid\nimport torch"),
-        ("host/vosr/model.py", "import comfy.model_base\nfrom ...models.vosr.dit import VOSRDiT\nfrom ..loading import f"),
-        ("nodes/vosr.py", "from comfy_api.latest import io\nfrom ..host.vosr import guider\nfrom ..services import iqa"),
+        ("host/vosr/model.py", "import comfy.model_base\nfrom ...models.vosr import dit\nfrom .. import loading"),
+        ("nodes/vosr.py", "from comfy_api.latest import io\nfrom ..host import loading\nfrom ..services import iqa"),
     ],
 )
 def test_an_arrow_forward_is_fine(path: str, source: str):

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from _pack import load_pack
 
+from _pack import load_pack
 from harness.autoencoders import qwen_vae
 
 load_pack()
@@ -44,7 +44,7 @@ def test_the_image_file_is_no_video_file():
 
 
 def test_the_video_file_in_diffusers_naming_holds_the_image_file():
-    """Same names; kernels have a time axis, of which one frame sees the last slice, and gains two trailing ones more."""
+    """Same names; a frame sees the last slice of a kernel along time."""
     image = qwen_vae()
     video = {}
     for name, value in image.items():

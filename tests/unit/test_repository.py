@@ -10,7 +10,9 @@ import pytest
 
 from _pack import ROOT
 
-MACHINE_PATH = re.compile(r"(?<![\w.$}~/-])/(?:home|root|Users|work|tmp|mnt|srv)/[\w.]+|\b[A-Z]:\\{1,2}(?:Users|models|ComfyUI)")
+MACHINE_PATH = re.compile(
+    r"(?<![\w.$}~/-])/(?:home|root|Users|work|tmp|mnt|srv)/[\w.]+|\b[A-Z]:\\{1,2}(?:Users|models|ComfyUI)"
+)
 TEXT_SUFFIXES = {".py", ".md", ".json", ".toml", ".js", ".css", ".yml", ".yaml", ".txt", ".cfg", ".sh", ""}
 PYPROJECT = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
 
@@ -18,7 +20,8 @@ PYPROJECT = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
 def text_files() -> list[Path]:
     """Files of the checkout that git tracks or would add."""
     listed = subprocess.run(
-        ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"], cwd=ROOT, capture_output=True, check=False
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"],
+        cwd=ROOT, capture_output=True, check=False,
     )
     if listed.returncode:
         pytest.skip("not a git checkout")

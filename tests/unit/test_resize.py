@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from _pack import load_pack
 from PIL import Image
+
+from _pack import load_pack
 
 load_pack()
 
@@ -21,10 +22,11 @@ def pillow(image: torch.Tensor, width: int, height: int, resample) -> np.ndarray
 @pytest.mark.parametrize("resample", [resize.BICUBIC, resize.LANCZOS])
 def test_each_image_is_pillows(size, resample):
     images = torch.rand(2, 19, 23, 3)
-    resized = resize.resize(images, *size, resample)
-    assert resized.shape == (2, size[1], size[0], 3)
+    width, height = size
+    resized = resize.resize(images, width, height, resample)
+    assert resized.shape == (2, height, width, 3)
     for image, result in zip(images, resized, strict=True):
-        np.testing.assert_array_equal(resize.to_bytes(result).numpy(), pillow(image, *size, resample))
+        np.testing.assert_array_equal(resize.to_bytes(result).numpy(), pillow(image, width, height, resample))
 
 
 @pytest.mark.parametrize("channels", [1, 2, 4])

@@ -1,0 +1,118 @@
+"""Translations and help pages say something about every node, input and output there is, and about nothing else."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from _pack import ROOT
+from export_locale import LOCALES, PREFIX, pack_texts
+
+LANGUAGES = ("en", "zh")
+HELP = ROOT / "js" / "docs"
+# The frontend's message format gives these a meaning of their own.
+MESSAGE_SYNTAX = re.compile(r"[{}|@]")
+
+
+@pytest.fixture(scope="module")
+def schema_texts(server) -> dict[str, Any]:
+    return pack_texts(server.client.object_info())
+
+
+def read(language: str) -> dict[str, Any]:
+    return json.loads((LOCALES / language / "nodeDefs.json").read_text(encoding="utf-8"))
+
+
+def leaves(texts: Any, path: str = "") -> Iterator[tuple[str, str]]:
+    if isinstance(texts, dict):
+        for key, value in texts.items():
+            yield from leaves(value, f"{path}/{key}")
+    else:
+        yield path, texts
+
+
+def test_english_is_what_the_schemas_say(schema_texts):
+    assert read("en") == schema_texts, "run tools/export_locale.py"
+
+
+def test_chinese_is_complete(schema_texts):
+    assert dict(leaves(read("zh"))).keys() == dict(leaves(schema_texts)).keys()
+
+
+def test_chinese_is_translated():
+    english = dict(leaves(read("en")))
+    tooltips = {path: text for path, text in leaves(read("zh")) if path.endswith(("/tooltip", "/description"))}
+    same = [path for path, text in tooltips.items() if text == english[path]]
+    assert same == []
+    assert all(re.search("[\u4e00-\u9fff]", text) for text in tooltips.values())
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_no_text_upsets_the_message_format(language: str):
+    upset = [f"{path}: {text}" for path, text in leaves(read(language)) if MESSAGE_SYNTAX.search(text)]
+    assert upset == []
+
+
+def test_the_server_hands_out_the_translations(server):
+    assert server.client.get("/i18n")["zh"]["nodeDefs"].items() >= read("zh").items()
+
+
+def test_there_is_a_help_page_for_every_node_and_no_other(schema_texts):
+    assert {folder.name for folder in HELP.iterdir()} == schema_texts.keys()
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_help_pages_name_every_input_and_output(server, schema_texts, language: str):
+    missing = []
+    for node_id, node in server.client.object_info().items():
+        if not node_id.startswith(PREFIX):
+            continue
+        page = (HELP / node_id / f"{language}.md").read_text(encoding="utf-8")
+        # A dynamic input's own widgets go by their short names on the node.
+        parents = [key for key in schema_texts[node_id]["inputs"] if f"`{key}`" in page]
+        names = [remove_parent(key, parents) for key in schema_texts[node_id]["inputs"]] + node["output_name"]
+        missing += [f"{node_id}: {name}" for name in names if f"`{name}`" not in page]
+    assert missing == []
+
+
+def remove_parent(key: str, parents: list[str]) -> str:
+    return next((key.removeprefix(f"{parent}_") for parent in parents if key.startswith(f"{parent}_")), key)
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_help_pages_are_titled_and_served_where_the_frontend_looks(server, language: str):
+    for node_id, texts in read(language).items():
+        page = server.client.request(f"/extensions/realisr/docs/{node_id}/{language}.md").decode()
+        assert page.startswith(f"# {texts['display_name']}\n")
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_help_pages_name_workflows_that_exist(language: str):
+    for page in HELP.glob(f"*/{language}.md"):
+        for name in re.findall(r"\*(vosr_\w+)\*", page.read_text(encoding="utf-8")):
+            assert (ROOT / "workflows" / f"{name}.json").is_file(), f"{page.relative_to(ROOT)} names {name}"
+
+
+def test_the_frontend_shows_chinese(frontend, server):
+    """One node in the real frontend: dynamic widgets are looked up under names made from theirs."""
+    server.client.post("/settings", {"Comfy.Locale": "zh"})
+    try:
+        frontend.page.reload(wait_until="domcontentloaded")
+        frontend.page.wait_for_function("() => window.app?.vueAppReady", timeout=120_000)
+        labels = frontend.page.evaluate("""() => {
+            const node = LiteGraph.createNode("RealISR_DegradeImage");
+            const mode = node.widgets.find((widget) => widget.name === "degradation");
+            mode.value = "simple";
+            return [node.title, ...node.widgets.map((widget) => widget.label ?? widget.name)];
+        }""")
+    finally:
+        server.client.post("/settings", {"Comfy.Locale": "en"})
+        frontend.page.reload(wait_until="domcontentloaded")
+        frontend.page.wait_for_function("() => window.app?.vueAppReady", timeout=120_000)
+    texts = read("zh")["RealISR_DegradeImage"]
+    assert labels[0] == texts["display_name"]
+    assert {texts["inputs"][key]["name"] for key in ("scale", "degradation", "degradation_noise_sigma")} <= set(labels)

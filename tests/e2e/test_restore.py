@@ -1,0 +1,177 @@
+"""tools/restore.py over a real server, and what it says when something is wrong."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+import restore
+from _pack import ROOT
+from comfy_client import HTTPClient
+
+GRAPH = {
+    "1": {"class_type": "LoadImage", "inputs": {"image": "example.png"}, "_meta": {"title": "Load Image"}},
+    "2": {
+        "class_type": "ImageScaleBy",
+        "inputs": {"image": ["1", 0], "upscale_method": "nearest-exact", "scale_by": 2},
+        "_meta": {"title": "Upscale Image. By"},
+    },
+    "3": {"class_type": "SaveImage", "inputs": {"images": ["2", 0], "filename_prefix": "restored"}},
+}
+
+
+@pytest.fixture
+def workflow(tmp_path: Path) -> Path:
+    path = tmp_path / "workflow.json"
+    path.write_text(json.dumps(GRAPH), encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    folder = tmp_path / "my photos"
+    folder.mkdir()
+    Image.new("RGB", (6, 4), (200, 10, 30)).save(folder / "red ä.png")
+    Image.new("RGB", (5, 9), (10, 20, 240)).save(folder / "blue.jpg", quality=95)
+    (folder / "notes.txt").write_text("not an image", encoding="utf-8")
+    return folder
+
+
+def run(capsys, *arguments: str | Path) -> tuple[int, str, str]:
+    status = restore.main([str(argument) for argument in arguments])
+    printed = capsys.readouterr()
+    return status, printed.out, printed.err
+
+
+def test_restores_a_folder_and_goes_on_where_it_was(server, capsys, workflow: Path, photos: Path, tmp_path: Path):
+    target = tmp_path / "results" / "deep"
+    arguments = (photos, target, "--server", f"{server.url}/", "--workflow", workflow)
+    status, out, err = run(capsys, *arguments)
+    assert (status, err) == (0, "")
+    assert {path.name for path in target.iterdir()} == {"red ä.png", "blue.png"}
+    assert Image.open(target / "blue.png").size == (10, 18)
+    red = Image.open(target / "red ä.png")
+    assert (red.size, red.getpixel((3, 3))) == ((12, 8), (200, 10, 30))
+    assert "[2/2] red ä.png" in out
+
+    (target / "blue.png").unlink()
+    kept = (target / "red ä.png").stat().st_mtime_ns
+    status, out, _ = run(capsys, *arguments)
+    assert status == 0
+    assert "is there already" in out
+    assert (target / "blue.png").is_file()
+    assert (target / "red ä.png").stat().st_mtime_ns == kept
+
+
+def test_a_setting_reaches_the_workflow(server, capsys, workflow: Path, photos: Path, tmp_path: Path):
+    arguments = (photos, tmp_path / "out", "--server", server.url, "--workflow", workflow)
+    assert run(capsys, *arguments, "--set", "Upscale Image. By.scale_by=3")[0] == 0
+    assert Image.open(tmp_path / "out" / "blue.png").size == (15, 27)
+
+
+def test_one_bad_image_does_not_stop_the_rest(server, capsys, workflow: Path, photos: Path, tmp_path: Path):
+    (photos / "a_broken.png").write_bytes(b"this is no picture")
+    status, _, err = run(capsys, photos, tmp_path / "out", "--server", server.url, "--workflow", workflow)
+    assert status == 1
+    assert "a_broken.png: failed" in err
+    assert "1 of 3 images failed" in err
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"red ä.png", "blue.png"}
+
+
+def test_a_batch_becomes_numbered_files(server, capsys, tmp_path: Path, photos: Path):
+    graph = {
+        **GRAPH,
+        "4": {"class_type": "RepeatImageBatch", "inputs": {"image": ["2", 0], "amount": 2}},
+        "3": {"class_type": "SaveImage", "inputs": {"images": ["4", 0], "filename_prefix": "restored"}},
+    }
+    (tmp_path / "batch.json").write_text(json.dumps(graph), encoding="utf-8")
+    arguments = (photos, tmp_path / "out", "--server", server.url, "--workflow", tmp_path / "batch.json")
+    assert run(capsys, *arguments)[0] == 0
+    assert {path.name for path in (tmp_path / "out").glob("blue*")} == {"blue_1.png", "blue_2.png"}
+    assert run(capsys, *arguments)[1].count("is there already") == 2
+
+
+def test_a_run_that_is_given_up_leaves_the_servers_queue(server, tmp_path: Path, photos: Path):
+    graph = {
+        "1": GRAPH["1"],
+        "2": {"class_type": "RealISRTest_Wait", "inputs": {"seconds": 60.0}},
+        "3": {"class_type": "SaveImage", "inputs": {"images": ["1", 0], "filename_prefix": "x"}},
+    }
+    job = restore.Job(graph, "1", "3")
+    client = HTTPClient(server.url)
+    with pytest.raises(TimeoutError):
+        restore.restore_image(client, job, photos / "blue.jpg", timeout=1)
+    follow_up = restore.Job(GRAPH, "1", "3")
+    assert len(restore.restore_image(client, follow_up, photos / "blue.jpg", timeout=60)) == 1
+
+
+def test_it_needs_nothing_but_python(tmp_path: Path):
+    """An interpreter without installed packages runs it: -S leaves out site-packages, -I the environment."""
+    done = subprocess.run(
+        [sys.executable, "-I", "-S", "-c", f"import sys; sys.path.insert(0, {str(ROOT / 'tools')!r}); import restore"],
+        capture_output=True, text=True, check=False,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{", "is not JSON"),
+        (json.dumps({"nodes": [], "links": []}), r"the form ComfyUI's editor saves.*Export \(API\)"),
+        (json.dumps({"a": 1}), "is not a workflow in API form"),
+        (json.dumps({"3": GRAPH["3"]}), "0 nodes 'LoadImage'"),
+        (json.dumps({**GRAPH, "7": GRAPH["1"]}), r"2 nodes 'LoadImage'.*--input-node: 1 \(LoadImage\), 7 "),
+    ],
+)
+def test_a_workflow_that_cannot_be_used(capsys, photos: Path, tmp_path: Path, content: str, message: str):
+    path = tmp_path / "workflow.json"
+    path.write_text(content, encoding="utf-8")
+    status, _, err = run(capsys, photos, tmp_path / "out", "--workflow", path)
+    assert status == 2
+    assert re.search(message, err), err
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("2.scale_by", "expected NODE.INPUT=VALUE"),
+        ("nosuch.scale_by=2", "expected NODE.INPUT=VALUE; the nodes are 1 "),
+        ("2.image=x", "no widget 'image', only upscale_method, scale_by"),
+        ("2.scale_by=big", "expected a number"),
+    ],
+)
+def test_a_setting_that_cannot_be_made(capsys, photos: Path, workflow: Path, setting: str, message: str):
+    status, _, err = run(capsys, photos, photos.parent / "out", "--workflow", workflow, "--set", setting)
+    assert status == 2
+    assert message in err
+
+
+def test_folders_that_cannot_be_used(capsys, workflow: Path, photos: Path, tmp_path: Path):
+    assert "there is no folder" in run(capsys, tmp_path / "nowhere", tmp_path, "--workflow", workflow)[2]
+    (tmp_path / "empty").mkdir()
+    assert "has no images" in run(capsys, tmp_path / "empty", tmp_path, "--workflow", workflow)[2]
+    assert "are the same" in run(capsys, photos, photos, "--workflow", workflow)[2]
+    Image.new("RGB", (2, 2)).save(photos / "blue.png")
+    assert "one result: blue" in run(capsys, photos, tmp_path / "out", "--workflow", workflow)[2]
+
+
+def test_a_server_that_is_not_there(capsys, photos: Path, workflow: Path, tmp_path: Path):
+    arguments = (photos, tmp_path / "out", "--workflow", workflow, "--server", "http://127.0.0.1:9")
+    status, _, err = run(capsys, *arguments)
+    assert status == 2
+    assert "no ComfyUI answers at http://127.0.0.1:9" in err
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_default_workflow_is_shipped():
+    setting = "RealISR_RestorationCFGSampler.resize.scale=4"
+    job = restore.read_job(restore.DEFAULT_WORKFLOW, [setting], "LoadImage", "SaveImage")
+    (sampler,) = restore.find_nodes(job.graph, "RealISR_RestorationCFGSampler")
+    assert job.graph[sampler]["inputs"]["resize.scale"] == 4
