@@ -180,7 +180,7 @@ class ComfyServer:
         for name, folder in self.custom_nodes.items():
             (self.base / "custom_nodes" / name).symlink_to(folder, target_is_directory=True)
 
-    def _start(self, timeout: float = 300) -> None:
+    def _start(self, timeout: float = 500) -> None:
         port = free_port()
         command = [
             str(self.host.python), str(self.host.comfyui / "main.py"), "--cpu", "--listen", "127.0.0.1",

@@ -16,7 +16,9 @@ class Muon(torch.optim.Optimizer):
     take the same learning rate. torch.optim.Muon iterates in bfloat16, which CPUs without it emulate slowly.
     """
 
-    def __init__(self, params, lr: float = 1e-3, momentum: float = 0.95, weight_decay: float = 0.01, iterations: int = 5):
+    def __init__(
+        self, params, lr: float = 1e-3, momentum: float = 0.95, weight_decay: float = 0.01, iterations: int = 5
+    ):
         super().__init__(params, {
             "lr": lr, "momentum": momentum, "weight_decay": weight_decay, "iterations": iterations,
         })

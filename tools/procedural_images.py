@@ -31,7 +31,7 @@ def random_color(rng: Generator) -> np.ndarray:
 
 
 def to_rgb(color: np.ndarray) -> tuple[int, int, int]:
-    red, green, blue = (int(round(255 * value)) for value in color)
+    red, green, blue = (round(255 * float(value)) for value in color)
     return red, green, blue
 
 
@@ -177,7 +177,9 @@ def write_text(rng: Generator, canvas: Image.Image, lines: int) -> None:
 def text_page(rng: Generator, size: int) -> np.ndarray:
     """Lines of text of several fonts over a plain or smoothly shaded page."""
     side = size * SUPERSAMPLING
-    page = np.clip(gradient(rng, side), 0, 1) if rng.random() < 0.5 else np.broadcast_to(random_color(rng), (side, side, 3))
+    page = np.broadcast_to(random_color(rng), (side, side, 3))
+    if rng.random() < 0.5:
+        page = np.clip(gradient(rng, side), 0, 1)
     canvas = Image.fromarray((page * 255).astype(np.uint8))
     write_text(rng, canvas, int(rng.integers(8, 40)))
     return to_array(canvas, size)

@@ -19,10 +19,12 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-import torch  # noqa: E402
-from _pack import load_pack  # noqa: E402
-from torch import Tensor  # noqa: E402
-from torch.utils.data import DataLoader  # noqa: E402
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from _pack import load_pack
 
 load_pack()
 from realisr.models.degradation.simple import SimpleDegradation  # noqa: E402
@@ -42,6 +44,7 @@ from training_data import (  # noqa: E402
     read_image,
     to_signed,
 )
+from vosr_start import start_from_condition  # noqa: E402
 from vosr_trainer import (  # noqa: E402
     CheckpointedDiT,
     LatentSpace,
@@ -50,7 +53,6 @@ from vosr_trainer import (  # noqa: E402
     Validation,
     cpu_threads,
 )
-from vosr_start import start_from_condition  # noqa: E402
 from vosr_weights import export, load_model  # noqa: E402
 
 START_BATCHES = 16
@@ -189,14 +191,16 @@ def make_validation(options: argparse.Namespace, crop: int) -> Validation | None
         pairs = [(photo, degrade_and_upscale(photo, degradation, seed=1)) for photo in photos]
         crops = [pair for photo, lq in pairs for pair in grid_crops(photo, lq, crop)]
         chosen = crops[:: max(1, len(crops) // 32)]
-        hq, lq = (to_signed(torch.stack([torch.from_numpy(c[k].copy()) for c in chosen]).numpy()) for k in (0, 1))
-        sets[f"x{scale}"] = (hq, lq)
+        hq, lq = zip(*chosen, strict=True)
+        sets[f"x{scale}"] = (to_signed(np.stack(hq)), to_signed(np.stack(lq)))
     return Validation(sets)
 
 
-def grid_crops(photo, lq, crop: int) -> list[tuple[Any, Any]]:
+def grid_crops(photo: np.ndarray, lq: np.ndarray, crop: int) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Aligned square crops of both images, side by side."""
     rows, columns = (range(0, side - crop + 1, crop) for side in photo.shape[:2])
-    return [(p[y : y + crop, x : x + crop], q[y : y + crop, x : x + crop]) for p, q in [(photo, lq)] for y in rows for x in columns]
+    cuts = [np.s_[y : y + crop, x : x + crop] for y in rows for x in columns]
+    return [(photo[cut], lq[cut]) for cut in cuts]
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -220,7 +224,8 @@ def add_training_options(parser: argparse.ArgumentParser, mode: str) -> None:
         add("--init", choices=("reference", "condition"), default="reference",
             help="initialisation: the paper's, or one that starts as the best linear estimator")
         add("--init-from", type=Path, help="folder or exported file whose weights to start from")
-        add("--logit-normal", type=float, nargs=2, metavar=("MEAN", "STD"), help="draw logit(t) from a normal distribution")
+        add("--logit-normal", type=float, nargs=2, metavar=("MEAN", "STD"),
+            help="draw logit(t) from a normal distribution; default: t is uniform, as in the paper")
         add("--balance", type=float, help="weight samples by s / (s + mse(lq, hq)) (ours)")
         add("--noise-only-chance", type=float, default=0.0, help="part of the samples at t = 1 (ours; the paper: 0)")
     else:
@@ -323,7 +328,8 @@ def train(options: argparse.Namespace) -> None:
     if options.command == "flow" and options.init == "condition":
         lq = torch.cat([latents.encode(data[step][1]) for step in range(START_BATCHES)])
         start_from_condition(model, lq, torch.Generator().manual_seed(options.seed))
-    trainer = Trainer(train_options(options, args), args, model, latents, options.out, torch.device(options.device), teacher)
+    device = torch.device(options.device)
+    trainer = Trainer(train_options(options, args), args, model, latents, options.out, device, teacher)
     if options.resume:
         trainer.resume()
     elif trainer.state_file.exists():

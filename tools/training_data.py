@@ -12,12 +12,13 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
-import procedural_images
 import torch
-from _pack import load_pack
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
+
+import procedural_images
+from _pack import load_pack
 
 load_pack()
 from realisr.models.degradation.simple import SimpleDegradation  # noqa: E402

@@ -6,12 +6,12 @@ import math
 
 import torch
 import torch.nn.functional as F
-from _pack import load_pack
 from torch import Tensor
+
+from _pack import load_pack
 
 load_pack()
 from realisr.models.vosr.dit import SelfAttention, VOSRDiT  # noqa: E402
-from realisr.models.vosr.training import balanced_weights  # noqa: E402
 
 SIGNAL = 0.5
 """Size of the copied values in the residual stream."""
@@ -41,9 +41,7 @@ def linear_velocity(t: Tensor, variance: float) -> tuple[Tensor, Tensor]:
 
 
 @torch.no_grad()
-def start_from_condition(
-    model: VOSRDiT, lq: Tensor, generator: torch.Generator, variance: float = 0.03
-) -> VOSRDiT:
+def start_from_condition(model: VOSRDiT, lq: Tensor, generator: torch.Generator, variance: float = 0.03) -> VOSRDiT:
     """Set an initialised network so that its velocity is `linear_velocity`; training adds what is not linear.
 
     The embedding gives every input value a residual channel of its own, the final modulation scales those channels
@@ -149,61 +147,3 @@ def fit_time_scale(model: VOSRDiT, inputs: int, generator: torch.Generator, vari
     per_channel = solution.T.repeat_interleave(inputs // 2, dim=0)
     modulation.weight[scale] = per_channel[:, :-1]
     modulation.bias[scale] = per_channel[:, -1]
-
-
-@torch.no_grad()
-def fit_sublayers(model: VOSRDiT, hq: Tensor, lq: Tensor, generator: torch.Generator, scale: float = 0.02) -> list[float]:
-    """Fit the output layer of every sublayer in turn, by least squares, to what the one-step result still lacks.
-
-    Follows `start_from_condition`: what is inside a sublayer stays as initialised, so this is a regression on random
-    local features, a few passes over the data in place of many optimizer steps. The corrections go to the channels
-    that carry the LQ latent and so hold at every t. hq, lq: latents `[N, C, H, W]`. Returns the error after each fit.
-    """
-    eps = torch.randn(hq.shape, generator=generator)
-    weights = balanced_weights(hq, lq, scale)
-    inputs = model.x_embedder.proj.weight[0].numel()
-    errors = []
-    for block in model.blocks:
-        for layer, row in ((block.attn.proj, 2), (block.mlp.w3, 5)):
-            fit = SublayerFit(model, layer)
-            for part in zip(hq.split(16), lq.split(16), eps.split(16), weights.split(16), strict=True):
-                fit.add(*part)
-            gate = model.t_block(model.t_embedder(torch.ones(1), torch.float32)).view(6, -1)[row]
-            gate = gate + block.scale_shift_table[row]
-            solution = fit.solve()
-            half = inputs // 2
-            layer.weight[:half] = SIGNAL * solution[:-1].T / gate[:half, None]
-            layer.bias[:half] = SIGNAL * solution[-1] / gate[:half]
-            errors.append(fit.error)
-    return errors
-
-
-class SublayerFit:
-    """Normal equations of the one-step result's remaining error on the features that enter one layer."""
-
-    def __init__(self, model: VOSRDiT, layer: torch.nn.Module):
-        self.model, self.layer = model, layer
-        self.gram: Tensor | float = 0.0
-        self.moment: Tensor | float = 0.0
-        self.error, self.total = 0.0, 0.0
-
-    def add(self, hq: Tensor, lq: Tensor, eps: Tensor, weights: Tensor) -> None:
-        seen: list[Tensor] = []
-        hook = self.layer.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
-        velocity = self.model(torch.cat([lq, eps], dim=1), torch.ones(len(hq)))
-        hook.remove()
-        lacking = F.unfold(hq - (eps - velocity), self.model.config.patch_size, stride=self.model.config.patch_size)
-        target = lacking.transpose(1, 2).flatten(0, 1)
-        features = torch.cat([seen[0].flatten(0, 1), torch.ones(len(target), 1)], dim=1)
-        per_token = weights.repeat_interleave(len(target) // len(hq))[:, None]
-        self.gram = self.gram + (features.T @ (per_token * features)).double()
-        self.moment = self.moment + (features.T @ (per_token * target)).double()
-        self.error += (per_token * target.square()).sum().item()
-        self.total += per_token.sum().item()
-
-    def solve(self, ridge: float = 1e-4) -> Tensor:
-        """Coefficients `[features + 1, values]`, the constant last."""
-        assert isinstance(self.gram, Tensor) and isinstance(self.moment, Tensor)
-        size = len(self.gram)
-        damping = ridge * self.gram.diagonal().mean() * torch.eye(size, dtype=torch.float64)
-        return torch.linalg.solve(self.gram + damping, self.moment).float()

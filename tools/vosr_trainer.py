@@ -9,16 +9,17 @@ import os
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import torch
-from _pack import load_pack
-from muon import Muon
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
+
+from _pack import load_pack
+from muon import Muon
 
 load_pack()
 from realisr.models.vosr.dit import VOSRDiT  # noqa: E402
@@ -76,7 +77,7 @@ class TrainOptions:
     noise_only_chance: float = 0.0
     logit_normal: tuple[float, float] | None = None
     balance: float | None = None
-    distillation: Distillation = Distillation()
+    distillation: Distillation = field(default_factory=Distillation)
     precision: str = "fp32"
     compile: bool = False
     gradient_checkpointing: bool = False
@@ -161,8 +162,9 @@ class Trainer:
         eps = draws.normal(*hq.shape)
         with self.autocast():
             if self.teacher is None:
-                weights = None if self.options.balance is None else balanced_weights(hq, lq, self.options.balance)
-                return flow_matching_loss(self.network, hq, condition, self.times(draws, batch), eps, weights)
+                t, scale = self.times(draws, batch), self.options.balance
+                weights = None if scale is None else balanced_weights(hq, condition.lq, t, scale)
+                return flow_matching_loss(self.network, hq, condition, t, eps, weights)
             t, r = step_times(draws.uniform(batch, 2), draws.uniform(batch))
             return self.options.distillation.losses(self.network, self.teacher, hq, condition, t, r, eps)[0]
 
@@ -270,7 +272,8 @@ def make_optimizers(model: VOSRDiT, options: TrainOptions) -> list[torch.optim.O
     parameters = {name: value for name, value in model.named_parameters() if value.requires_grad}
     matrices = {}
     if options.optimizer == "muon":
-        matrices = {k: v for k, v in parameters.items() if k.startswith("blocks.") and k.endswith(".weight") and v.ndim == 2}
+        blocks = {name: value for name, value in parameters.items() if name.startswith("blocks.")}
+        matrices = {name: value for name, value in blocks.items() if name.endswith(".weight") and value.ndim == 2}
     elif options.optimizer != "adamw":
         raise ValueError(f"optimizer is '{options.optimizer}'; use 'adamw' or 'muon'")
     edges = ("x_embedder.", "final_layer.")

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from _pack import load_pack
 from safetensors import safe_open
 from safetensors.torch import save_file
+
+from _pack import load_pack
 
 load_pack()
 from realisr.models.vosr.config import VOSRConfig, strip_wrapper_prefix  # noqa: E402
@@ -26,6 +27,7 @@ def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
     write(partial)
+    partial.chmod(0o644)  # safetensors makes files that only their owner may read
     os.replace(partial, path)
 
 
@@ -50,7 +52,7 @@ def load_weights(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
     weights = path / FOLDER_WEIGHTS if path.is_dir() else path
     with safe_open(weights, framework="pt") as file:
         metadata = file.metadata() or {}
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        tensors = {name: file.get_tensor(name) for name in file.keys()}
     if path.is_dir():
         return json.loads((path / "args.json").read_text(encoding="utf-8")), strip_wrapper_prefix(tensors)
     if ARGS_KEY not in metadata:

@@ -9,7 +9,7 @@ LUMA = (0.2989, 0.5870, 0.1140)
 
 
 def gaussian_noise(image: Tensor, sigma: Tensor, grey: Tensor, generator: torch.Generator) -> Tensor:
-    """Noise for `[B, 3, H, W]` in [0, 1]: standard deviations sigma `[B]`, the same in all channels where grey `[B]`."""
+    """Noise for `[B, 3, H, W]` in [0, 1] of standard deviations sigma `[B]`; equal in all channels where grey `[B]`."""
     color = standard_normal(image.shape, image, generator)
     shared = standard_normal((image.shape[0], 1, *image.shape[-2:]), image, generator)
     return torch.where(per_image(grey, image), shared, color) * per_image(sigma, image)

@@ -1,4 +1,4 @@
-"""The second-order degradation of Real-ESRGAN (arXiv 2107.10833), with the settings VOSR trains on (arXiv 2604.03225)."""
+"""The second-order degradation of Real-ESRGAN (arXiv 2107.10833) with the settings of VOSR (arXiv 2604.03225)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Training objectives of VOSR (arXiv 2604.03225): flow matching with the weak-condition scheme, and one-step distillation.
+"""Training objectives of VOSR (arXiv 2604.03225): flow matching under weak conditions, and one-step distillation.
 
 Every random number is an argument, so that a run can be repeated and a loss checked against fixed draws.
 Shapes: latents `[B, C, H, W]`, per-sample draws `[B]`, vision features `[B, M, E]` or None for a network without them.
@@ -14,7 +14,7 @@ from torch import Tensor
 
 
 class VelocityNetwork(Protocol):
-    """The network as the objectives call it: `x [B, 2C, H, W]`, `t [B]`, `r [B]` or None, features -> `[B, C, H, W]`."""
+    """The network as the objectives call it: x `[B, 2C, H, W]`, t and r `[B]`, features -> `[B, C, H, W]`."""
 
     def __call__(self, x: Tensor, t: Tensor, r: Tensor | None = None, z: Tensor | None = None) -> Tensor: ...
 
@@ -92,12 +92,14 @@ def flow_matching_loss(
     return (error if weights is None else error * expand(weights, error)).mean()
 
 
-def balanced_weights(hq: Tensor, lq: Tensor, scale: float) -> Tensor:
-    """Sample weights `[B]` up to 1 that keep the worst-degraded samples from ruling a batch: s / (s + mse(lq, hq)).
+def balanced_weights(hq: Tensor, lq: Tensor, t: Tensor, scale: float) -> Tensor:
+    """Sample weights `[B]` that keep hard samples from ruling a batch: t^2 s / (s + mse(lq, hq)), lq the condition.
 
-    Ours; with them the objective is nearer to the mean PSNR than to the mean squared error.
+    Ours. t^2 turns a velocity's error into that of the clean latent it implies, and the quotient brings the objective
+    nearer to the mean PSNR than to the mean squared error; a weak condition counts little.
     """
-    return scale / (scale + (hq - lq).square().flatten(1).mean(dim=1))
+    error = (hq - lq).square().flatten(1).mean(dim=1)
+    return t**2 * scale / (scale + error)
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from torch import Tensor
 
 from realisr.models.vosr.config import VOSRConfig
 from realisr.models.vosr.dit import VOSRDiT
@@ -15,7 +16,6 @@ from realisr.models.vosr.training import (
     flow_matching_loss,
     step_times,
 )
-from torch import Tensor
 
 from .golden import Case, assert_within, cases, weights
 

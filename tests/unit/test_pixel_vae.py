@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+
 from realisr.models.vosr.pixel_vae import PixelUnshuffleVAE
 
 

@@ -1,0 +1,41 @@
+"""The bundled model does what it is shipped for: it beats bicubic on photos it never saw."""
+
+from __future__ import annotations
+
+import importlib.util
+from types import ModuleType
+
+import numpy as np
+import pytest
+
+from _pack import ROOT
+from training_data import EVALUATION_PHOTOS, TRAINING_PHOTOS, VALIDATION_PHOTOS
+
+LARGEST_FILE = 8_000_000
+
+
+@pytest.fixture(scope="module")
+def nano_quality() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("nano_quality", ROOT / "benchmarks" / "nano_quality.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_file_fits_the_repository(nano_quality):
+    assert nano_quality.WEIGHTS.stat().st_size <= LARGEST_FILE
+
+
+def test_evaluation_photos_are_not_trained_on():
+    assert not set(EVALUATION_PHOTOS) & set(TRAINING_PHOTOS + VALIDATION_PHOTOS)
+    assert not set(VALIDATION_PHOTOS) & set(TRAINING_PHOTOS)
+
+
+def test_one_step_beats_bicubic(nano_quality):
+    nano = nano_quality.Nano.load()
+    photos = {name: nano_quality.central(photo, 160) for name, photo in nano_quality.held_out_photos().items()}
+    results = nano_quality.evaluate(nano, photos, scales=(2,), seed=0, steps=1)
+    assert np.mean([result.gain() for result in results]) >= 1.0
+    better = [result.scores["1 step"].ssim - result.scores["bicubic"].ssim for result in results]
+    assert np.mean(better) > 0
