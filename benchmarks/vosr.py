@@ -53,6 +53,7 @@ def prepare():
 def random_model(config, one_step: bool = False):
     """A VOSR MODEL with random weights, as the loader builds one."""
     import torch
+
     from realisr.host.vosr.files import VOSRFile
     from realisr.host.vosr.loader import build_patcher
     from realisr.host.vosr.model import VOSRInfo
@@ -78,6 +79,7 @@ def conditions(model, latent, features, grid):
 def ours(model, noise, latent, features, grid, scale: float, steps: int):
     import comfy.samplers
     import torch
+
     from realisr.host.vosr.guider import RestorationGuider
     from realisr.models.vosr.sampling import Guidance, euler_times
 
@@ -90,6 +92,7 @@ def ours(model, noise, latent, features, grid, scale: float, steps: int):
 def plain(model, noise, latent, features, grid, scale: float, steps: int):
     """The method as one would write it first: two forwards a step, tile by tile, nothing kept between steps."""
     import torch
+
     from realisr.models.tiling import merge_tiles
     from realisr.models.vosr.dit import VOSRDiT
     from realisr.models.vosr.sampling import euler_times, guide
@@ -172,6 +175,7 @@ def clock(call) -> tuple[float, object]:
 def speed(args: argparse.Namespace) -> None:
     prepare()
     import torch
+
     from realisr.models.tiling import vosr_tile_grid
     from realisr.models.vosr.config import VOSRConfig
 
@@ -223,6 +227,7 @@ def memory_one(side: int) -> None:
     """Child process: one tiled run, then a line of JSON."""
     prepare()
     import torch
+
     from realisr.models.tiling import vosr_tile_grid
     from realisr.models.vosr.config import VOSRConfig
 

@@ -52,10 +52,16 @@ def gaussian_blur(images: Tensor, sigma: float = BLUR_SIGMA, radius: int = BLUR_
     return out.view(images.shape)
 
 
+def spread(image: Tensor) -> tuple[Tensor, Tensor]:
+    """Unbiased standard deviation and mean of each channel of `[H, W, 3]`; the deviation of one pixel is 0."""
+    pixels = image.shape[0] * image.shape[1]
+    return torch.std_mean(image, dim=(0, 1), correction=min(1, pixels - 1))
+
+
 def adain(image: Tensor, reference: Tensor) -> Tensor:
     """Give `image` `[H, W, 3]` the per-channel mean and (unbiased) standard deviation of `reference`, of any size."""
-    std, mean = torch.std_mean(image, dim=(0, 1))
-    ref_std, ref_mean = torch.std_mean(reference, dim=(0, 1))
+    std, mean = spread(image)
+    ref_std, ref_mean = spread(reference)
     return (image - mean) / (std + EPSILON) * (ref_std + EPSILON) + ref_mean
 
 

@@ -6,10 +6,10 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..host.vosr.conditioning import EncodeOptions, Tiling, build_conditioning
+from ..host.vosr.conditioning import EncodeOptions, Posterior, Tiling, build_conditioning
 from ..host.vosr.guider import RestorationGuider
 from ..host.vosr.restore import RestoreOptions, restore, vosr_info
-from ..models.color import METHODS
+from ..models.color import METHODS, Method
 from ..models.vosr.sampling import DEFAULT_GUIDANCE_SCALE, DEFAULT_WEAK_STRENGTH, Guidance
 from .sizes import resize_input, target_size
 
@@ -324,12 +324,12 @@ class RestorationCFGSampler(io.ComfyNode):
         steps: int,
         restoration_scale: float,
         seed: int,
-        color_alignment: str,
+        color_alignment: Method,
         tiling: dict[str, Any],
         weak_strength: float,
         guidance_start: float,
         guidance_end: float,
-        posterior: str,
+        posterior: Posterior,
         vae_tile_size: int,
         vision_encoder=None,
     ) -> io.NodeOutput:

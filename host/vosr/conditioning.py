@@ -22,6 +22,8 @@ PATCH_SIZE = 2
 FEATURE_TILES = 8
 """Tiles cut and encoded together: bounds the copies of the image that exist at one time."""
 
+VAE_TILE_STEP = 64
+
 Posterior = Literal["mean", "sample"]
 
 
@@ -65,6 +67,11 @@ class EncodeOptions:
     posterior: Posterior = "mean"
     seed: int = 0
     vae_tile: int = 0
+
+    def __post_init__(self):
+        # The host's tiled encoding also runs half and double sides, which must fall on latent cells.
+        if self.vae_tile < 0 or self.vae_tile % VAE_TILE_STEP:
+            raise ValueError(f"The VAE tile size must be 0 or a multiple of {VAE_TILE_STEP} pixels, got {self.vae_tile}.")
 
 
 @dataclass(frozen=True)

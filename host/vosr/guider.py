@@ -8,7 +8,6 @@ import comfy.samplers
 
 from ...models.vosr.sampling import Guidance, guidance_branches
 
-
 CFG_HOOKS = ("sampler_cfg_function", "sampler_post_cfg_function", "sampler_pre_cfg_function")
 
 

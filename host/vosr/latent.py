@@ -41,7 +41,9 @@ def latent_format_for(channels: int, args: dict) -> comfy.latent_formats.LatentF
     Raises ValueError when neither the channel count nor args.json's `ae_type` says which it is.
     """
     if args.get("ae_type") == "pixel_unshuffle":
-        return PixelUnshuffle(args["ae_downscale"], args["ae_scale"])
+        space = PixelUnshuffle(args.get("ae_downscale", 1), args.get("ae_scale", 1.0))
+        if space.latent_channels == channels:
+            return space
     if channels == 4:
         return comfy.latent_formats.SD15()
     if channels == 16:

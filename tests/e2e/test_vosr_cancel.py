@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 
 import pytest
+
 from comfy_server import ComfyServer, PromptInterrupted
 
 NODE = "4"

@@ -75,6 +75,6 @@ def test_missing_nodes_are_reported(frontend):
 
 def test_errors_of_the_page_are_reported(frontend):
     frontend.open_api(RANDOM_IMAGE)
-    frontend.page.evaluate("() => { setTimeout(() => { throw new Error('boom'); }, 0); }")
-    frontend.page.wait_for_timeout(200)
+    with frontend.page.expect_event("pageerror"):
+        frontend.page.evaluate("() => { setTimeout(() => { throw new Error('boom'); }, 0); }")
     assert any("boom" in error for error in frontend.errors)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 
@@ -15,7 +16,9 @@ def pack_nodes() -> list[type[Any]]:
         extension = await load_pack().comfy_entrypoint()
         return await extension.get_node_list()
 
-    return asyncio.run(listed())
+    # In a thread of its own: Playwright keeps an event loop running in this one.
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(lambda: asyncio.run(listed())).result()
 
 
 def every_input(inputs: list[Any]) -> Iterator[Any]:

@@ -109,6 +109,7 @@ def run_guider(model: Any, scene: Scene, scale: float = 0.5, steps: int = 4, sam
     run: guidance (a Guidance, instead of scale), times, full and weak (other conditionings).
     """
     import comfy.samplers
+
     from realisr.host.vosr.guider import RestorationGuider
     from realisr.models.vosr.sampling import Guidance, euler_times
 

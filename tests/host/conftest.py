@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+
 from harness.host import InProcessHost
 from harness.vosr import TinyVOSR
 

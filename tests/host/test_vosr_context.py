@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+
 from harness.vosr import CountedCalls, Scene, relative_error, run_guider, set_options
 
 STEPS = 5

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+
 from harness.vosr import Recorder, Scene, plain_run, relative_error, run_guider, set_options
 
 FULL, WEAK = 0, 1

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from harness.vosr import Recorder, Scene, plain_run, relative_error, run_guider
 from torch import Tensor
+
+from harness.vosr import Recorder, Scene, TinyVOSR, plain_run, relative_error, run_guider
 
 RANK = 4
 
@@ -82,7 +83,6 @@ def test_lora_leaves_the_base_model_as_it_was(host, multi_step, lora):
 def test_every_tensor_can_be_merged(host, multi_step):
     """ModelMergeSimple at 0.5 is the network of the averaged weights; the blocks' bare tables take part too."""
     from comfy_extras.nodes_model_merging import ModelMergeSimple
-    from harness.vosr import TinyVOSR
 
     other, scene = TinyVOSR.create(host, "tiny_ms_other", seed=11), Scene.random(multi_step.config)
     first = multi_step.load()
@@ -125,7 +125,6 @@ def test_saved_model_loads_again(host, multi_step, lora, patched):
 def test_saved_model_keeps_what_its_args_said(host, multi_step):
     """A VOSR 2.0 student and VOSR nano are known by their args alone: saving must keep those."""
     from harness.checkpoints import vosr_args
-    from harness.vosr import TinyVOSR
     from realisr.host.vosr.loader import load_vosr_model
 
     student = TinyVOSR.create(host, "tiny_vosr2")
@@ -138,20 +137,21 @@ def test_saved_model_keeps_what_its_args_said(host, multi_step):
     assert again.model.info.one_step and again.model.info.args == args
 
 
-def test_torch_compile_equals_eager(host, multi_step, monkeypatch):
+def test_torch_compile_equals_eager(host, monkeypatch):
     """The whole network in one graph; the backend that runs graphs as they are shows that tracing is right."""
     import comfy.ldm.modules.attention as attention
     from comfy_extras.nodes_torch_compile import TorchCompileModel
 
     # What the host uses on a GPU. Its CPU default asks for the free memory in Python, which cannot be traced.
     monkeypatch.setattr(attention, "optimized_attention", attention.attention_pytorch)
-    model, scene = multi_step.load(), Scene.random(multi_step.config, (8, 8))
+    shallow = TinyVOSR.create(host, "tiny_shallow", depth=1)
+    model, scene = shallow.load(), Scene.random(shallow.config, (4, 4))
     (compiled,) = host.run(TorchCompileModel, model=model, backend="eager")
     torch._dynamo.utils.counters.clear()
-    assert relative_error(run_guider(compiled, scene, steps=2), run_guider(model, scene, steps=2)) < 1e-5
+    assert relative_error(run_guider(compiled, scene, steps=3), run_guider(model, scene, steps=3)) < 1e-5
     counters = torch._dynamo.utils.counters
-    assert counters["stats"]["unique_graphs"] >= 1
-    assert not counters["graph_break"] and not counters["recompiles"]
+    assert counters["stats"]["unique_graphs"] == 1, "compiled once for all steps"
+    assert not counters["graph_break"]
 
 
 def offload_when_prepared(model, keep: float):

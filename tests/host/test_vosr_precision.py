@@ -6,8 +6,9 @@ import json
 
 import pytest
 import torch
-from harness.vosr import Scene, TinyVOSR, correlation, run_guider
 from safetensors.torch import save_file
+
+from harness.vosr import Scene, TinyVOSR, correlation, run_guider
 
 # The least correlation with float32 after four guided steps.
 NEAR = {"fp16": 0.9999, "bf16": 0.999, "fp8_e4m3fn": 0.98, "fp8_e4m3fn_fast": 0.98, "fp8_e5m2": 0.95}

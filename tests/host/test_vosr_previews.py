@@ -63,6 +63,7 @@ def test_sampling_sends_previews(rgb_previews, multi_step):
     """Each step's preview shows the clean prediction at latent size."""
     import comfy.utils
     import nodes
+
     from harness.vosr import Scene
 
     scene, seen = Scene.random(multi_step.config), []

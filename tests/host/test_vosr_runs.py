@@ -8,6 +8,7 @@ from itertools import pairwise
 
 import pytest
 import torch
+
 from harness.vosr import CountedCalls, Recorder, Scene, plain_run, relative_error, run_guider
 
 
@@ -131,6 +132,7 @@ def test_progress_moves_tile_by_tile(multi_step, canvas, interval, tiles_of_two)
 def test_interrupt_ends_between_tiles_and_leaves_nothing(multi_step, canvas, tiles_of_two):
     import comfy.model_management
     import comfy.samplers
+
     from realisr.host.vosr.guider import RestorationGuider
     from realisr.models.vosr.sampling import Guidance, euler_times
 

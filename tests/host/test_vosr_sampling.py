@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+
 from harness.vosr import Scene, plain_run, relative_error, run_guider
 
 STEPS = 25
@@ -16,6 +17,7 @@ STOCHASTIC_SAMPLERS = ["euler_ancestral", "dpmpp_2s_ancestral", "lcm", "er_sde"]
 def scheduled(model, steps: int):
     """BasicScheduler's `simple` sigmas."""
     from comfy_extras.nodes_custom_sampler import BasicScheduler
+
     from harness.host import InProcessHost
 
     (sigmas,) = InProcessHost.run(BasicScheduler, model=model, scheduler="simple", steps=steps, denoise=1.0)
@@ -34,6 +36,7 @@ def test_simple_scheduler_is_the_linear_schedule(multi_step, steps):
 def test_core_ksampler_equals_custom_advanced_and_plain_loop(host, request, tiny_name, scale):
     import nodes
     from comfy_extras.nodes_custom_sampler import KSamplerSelect, RandomNoise, SamplerCustomAdvanced
+
     from realisr.nodes.vosr import RestorationCFGGuider
 
     tiny = request.getfixturevalue(tiny_name)

@@ -6,8 +6,9 @@ from dataclasses import replace
 
 import pytest
 import torch
-from _pack import load_pack
 from safetensors.torch import save_file
+
+from _pack import load_pack
 
 from . import golden
 
@@ -72,6 +73,7 @@ def conditioning_with_drawn_latent(case, image, vae, vision):
 @pytest.mark.parametrize("case", golden.cases("e2e_*"))
 def test_image_to_image(host, case, tmp_path):
     import comfy.samplers
+
     from realisr.host.vosr.guider import RestorationGuider
 
     model, vae, vision = load_model(host, case), load_vae(case, tmp_path), load_vision(case, tmp_path)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+
 from _pack import load_pack
 
 load_pack()

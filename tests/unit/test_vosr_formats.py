@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from _pack import load_pack
 
 load_pack()
