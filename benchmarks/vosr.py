@@ -23,6 +23,7 @@ import sys
 import tempfile
 import time
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -111,7 +112,7 @@ def plain(model, noise, latent, features, grid, scale: float, steps: int):
         return full if scale == 1.0 else guide(full, forward(noisy, 0.15 * lq, torch.zeros_like(z), t, r), scale)
 
     times = euler_times(steps).tolist()
-    for start, end in zip(times, times[1:], strict=False):
+    for start, end in pairwise(times):
         if grid is None:
             v = velocity(x, latent, features, start, end)
         else:

@@ -18,7 +18,6 @@ class TileProgress:
         self.evaluations = 0
         self.steps = 1
         self.done = 0
-        self.shown = 0
         self.bar = comfy.utils.ProgressBar(tiles)
         self.sigma: Tensor | None = None
 
@@ -34,7 +33,6 @@ class TileProgress:
     def advance(self, tiles: int) -> None:
         """Samplers that evaluate more than once a step outrun the count: then only their own updates show."""
         self.done += tiles
-        value = (self.evaluations - 1) * self.tiles + self.done
-        if self.evaluations <= self.steps and value > self.shown:
-            self.shown = value
+        if self.evaluations <= self.steps:
+            value = (self.evaluations - 1) * self.tiles + self.done
             self.bar.update_absolute(value, self.steps * self.tiles)

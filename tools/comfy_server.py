@@ -11,6 +11,7 @@ import ctypes
 import io
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -177,6 +178,9 @@ class ComfyServer:
     def _prepare_base(self) -> None:
         for name in ("models", "input", "output", "temp", "user", "custom_nodes"):
             (self.base / name).mkdir(parents=True, exist_ok=True)
+        # What a fresh ComfyUI's LoadImage nodes show.
+        if (example := self.host.comfyui / "input" / "example.png").is_file():
+            shutil.copy(example, self.base / "input")
         for name, folder in self.custom_nodes.items():
             (self.base / "custom_nodes" / name).symlink_to(folder, target_is_directory=True)
 

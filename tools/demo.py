@@ -141,7 +141,7 @@ def read_photo(image: Path | None) -> tuple[str, Image.Image]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--image", type=Path, help="a sharp photo (default: one that scikit-image carries)")
-    parser.add_argument("--steps", type=int, default=10, help="steps of the second restoration (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=4, help="steps of the second restoration (default: %(default)s)")
     parser.add_argument("--output", type=Path, default=ROOT / "demo_output", help="folder (default: demo_output)")
     asked = parser.parse_args()
     start = time.monotonic()

@@ -100,8 +100,8 @@ def step(title: str) -> Iterator[None]:
 
 
 def call(command: list[str | Path], env: Mapping[str, str] | None = None) -> None:
-    """Run a command with its output on stderr (stdout is for answers)."""
-    done = subprocess.run([str(part) for part in command], env=env, stdout=sys.stderr, check=False)
+    """Run a command with its output on stderr (stdout is for answers). It inherits the lock (see `locked`)."""
+    done = subprocess.run([str(part) for part in command], env=env, stdout=sys.stderr, check=False, close_fds=False)
     if done.returncode:
         raise HostError(f"`{' '.join(str(part) for part in command)}` failed with exit status {done.returncode}")
 
@@ -166,8 +166,12 @@ def find_host() -> Host | None:
 
 @contextlib.contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Hold an exclusive lock, which the system drops when this process ends however it ends."""
+    """Hold an exclusive lock, which the system drops when this process ends however it ends.
+
+    Commands started meanwhile hold it too: an installer that outlives a killed run does not meet the next one.
+    """
     with path.open("w") as file:
+        os.set_inheritable(file.fileno(), True)
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -185,7 +189,7 @@ def check_machine(folder: Path) -> None:
         )
     free = shutil.disk_usage(folder).free / 1e9
     if free < 8:
-        raise HostError(f"{folder} has {free:.1f} GB free and a host takes about 5 GB plus downloads: free 8 GB, "
+        raise HostError(f"{folder} has {free:.1f} GB free and a host takes over 6 GB: free 8 GB, "
                         "or set REALISR_CACHE to a folder on a larger disk")
 
 
@@ -239,10 +243,11 @@ def unpack_folder(archive: Path, sha256: str, inside: str, target: Path) -> None
 
 
 def build(recipe: Recipe, folder: Path) -> None:
-    """Fill `folder` with a host. The stamp comes last: a folder without it is started afresh."""
+    """Fill `folder` with a host. The stamp comes last: of a folder without it only a whole ComfyUI is kept."""
     folder.mkdir(parents=True, exist_ok=True)
-    for name in ("bootstrap", "venv"):
-        shutil.rmtree(folder / name, ignore_errors=True)
+    for leftover in folder.iterdir():
+        if leftover.name != "ComfyUI":
+            shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
     pip = python_of(folder / "bootstrap")
     with step("1/4 installer (uv)"):
         call([sys.executable, "-m", "venv", folder / "bootstrap"])
@@ -278,8 +283,8 @@ def make_host() -> Host:
             return host
         check_machine(cache)
         say(f"making a ComfyUI with everything the tests need in {folder}")
-        say("this happens once: about 3 GB to download and 5 to 10 minutes on a fast connection. If it is "
-            "interrupted, run it again. To use a ComfyUI you have, set COMFYUI_PATH.")
+        say("this happens once: about 3 GB to download, 6 GB on disk, 5 to 10 minutes on a fast "
+            "connection. If it is interrupted, run it again. To use a ComfyUI you have, set COMFYUI_PATH.")
         with step("the host"):
             build(recipe, folder)
     host = made_host(recipe)

@@ -27,6 +27,8 @@ SHARPNESS = 1.5
 """Initial gain of the query and key norms: how much more the nearest token counts than its neighbours."""
 TIME_STD = (1.0, 0.05)
 """Standard deviations of the time MLP's weights; the paper's 0.02 gives features that hardly change with t."""
+TIME_RIDGE = 0.3
+"""How much smallness of the fitted time modulation counts against its exactness."""
 
 
 def linear_velocity(t: Tensor, variance: float) -> tuple[Tensor, Tensor]:
@@ -65,7 +67,8 @@ def start_from_condition(model: VOSRDiT, lq: Tensor, generator: torch.Generator,
         block.attn.proj.weight.zero_()
         block.mlp.w3.weight.zero_()
         block.scale_shift_table[[2, 5]] = GATE
-    fit_time_scale(model, inputs, generator, variance)
+    draw_time_features(model, generator)
+    fit_time_scale(model, inputs, variance)
     # The fit is a sum of large terms that cancel: ordinary steps would destroy it.
     model.t_embedder.requires_grad_(False)
     model.final_layer.adaLN_modulation.requires_grad_(False)
@@ -130,20 +133,32 @@ def attend_to_neighbours(attention: SelfAttention, head_dim: int) -> None:
         norm.weight.fill_(SHARPNESS)
 
 
-def fit_time_scale(model: VOSRDiT, inputs: int, generator: torch.Generator, variance: float) -> None:
-    """Make the final modulation scale copied channels by `linear_velocity`, by least squares on the time features."""
+def draw_time_features(model: VOSRDiT, generator: torch.Generator) -> None:
+    """Random time features that tell times apart, in values half precision holds exactly."""
     for layer, std in zip((model.t_embedder.mlp[0], model.t_embedder.mlp[2]), TIME_STD, strict=True):
         torch.nn.init.normal_(layer.weight, std=std, generator=generator)
+        layer.weight.copy_(layer.weight.half())
+
+
+def fit_time_scale(model: VOSRDiT, inputs: int, variance: float) -> None:
+    """Make the final modulation scale copied channels by `linear_velocity`, by least squares on the time features.
+
+    The ridge is in proportion to each feature's power, as rounding errors are, because a fit of large terms that
+    cancel would not survive half precision. t = 1 counts most, and the constant makes it exact.
+    """
     t = torch.linspace(0, 1, 501)
     features = F.silu(model.t_embedder(t, torch.float32)).double()
+    power = torch.cat([features.square().mean(dim=0), torch.zeros(1)])
     features = torch.cat([features, torch.ones(len(t), 1)], dim=1)
     importance = torch.ones(len(t), 1).double()
     importance[-1] = 100
     a, b = linear_velocity(t.double(), variance)
-    normal = features.T @ (importance * features) + 1e-3 * torch.eye(features.shape[1])
-    solution = torch.linalg.solve(normal, features.T @ (importance * torch.stack([b - 1, a - 1], dim=1))).float()
-    modulation = model.final_layer.adaLN_modulation[1]
+    target = torch.stack([b - 1, a - 1], dim=1)
+    normal = features.T @ (importance * features) + TIME_RIDGE * torch.diag(power)
+    solution = torch.linalg.solve(normal, features.T @ (importance * target)).half().double()
+    solution[-1] += target[-1] - features[-1] @ solution
+    per_channel = solution.half().float().T.repeat_interleave(inputs // 2, dim=0)
     scale = slice(model.config.hidden_size, model.config.hidden_size + inputs)
-    per_channel = solution.T.repeat_interleave(inputs // 2, dim=0)
+    modulation = model.final_layer.adaLN_modulation[1]
     modulation.weight[scale] = per_channel[:, :-1]
     modulation.bias[scale] = per_channel[:, -1]

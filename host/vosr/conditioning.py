@@ -71,7 +71,9 @@ class EncodeOptions:
     def __post_init__(self):
         # The host's tiled encoding also runs half and double sides, which must fall on latent cells.
         if self.vae_tile < 0 or self.vae_tile % VAE_TILE_STEP:
-            raise ValueError(f"The VAE tile size must be 0 or a multiple of {VAE_TILE_STEP} pixels, got {self.vae_tile}.")
+            raise ValueError(
+                f"The VAE tile size must be 0 or a multiple of {VAE_TILE_STEP} pixels, got {self.vae_tile}."
+            )
 
 
 @dataclass(frozen=True)

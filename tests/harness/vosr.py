@@ -5,8 +5,7 @@ Nothing here imports the host before it is called: tests take the `host` fixture
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +66,13 @@ class Scene:
 
     @classmethod
     def random(
-        cls, config: Any, size: tuple[int, int] = (16, 16), batch: int = 1, grid: Any = None, tokens: int = 16, seed: int = 7
+        cls,
+        config: Any,
+        size: tuple[int, int] = (16, 16),
+        batch: int = 1,
+        grid: Any = None,
+        tokens: int = 16,
+        seed: int = 7,
     ) -> Scene:
         generator = torch.Generator().manual_seed(seed)
         shape = (batch, config.latent_channels, *size)
@@ -103,7 +108,9 @@ def set_options(conditioning: list[Any], **options: Any) -> list[Any]:
     return [[features, {**old, **options}] for features, old in conditioning]
 
 
-def run_guider(model: Any, scene: Scene, scale: float = 0.5, steps: int = 4, sampler: str = "euler", **run: Any) -> Tensor:
+def run_guider(
+    model: Any, scene: Scene, scale: float = 0.5, steps: int = 4, sampler: str = "euler", **run: Any
+) -> Tensor:
     """Raw latent restored by the pack's guider under a sampler of the host.
 
     run: guidance (a Guidance, instead of scale), times, full and weak (other conditionings).
@@ -211,12 +218,3 @@ def relative_error(actual: Tensor, expected: Tensor) -> float:
 def correlation(a: Tensor, b: Tensor) -> float:
     return torch.corrcoef(torch.stack([a.flatten().double(), b.flatten().double()]))[0, 1].item()
 
-
-def pairs(values: Sequence[Any]) -> Iterator[tuple[Any, Any]]:
-    return zip(values, values[1:], strict=False)
-
-
-__all__ = [
-    "CountedCalls", "Forward", "Recorder", "Scene", "TinyVOSR", "correlation", "pairs", "plain_run", "relative_error",
-    "replace", "run_guider", "set_options",
-]

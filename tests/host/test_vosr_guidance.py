@@ -1,4 +1,4 @@
-"""Restoration-CFG Guider: which branches run, in how many forwards, and how it meets the host's hooks and conditions."""
+"""Restoration-CFG Guider: which branches run, in how many forwards, and how it meets the host's hooks."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ STEPS = 4
 
 
 @pytest.mark.parametrize("batch", [1, 2])
-@pytest.mark.parametrize(("scale", "branches"), [(1.0, {FULL}), (0.0, {WEAK}), (0.5, {FULL, WEAK}), (-0.5, {FULL, WEAK})])
+@pytest.mark.parametrize(
+    ("scale", "branches"), [(1.0, {FULL}), (0.0, {WEAK}), (0.5, {FULL, WEAK}), (-0.5, {FULL, WEAK})]
+)
 def test_one_forward_a_step_with_the_branches_needed(multi_step, scale, branches, batch):
     recorder, scene = Recorder(), Scene.random(multi_step.config, batch=batch)
     result = run_guider(recorder.watch(multi_step.load()), scene, scale, STEPS)
@@ -153,16 +155,16 @@ def test_tiles_of_another_canvas_are_refused(multi_step):
 
 @pytest.mark.parametrize("scale", [0.5, 1.0])
 def test_repeated_latent_restores_each_image_as_alone(multi_step, scale):
-    """RepeatLatentBatch: two images' conditioning, four noises; item i belongs to image i mod 2, in all it is made of."""
+    """RepeatLatentBatch: two images' conditioning, four noises; all of item i belongs to image i mod 2."""
     from dataclasses import replace
 
     model, images = multi_step.load(), Scene.random(multi_step.config, batch=2)
     noise = torch.randn(4, *images.noise.shape[1:], generator=torch.Generator().manual_seed(3))
     together = run_guider(model, replace(images, noise=noise), scale, 2)
     for item in range(4):
-        image = slice(item % 2, item % 2 + 1)
-        alone = replace(images, latent=images.latent[image], features=images.features[image], noise=noise[item : item + 1])
-        assert relative_error(together[item : item + 1], run_guider(model, alone, scale, 2)) < 1e-5
+        image, own = slice(item % 2, item % 2 + 1), slice(item, item + 1)
+        alone = replace(images, latent=images.latent[image], features=images.features[image], noise=noise[own])
+        assert relative_error(together[own], run_guider(model, alone, scale, 2)) < 1e-5
 
 
 def test_batch_that_does_not_fit_the_conditioning_is_refused(multi_step):

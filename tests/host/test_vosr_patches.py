@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -92,7 +93,9 @@ def test_every_tensor_can_be_merged(host, multi_step):
     result = run_guider(model, scene)
     assert relative_error(result, plain_run(multi_step, scene, weights=average)) < 1e-4
     assert relative_error(result, plain_run(multi_step, scene)) > 0.05
-    assert torch.equal(run_guider(model, scene), result), "loading again must not patch twice"
+    # Memory comes and goes: the host loads what it had offloaded, without taking all patches off first.
+    for again in (model, offload_when_prepared(model, 0.5), model):
+        assert relative_error(run_guider(again, scene), result) < 1e-5, "loading again must not patch twice"
     run_guider(first, scene)
     after = state(first)
     assert all(torch.equal(after[name], before[name]) for name in before)
@@ -129,8 +132,6 @@ def test_saved_model_keeps_what_its_args_said(host, multi_step):
 
     student = TinyVOSR.create(host, "tiny_vosr2")
     args = vosr_args(student.config) | {"distill_type": "onestep", "auxiliary_time_cond": False}
-    import json
-
     (student.folder / "args.json").write_text(json.dumps(args))
     assert student.load().model.info.one_step
     again = load_vosr_model(saved_again(host, student.load(), "vosr2_again"))

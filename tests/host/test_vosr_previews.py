@@ -10,7 +10,7 @@ SIDE = (10, 14)
 
 
 @pytest.fixture
-def rgb_previews():
+def rgb_previews(host):
     import latent_preview
 
     latent_preview.set_preview_method("latent2rgb")
@@ -44,7 +44,8 @@ def test_pixel_unshuffle_previews_are_the_image_in_small(rgb_previews, factor):
 
     picture = torch.rand(1, 3, SIDE[0] * factor, SIDE[1] * factor)
     latent = PixelUnshuffleVAE(factor, 1.5).encode(picture * 2 - 1)
-    image = rgb_previews.get_previewer(torch.device("cpu"), PixelUnshuffle(factor, 1.5)).decode_latent_to_preview(latent)
+    previewer = rgb_previews.get_previewer(torch.device("cpu"), PixelUnshuffle(factor, 1.5))
+    image = previewer.decode_latent_to_preview(latent)
     expected = F.avg_pool2d(picture, factor)[0].movedim(0, -1)
     torch.testing.assert_close(as_tensor(image), expected, rtol=0, atol=1.01 / 255)
 

@@ -69,8 +69,9 @@ def in_one_node(host, parts: Parts, image, resize=None, tiling: Any = "off", mod
     else:
         chosen = {"tiling": tiling}
     defaults = {
-        "resize": resize or by_factor(2.0), "steps": 2, "restoration_scale": 0.5, "seed": 42, "color_alignment": "adain",
-        "weak_strength": 0.15, "guidance_start": 0.0, "guidance_end": 1.0, "posterior": "mean", "vae_tile_size": 0,
+        "resize": resize or by_factor(2.0), "steps": 2, "restoration_scale": 0.5, "seed": 42,
+        "color_alignment": "adain", "weak_strength": 0.15,
+        "guidance_start": 0.0, "guidance_end": 1.0, "posterior": "mean", "vae_tile_size": 0,
     }
     (result,) = host.run(
         RestorationCFGSampler, model=model or parts.model, vae=parts.vae, image=image, vision_encoder=parts.vision,

@@ -99,6 +99,14 @@ def test_branches_run_apart_when_memory_is_short(multi_step, canvas, monkeypatch
     assert_rising(values)
 
 
+@pytest.fixture(autouse=True)
+def _unthrottled_progress(host, monkeypatch) -> None:
+    """The host drops updates that come within a tenth of a second."""
+    import comfy.utils
+
+    monkeypatch.setattr(comfy.utils, "PROGRESS_THROTTLE_MIN_INTERVAL", 0.0)
+
+
 def with_progress(run):
     """A run's result and the shares of it that the progress bar showed."""
     import comfy.utils

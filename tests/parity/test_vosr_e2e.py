@@ -1,4 +1,4 @@
-"""8-bit image to 8-bit image against the reference, through the pack's loaders, conditioning, guider and VAE objects."""
+"""8-bit image to 8-bit image against the reference, through the pack's loaders, conditioning, guider and VAEs."""
 
 from __future__ import annotations
 

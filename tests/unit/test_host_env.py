@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import io
+import os
+import signal
 import subprocess
 import sys
 import tarfile
@@ -136,6 +139,26 @@ def test_two_runs_at_once_take_turns(tmp_path: Path):
         assert other.poll() is None
     out, _ = other.communicate(timeout=30)
     assert out == "mine\n"
+
+
+def test_an_installer_that_outlives_its_run_keeps_the_lock(tmp_path: Path):
+    lock = tmp_path / "lock"
+    installer = "import os, sys, time; print(os.getpid(), file=sys.stderr, flush=True); time.sleep(60)"
+    script = (
+        f"import sys; sys.path.insert(0, {str(Path(host_env.__file__).parent)!r})\n"
+        "import host_env, pathlib\n"
+        f"with host_env.locked(pathlib.Path({str(lock)!r})): host_env.call([sys.executable, '-c', {installer!r}])\n"
+    )
+    run = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    assert run.stderr is not None
+    installer_pid = int(run.stderr.readline())
+    run.kill()
+    run.wait()
+    with lock.open() as file:
+        with pytest.raises(BlockingIOError):
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.kill(installer_pid, signal.SIGKILL)
+        fcntl.flock(file, fcntl.LOCK_EX)
 
 
 def test_uv_gets_pips_index_and_certificates(monkeypatch: pytest.MonkeyPatch):
