@@ -73,7 +73,10 @@ def main() -> None:
     asked = parser.parse_args()
     comfyui = Path(os.environ["COMFYUI_PATH"])
     with tempfile.TemporaryDirectory() as base:
-        runs = [measure([ROOT], comfyui, Path(base))[0][0] for _ in range(asked.runs)]
+        measured = [measure([ROOT], comfyui, Path(base)) for _ in range(asked.runs)]
+    runs = [pack for (pack,), _ in measured]
+    if not all(run["loaded"] for run in runs):
+        sys.exit(f"the pack does not load:\n{measured[0][1]}")
     if asked.json:
         print(json.dumps(runs, indent=2))
         return

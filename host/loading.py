@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import comfy.utils
+import folder_paths
 import torch
 from safetensors import SafetensorError
 
@@ -32,6 +34,14 @@ FILE_MARKS: tuple[tuple[str, str], ...] = (
     ("lora_A.weight", "a LoRA"),
     ("lora_down.weight", "a LoRA"),
 )
+
+
+def model_files(folder: str) -> list[str]:
+    """Files of one of the host's model folders, by relative names that are the same on every system.
+
+    A workflow made on Windows names sub-folders with backslashes otherwise, and does not load elsewhere.
+    """
+    return [name.replace(os.sep, "/") for name in folder_paths.get_filename_list(folder)]
 
 
 def load_state_dict_file(path: str | Path) -> tuple[dict[str, Any], dict[str, str]]:

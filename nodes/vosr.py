@@ -273,7 +273,8 @@ class RestorationCFGSampler(io.ComfyNode):
                     max=200,
                     tooltip=(
                         "Euler steps. 0: the model's own, 25 for multi-step and 1 for one-step models. A multi-step "
-                        "model at 1 step gives a smooth average of the possible results."
+                        "model at 1 step gives a smooth average of the possible results; set restoration_scale to 1 "
+                        "for it."
                     ),
                 ),
                 scale_input(),
@@ -297,8 +298,9 @@ class RestorationCFGSampler(io.ComfyNode):
                 io.DynamicCombo.Input(
                     "tiling",
                     tooltip=(
-                        "auto: tiles of the model's training size with an eighth of overlap, for images larger than "
-                        "one. off needs memory for the whole image and leaves the size the model was trained at."
+                        "auto: tiles of the model's training size with an eighth of overlap (16 pixels at least), "
+                        "for images larger than one. off needs memory for the whole image and leaves the size the "
+                        "model was trained at."
                     ),
                     options=[
                         io.DynamicCombo.Option(TILE_AUTO, []),

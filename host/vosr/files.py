@@ -12,6 +12,8 @@ import folder_paths
 import torch
 from torch import Tensor
 
+from ..loading import model_files
+
 BUNDLED = "VOSR nano (bundled)"
 BUNDLED_FILE = Path(__file__).resolve().parents[2] / "weights" / "vosr_nano.safetensors"
 ARGS_KEY = "vosr_args"
@@ -44,8 +46,8 @@ def official_folders() -> dict[str, Path]:
 def single_files() -> list[str]:
     """Safetensors files of `diffusion_models` outside official folders."""
     folders = tuple(f"{name}/" for name in official_folders())
-    names = folder_paths.get_filename_list("diffusion_models")
-    return [name for name in names if name.endswith(".safetensors") and not Path(name).as_posix().startswith(folders)]
+    names = model_files("diffusion_models")
+    return [name for name in names if name.endswith(".safetensors") and not name.startswith(folders)]
 
 
 def model_choices() -> list[str]:

@@ -157,7 +157,7 @@ class VOSRModel(comfy.model_base.BaseModel):
         if noise.shape[-1] % self.patch_size or noise.shape[-2] % self.patch_size:
             raise ValueError(
                 f"VOSR needs latent sides that are multiples of {self.patch_size}, got {list(noise.shape[-2:])}. "
-                "VOSR Conditioning pads the image when its padding is on."
+                "VOSR Conditioning pads the image: sample its latent output."
             )
         if noise.shape[0] % latent.shape[0]:
             raise ValueError(

@@ -20,12 +20,15 @@ from .conditioning import EncodeOptions, Tiling, VOSRConditioning, build_conditi
 from .guider import RestorationGuider
 from .model import VOSRInfo, VOSRModel
 
+MIN_OVERLAP = 16
+"""Pixels: an eighth of a small tile is too narrow to blend in. Never more than a quarter of the tile."""
+
 
 @dataclass(frozen=True)
 class RestoreOptions:
     """steps: Euler steps, 0 for the model's own (25, or 1 for a one-step student). guidance: unused by one-step
     students, whose guidance is distilled in. tiling: None for tiles of the size the model was trained at with an
-    eighth of overlap. encode.seed and encode.tiling are set from these."""
+    eighth of overlap, or MIN_OVERLAP. encode.seed and encode.tiling are set from these."""
 
     width: int
     height: int
@@ -62,7 +65,7 @@ def check_parts(info: VOSRInfo, vae, vision) -> None:
 
 def training_tiling(info: VOSRInfo, vae) -> Tiling:
     side = info.config.train_latent_size * vae.spacial_compression_encode()
-    return Tiling(side, side // 8)
+    return Tiling(side, max(side // 8, min(MIN_OVERLAP, side // 4)))
 
 
 def own_steps(info: VOSRInfo, steps: int) -> int:

@@ -18,7 +18,7 @@ from torch import Tensor
 from ...models.vosr.config import strip_wrapper_prefix
 from ...models.vosr.qwen_vae import LATENTS_MEAN, LATENTS_STD, LOGVAR_RANGE
 from ...models.vosr.qwen_vae_video import from_video, is_video
-from ..loading import describe_state_dict, load_state_dict_file
+from ..loading import describe_state_dict, load_state_dict_file, model_files
 from .autoencoders import kl_vae, latent_diffusion_names, pixel_vae, qwen_vae
 from .files import read_args
 
@@ -32,12 +32,12 @@ FALLBACK_TILE = 512
 
 def vae_choices() -> list[str]:
     """What the loader offers as autoencoder: pixel unshuffle, then the files in models/vae."""
-    return [PIXEL_UNSHUFFLE, *folder_paths.get_filename_list("vae")]
+    return [PIXEL_UNSHUFFLE, *model_files("vae")]
 
 
 def decoder_choices() -> list[str]:
     """What the loader offers in place of the autoencoder's own decoder."""
-    return [NO_DECODER, *folder_paths.get_filename_list("vae")]
+    return [NO_DECODER, *model_files("vae")]
 
 
 def load_vosr_vae(vae_name: str, decoder_name: str = NO_DECODER) -> comfy.sd.VAE:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ...models.vosr.config import strip_wrapper_prefix
 from ...models.vosr.vision import IMAGE_MEAN, IMAGE_STD, INPUT_SIZE, feature_block, preprocess
-from ..loading import describe_state_dict, load_state_dict_file, require_keys, shapes_of
+from ..loading import describe_state_dict, load_state_dict_file, model_files, require_keys, shapes_of
 
 HEAD_DIM = 64
 """Of every published DINOv2; the tensors do not tell."""
@@ -44,7 +44,7 @@ WANTED_FILES = "dinov2_vitb14_pretrain.pth (0.5B models) or dinov2_vitl14_pretra
 
 def vision_choices() -> list[str]:
     """The files in models/clip_vision."""
-    return folder_paths.get_filename_list("clip_vision")
+    return model_files("clip_vision")
 
 
 def load_vision_encoder(name: str) -> comfy.clip_vision.ClipVisionModel:

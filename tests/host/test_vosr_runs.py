@@ -183,7 +183,7 @@ def ends(recorder: Recorder) -> list[tuple[float, float]]:
     return [(forward.time[0].item(), forward.end_time[0].item()) for forward in recorder.forwards]
 
 
-@pytest.mark.parametrize("steps", [1, 2, 4, 25])
+@pytest.mark.parametrize("steps", [1, 2, 7])
 def test_end_time_of_euler_is_the_next_time(one_step, steps):
     recorder, scene = Recorder(), Scene.random(one_step.config)
     result = run_guider(recorder.watch(one_step.load()), scene, 1.0, steps)
