@@ -5,7 +5,7 @@ HOST := $(PYTHON) tools/host_env.py run --
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-parity lint workflows bench clean
+.PHONY: help setup demo test test-parity lint workflows locales bench clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -27,6 +27,9 @@ lint: ## ruff and mypy
 
 workflows: ## write workflows/api/*.json from workflows/*.json with the real frontend
 	$(HOST) tools/export_workflows.py $(ARGS)
+
+locales: ## write locales/en from the node schemas, after changing a text
+	$(HOST) tools/export_locale.py
 
 bench: ## the benchmarks, one after the other
 	@for script in benchmarks/[a-z]*.py; do echo "== $$script"; $(HOST) $$script || exit 1; done

@@ -114,7 +114,7 @@ def degrade_and_upscale(image: np.ndarray, degradation: SimpleDegradation, seed:
 
 def augment(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Turn, mirror and recolour a uint8 crop: few photos have to stand for many."""
-    image = np.rot90(image, rng.integers(4))
+    image = np.rot90(image, int(rng.integers(4)))
     if rng.random() < 0.5:
         image = image[:, ::-1]
     if rng.random() < 0.3:
@@ -180,7 +180,8 @@ class PairBatches(Dataset):
 
     def __getitem__(self, step: int) -> tuple[Tensor, Tensor]:
         rng = np.random.default_rng((self.seed, step))
-        clean, degraded = [], []
+        clean: list[np.ndarray] = []
+        degraded: list[np.ndarray] = []
         while len(clean) < self.batch:
             sharp, blurred = self.window_pair(rng)
             for _ in range(min(self.crops_per_window, self.batch - len(clean))):
@@ -191,8 +192,8 @@ class PairBatches(Dataset):
         return to_signed(np.stack(clean)), to_signed(np.stack(degraded))
 
     def window_pair(self, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-        images = self.sources[rng.choice(len(self.sources), p=self.weights)]
-        chosen = images[rng.integers(len(images))]
+        images = self.sources[int(rng.choice(len(self.sources), p=self.weights))]
+        chosen = images[int(rng.integers(len(images)))]
         image = read_image(chosen) if isinstance(chosen, Path) else chosen
         sharp = augment(random_window(image, self.window, rng), rng)
         return sharp, degrade_and_upscale(sharp, self.degradations.draw(rng), int(rng.integers(2**31)))

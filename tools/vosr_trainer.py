@@ -22,7 +22,7 @@ from _pack import load_pack
 from muon import Muon
 
 load_pack()
-from realisr.models.vosr.dit import VOSRDiT  # noqa: E402
+from realisr.models.vosr.dit import VOSRDiT, scaled_dot_product  # noqa: E402
 from realisr.models.vosr.training import (  # noqa: E402
     Conditions,
     ConditionScheme,
@@ -100,11 +100,11 @@ class TrainOptions:
 class CheckpointedDiT(VOSRDiT):
     """Recomputes block activations in the backward pass: less memory, about a third more time."""
 
-    def forward(self, *args, **kwargs):
+    def forward(self, x, t, r=None, z=None, context=None, attention=scaled_dot_product, run_block=None):
         def recompute(index, block, *inputs):
             return checkpoint(block, *inputs, use_reentrant=False)
 
-        return super().forward(*args, run_block=recompute, **kwargs)
+        return super().forward(x, t, r, z, context, attention, run_block or recompute)
 
 
 class Draws:
@@ -280,9 +280,11 @@ def make_optimizers(model: VOSRDiT, options: TrainOptions) -> list[torch.optim.O
     edge = [value for name, value in parameters.items() if name.startswith(edges)]
     inner = [value for name, value in parameters.items() if name not in matrices and not name.startswith(edges)]
     groups = [{"params": edge, "rate": options.edge_rate}, {"params": inner, "rate": 1.0}]
-    common = {"lr": options.learning_rate, "weight_decay": options.weight_decay}
-    adamw = torch.optim.AdamW(groups, betas=(0.9, 0.95), fused=True, **common)
-    return [adamw, Muon([{"params": list(matrices.values()), "rate": 1.0}], **common)] if matrices else [adamw]
+    rate, decay = options.learning_rate, options.weight_decay
+    adamw = torch.optim.AdamW(groups, lr=rate, betas=(0.9, 0.95), weight_decay=decay, fused=True)
+    if not matrices:
+        return [adamw]
+    return [adamw, Muon([{"params": list(matrices.values()), "rate": 1.0}], lr=rate, weight_decay=decay)]
 
 
 @dataclass(frozen=True)
