@@ -1,12 +1,12 @@
 """VOSR nano against bicubic enlargement on photos that its training never read.
 
     python benchmarks/nano_quality.py                        (full photos, one step)
-    python benchmarks/nano_quality.py --side 192 --steps 25  (central crops, one step and 25 guided steps)
+    python benchmarks/nano_quality.py --side 192 --steps 25  (central crops, one step and 25 steps)
 
 Each photo is shrunk (x2, x4), gets Gaussian noise of sigma 5 to 20 levels and JPEG compression of quality 50 to 90,
 both drawn from the seed, and is brought back to its size by Pillow's bicubic. One step runs the full condition alone
-(guidance 1) and gives the posterior mean; several steps are guided with s = 0.5. PSNR and SSIM are scikit-image's, on
-8-bit RGB. Targets: x2 mean PSNR at least 1.0 dB above bicubic and SSIM above it; x4 PSNR above it.
+(guidance 1) and gives the posterior mean; several steps are guided with --guidance. PSNR and SSIM are those of
+scikit-image, on 8-bit RGB. Targets: x2 mean PSNR at least 1.0 dB above bicubic and SSIM above it; x4 PSNR above it.
 """
 
 from __future__ import annotations
@@ -123,8 +123,10 @@ def central(photo: np.ndarray, side: int) -> np.ndarray:
     return photo[top : top + height, left : left + width]
 
 
-def evaluate(nano: Nano, photos: dict[str, np.ndarray], scales: Sequence[int], seed: int, steps: int) -> list[Result]:
-    """Scores of bicubic, of one step and, when `steps` is above 1, of that many guided steps."""
+def evaluate(
+    nano: Nano, photos: dict[str, np.ndarray], scales: Sequence[int], seed: int, steps: int, guidance: float = 1.0
+) -> list[Result]:
+    """Scores of bicubic, of one step and, when `steps` is above 1, of that many steps under `guidance`."""
     results = []
     for index, (name, photo) in enumerate(photos.items()):
         for scale in scales:
@@ -134,7 +136,7 @@ def evaluate(nano: Nano, photos: dict[str, np.ndarray], scales: Sequence[int], s
             lq = degrade_and_upscale(photo, degradation, seed)
             images = {"bicubic": lq, "1 step": nano.restore(lq, seed, 1, guidance=1.0)}
             if steps > 1:
-                images[f"{steps} steps"] = nano.restore(lq, seed, steps, guidance=0.5)
+                images[f"{steps} steps"] = nano.restore(lq, seed, steps, guidance)
             scores = {method: Score.of(image, photo) for method, image in images.items()}
             results.append(Result(name, scale, noise, quality, scores))
     return results
@@ -168,10 +170,11 @@ def main() -> None:
     parser.add_argument("--weights", type=Path, default=WEIGHTS)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--side", type=int, default=0, help="evaluate central crops of this side; 0: whole photos")
-    parser.add_argument("--steps", type=int, default=1, help="also report this many guided steps")
+    parser.add_argument("--steps", type=int, default=1, help="also report this many steps")
+    parser.add_argument("--guidance", type=float, default=1.0, help="restoration scale s of those steps")
     options = parser.parse_args()
     photos = {name: central(photo, options.side) for name, photo in held_out_photos().items()}
-    results = evaluate(Nano.load(options.weights), photos, SCALES, options.seed, options.steps)
+    results = evaluate(Nano.load(options.weights), photos, SCALES, options.seed, options.steps, options.guidance)
     print(table(results))
     for scale in SCALES:
         gains = [result.gain() for result in results if result.scale == scale]

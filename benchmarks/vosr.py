@@ -42,11 +42,16 @@ CONTEXT_TOKENS = 1024
 
 
 def prepare():
-    """Import ComfyUI and the pack; on the GPU when there is one."""
+    """Import ComfyUI and the pack; on the GPU when there is one, with the attention ComfyUI uses there."""
     import torch
 
     host = find_host()
     assert host is not None, "no ComfyUI here: run `make setup` once, or set COMFYUI_PATH"
+    sys.path.insert(0, str(host.comfyui))
+    from comfy.cli_args import args
+
+    # On a CPU ComfyUI falls back to a memory-saving attention, and the comparison would be one of attentions.
+    args.use_pytorch_cross_attention = True
     start_host(host.comfyui, Path(tempfile.mkdtemp(prefix="realisr-bench-")), cpu=not torch.cuda.is_available())
     load_pack()
 

@@ -211,6 +211,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     exporter = commands.add_parser("export")
     exporter.add_argument("folder", type=Path)
     exporter.add_argument("target", type=Path)
+    exporter.add_argument("--one-step", action="store_true", help="run it in one unguided step by default")
     return parser.parse_args(argv)
 
 
@@ -343,7 +344,7 @@ def train(options: argparse.Namespace) -> None:
 def main(argv: Sequence[str] | None = None) -> None:
     options = parse(argv)
     if options.command == "export":
-        export(options.folder, options.target)
+        export(options.folder, options.target, one_step=options.one_step)
         print(f"{options.target}: {options.target.stat().st_size / 1e6:.2f} MB")
         return
     train(options)

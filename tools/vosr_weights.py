@@ -39,9 +39,14 @@ def save_folder_weights(folder: Path, args: dict[str, Any], model: VOSRDiT) -> N
     write_atomically(folder / FOLDER_WEIGHTS, lambda path: save_file(tensors, path))
 
 
-def export(folder: Path, target: Path, dtype: torch.dtype = torch.float16) -> None:
-    """One safetensors file of a trained folder, with its args.json in the metadata."""
-    args, tensors = load_weights(folder)
+def export(source: Path, target: Path, dtype: torch.dtype = torch.float16, one_step: bool = False) -> None:
+    """One safetensors file of a trained folder (or of such a file), with its args.json in the metadata.
+
+    one_step: mark the model as one that runs in one unguided step unless told otherwise, as a distilled one does.
+    """
+    args, tensors = load_weights(source)
+    if one_step:
+        args = {"distill_type": "onestep", **args}
     metadata = {"format": "pt", ARGS_KEY: json.dumps(args)}
     halves = {name: tensor.to(dtype).contiguous() for name, tensor in tensors.items()}
     write_atomically(target, lambda path: save_file(halves, path, metadata=metadata))

@@ -101,4 +101,4 @@ def test_image_to_image(host, case, tmp_path):
         expected = (case["out/sr"].movedim(1, -1) + 1) / 2
         golden.assert_within(restored, expected.clamp(0, 1), FLOAT_TOLERANCE, "restored image")
     aligned = color.align_colors(restored, upscaled, case.parameters["align"], quantise=True)
-    golden.assert_levels(resize.to_bytes(aligned)[0], case["out/final_u8"], LEVELS, EXACT)
+    golden.assert_levels(*case.reference("out/final_u8", resize.to_bytes(aligned)[0]), LEVELS, EXACT)

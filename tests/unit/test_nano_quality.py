@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
+import sys
 from types import ModuleType
 
-import numpy as np
 import pytest
 
 from _pack import ROOT
@@ -14,11 +14,12 @@ from training_data import EVALUATION_PHOTOS, TRAINING_PHOTOS, VALIDATION_PHOTOS
 LARGEST_FILE = 8_000_000
 
 
-@pytest.fixture(scope="module")
-def nano_quality() -> ModuleType:
+@pytest.fixture
+def nano_quality(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     spec = importlib.util.spec_from_file_location("nano_quality", ROOT / "benchmarks" / "nano_quality.py")
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, spec.name, module)  # dataclasses look their module up there
     spec.loader.exec_module(module)
     return module
 
@@ -33,9 +34,10 @@ def test_evaluation_photos_are_not_trained_on():
 
 
 def test_one_step_beats_bicubic(nano_quality):
-    nano = nano_quality.Nano.load()
-    photos = {name: nano_quality.central(photo, 160) for name, photo in nano_quality.held_out_photos().items()}
-    results = nano_quality.evaluate(nano, photos, scales=(2,), seed=0, steps=1)
-    assert np.mean([result.gain() for result in results]) >= 1.0
-    better = [result.scores["1 step"].ssim - result.scores["bicubic"].ssim for result in results]
-    assert np.mean(better) > 0
+    """Two whole photos of the benchmark; all six take a minute."""
+    names = ("chelsea.png", "flower.jpg")
+    photos = {name: nano_quality.central(nano_quality.held_out_photos()[name], 0) for name in names}
+    results = nano_quality.evaluate(nano_quality.Nano.load(), photos, scales=(2,), seed=0, steps=1)
+    for result in results:
+        assert result.gain() >= 1.0, result
+        assert result.scores["1 step"].ssim > result.scores["bicubic"].ssim, result

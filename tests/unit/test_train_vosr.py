@@ -90,7 +90,9 @@ def test_export_is_one_half_precision_file_that_loads_strictly(tmp_path, config,
         assert {file.get_tensor(name).dtype for name in file.keys()} == {torch.float16}
     args, exported = load_model(target)
     _, original = load_model(tmp_path / "run")
-    assert args["ae_type"] == "pixel_unshuffle"
+    assert args["ae_type"] == "pixel_unshuffle" and "distill_type" not in args
+    train_vosr.main(["export", str(target), str(target), "--one-step"])
+    assert load_model(target)[0]["distill_type"] == "onestep"
     for name, tensor in original.state_dict().items():
         assert torch.allclose(exported.state_dict()[name], tensor, rtol=1e-3, atol=1e-4), name
 
