@@ -198,6 +198,8 @@ def speed(args: argparse.Namespace) -> None:
     print(f"{'case':20}{'steps':>6}{'plain s':>10}{'ours s':>10}{'ratio':>8}{'outside':>9}{'max diff':>10}")
     models: dict[bool, object] = {}
     for name, one_step, side, scale, steps, tiled in cases:
+        if args.only not in name:
+            continue
         if one_step not in models:
             models.clear()
             models[one_step] = random_model(replace(config, has_end_time=one_step), one_step)
@@ -285,7 +287,8 @@ def main() -> None:
     speed_parser.add_argument("--latent", type=int, default=64, help="side of the untiled latent and of a tile")
     speed_parser.add_argument("--steps", type=int, default=25)
     speed_parser.add_argument("--tiled-steps", type=int, default=5)
-    speed_parser.add_argument("--repeats", type=int, default=2)
+    speed_parser.add_argument("--repeats", type=int, default=2, help="runs of each, of which the fastest counts")
+    speed_parser.add_argument("--only", default="", help="cases whose name contains this")
     memory_parser = commands.add_parser("memory")
     memory_parser.add_argument("--latents", default="128,256,512,1024", help="latent sides; 128 is a 1024-pixel image")
     commands.add_parser("memory-one").add_argument("--side", type=int, required=True)

@@ -20,7 +20,7 @@ from ...models.tiling import TileGrid
 from ...models.vosr.dit import ContextKV, VOSRDiT
 from ..progress import TileProgress
 
-TOKENS_PER_FORWARD = 2048
+TOKENS_PER_FORWARD = 1024
 """Tiles smaller than this many tokens share a forward: small tiles alone leave the hardware idle."""
 
 
