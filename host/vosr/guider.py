@@ -27,9 +27,8 @@ class RestorationGuider(comfy.samplers.CFGGuider):
     def scale_at(self, timestep) -> float:
         if self.guidance.start <= 0.0 and self.guidance.end >= 1.0:
             return self.guidance.scale
-        # The only host-device wait of the loop, and only when an interval was asked for. Rounded, because a time
-        # of 0.8 is 0.80000001 in float32, and a bound of 0.8 includes it.
-        return self.guidance.scale_at(round(float(timestep[0]), 6))
+        # The only host-device wait of the loop, and only when an interval was asked for.
+        return self.guidance.scale_at(float(timestep[0]))
 
     def sample(self, *args, **kwargs):
         """As the host's; also after a failure or an interrupt, what the run kept (the memo of contexts) is let go."""

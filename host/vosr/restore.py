@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import logging
 from dataclasses import dataclass, field, replace
 
 import comfy.model_management
@@ -78,7 +78,10 @@ def sample(model, conditioning: VOSRConditioning, options: RestoreOptions) -> Te
     """Restored latent `[1, C, h, w]`, as the VAE decodes it."""
     info = vosr_info(model)
     steps = own_steps(info, options.steps)
-    guidance = Guidance(scale=1.0) if info.one_step else options.guidance
+    guidance = options.guidance
+    if info.one_step:
+        guidance = Guidance(scale=1.0)
+        logging.info("RealISR: %s is a one-step model: guidance is built in, restoration_scale is unused", info.name)
     guider = RestorationGuider(model, conditioning.full, conditioning.weak, guidance)
     latent = conditioning.latent["samples"]
     return guider.sample(
@@ -111,13 +114,11 @@ def restore_item(model, vae, vision, image: Tensor, options: RestoreOptions) -> 
     return torch.cat([restored, upscaled[..., 3:].to(restored)], dim=-1)
 
 
-def restore(
-    model, vae, vision, images: Tensor, options: RestoreOptions, on_item: Callable[[int], None] | None = None
-) -> Tensor:
+def restore(model, vae, vision, images: Tensor, options: RestoreOptions) -> Tensor:
     """Restore images `[B, h, w, 3 or 4]` in 0..1, one after another.
 
-    Item i is what it would be alone with seed + i. on_item(i) is called before each. Raises ValueError for images,
-    parts or options that do not fit; an interrupt ends within one call of the model.
+    Item i is what it would be alone with seed + i. Raises ValueError for images, parts or options that do not fit;
+    an interrupt ends within one call of the model.
     """
     info = vosr_info(model)
     check_image(images)
@@ -126,8 +127,6 @@ def restore(
     results = []
     for index, image in enumerate(images.split(1)):
         comfy.model_management.throw_exception_if_processing_interrupted()
-        if on_item is not None:
-            on_item(index)
         seed = (options.seed + index) % 2**64
         encode = replace(options.encode, seed=seed, tiling=tiling)
         results.append(restore_item(model, vae, vision, image, replace(options, seed=seed, encode=encode)))

@@ -42,11 +42,6 @@ class VOSRConfig:
         """Side of the training latent."""
         return self.train_grid * self.patch_size
 
-    @property
-    def one_step(self) -> bool:
-        """True when the weights alone show a one-step student. VOSR 2.0 is one without the mark."""
-        return self.has_end_time
-
     @classmethod
     def from_shapes(cls, shapes: Mapping[str, Shape]) -> VOSRConfig:
         """Read the configuration off tensor shapes (unprefixed names).

@@ -51,7 +51,8 @@ class Guidance:
     end: float = 1.0
 
     def scale_at(self, t: float) -> float:
-        return self.scale if self.start <= t <= self.end else 1.0
+        # Rounded, because a time of 0.8 is 0.80000001 in float32, and a bound of 0.8 includes it.
+        return self.scale if self.start <= round(t, 6) <= self.end else 1.0
 
 
 def guidance_branches(scale: float) -> tuple[bool, bool]:
