@@ -21,6 +21,7 @@ BLUR_SIGMA = 5.0
 BLUR_RADIUS = 20
 EPSILON = 1e-5
 STRIP_ROWS = 256
+BANDS = 5
 
 
 def reflect_indices(length: int, radius: int) -> Tensor:
@@ -71,6 +72,35 @@ def swap_low_frequencies(image: Tensor, reference: Tensor) -> Tensor:
     reference = resize(reference[None], width, height, LANCZOS)[0]
     # The blur is linear: one pass over the difference stands for one over each.
     return image + gaussian_blur((reference - image).movedim(-1, 0)[None])[0].movedim(0, -1)
+
+
+def dilated_blur(images: Tensor, radius: int) -> Tensor:
+    """Blur `[B, C, H, W]` with the 3x3 binomial kernel spread by `radius` pixels; edges are repeated."""
+    taps = torch.tensor([0.25, 0.5, 0.25]).to(images)
+    kernel = torch.outer(taps, taps).expand(images.shape[1], 1, 3, 3)
+    padded = F.pad(images, (radius, radius, radius, radius), mode="replicate")
+    return F.conv2d(padded, kernel, groups=images.shape[1], dilation=radius)
+
+
+def lowest_band(images: Tensor, bands: int = BANDS) -> Tensor:
+    """What remains of `[B, C, H, W]` after taking off `bands` bands of an undecimated wavelet transform."""
+    for level in range(bands):
+        images = dilated_blur(images, 2**level)
+    return images
+
+
+def swap_lowest_band(images: Tensor, reference: Tensor) -> Tensor:
+    """Images `[B, H, W, 3]` with the lowest wavelet band of `reference`, of the same shape; clamped to 0..1.
+
+    PURE's colour fix (arXiv 2503.11073). Its low-pass is a wavelet's, where `swap_low_frequencies` blurs with a
+    Gaussian. The reference implementation truncates the result to 8 bits; see `resize.truncate_to_bytes`.
+    Raises ValueError when the shapes differ.
+    """
+    if images.shape != reference.shape:
+        raise ValueError(f"images are {tuple(images.shape)} and their reference {tuple(reference.shape)}")
+    # The transform is linear: one pass over the difference stands for one over each.
+    low = lowest_band((reference - images).movedim(-1, 1)).movedim(1, -1)
+    return (images + low).clamp(0, 1)
 
 
 def align_one(image: Tensor, reference: Tensor, method: Method) -> Tensor:

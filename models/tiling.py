@@ -8,35 +8,69 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
+Device = torch.device | str | None
+
 GAUSSIAN_VARIANCE = 0.01
-"""Variance of the blending weight, in units of the squared tile side (as in MultiDiffusion samplers)."""
+"""Variance of VOSR's blending weight, in units of the squared tile side."""
+
+WIDE_GAUSSIAN_VARIANCE = 0.3**2
+"""Variance of the blending weight named "gaussian", in the same units."""
+
+Weights = Literal["uniform", "gaussian", "linear"]
+WEIGHTS: tuple[Weights, ...] = get_args(Weights)
 
 
-def tile_starts(length: int, tile: int, overlap: int) -> list[int]:
-    """First cells of the tiles along a side of `length`; the last tile is moved back to end at the border."""
+def tile_starts(length: int, tile: int, overlap: int, align: int = 1) -> list[int]:
+    """First cells of the tiles along a side of `length`; the last tile is moved back to end at the border.
+
+    Tiles advance by whole multiples of `align` cells; length and tile are expected to be such multiples.
+    """
     if length <= tile:
         return [0]
-    starts = list(range(0, length - tile + 1, max(tile - overlap, 1)))
+    stride = max((tile - overlap) // align * align, align)
+    starts = list(range(0, length - tile + 1, stride))
     if starts[-1] + tile < length:
         starts.append(length - tile)
     return starts
 
 
-def gaussian_weight(height: int, width: int, device: torch.device | str | None = None) -> Tensor:
-    """Blending weight of a tile, `[1, 1, height, width]` in float32.
+def gaussian_weight(height: int, width: int, device: Device = None, variance: float = GAUSSIAN_VARIANCE) -> Tensor:
+    """Blending weight of a tile, `[1, 1, height, width]` in float32. variance: in squared tile sides.
 
-    About 5e-6 at the middle of an edge and 3e-11 in a corner: accumulate in float32, half precision underflows.
+    With the default about 5e-6 at the middle of an edge and 3e-11 in a corner: accumulate in float32, half
+    precision underflows.
     """
 
     def profile(size: int) -> Tensor:
         offset = (torch.arange(size, dtype=torch.float32, device=device) - (size - 1) / 2) / size
-        return torch.exp(-(offset**2) / (2 * GAUSSIAN_VARIANCE))
+        return torch.exp(-(offset**2) / (2 * variance))
 
     return (profile(height)[:, None] * profile(width)[None, :])[None, None]
+
+
+def tile_weight(kind: Weights, height: int, width: int, device: Device = None) -> Tensor:
+    """Weight of a tile's predictions, `[1, 1, height, width]` in float32, positive everywhere, not normalised.
+
+    uniform: 1. gaussian: a bell of standard deviation 0.3 tile sides along each axis. linear: along each axis the
+    number of cells to the nearer border, border included. Raises ValueError for another kind.
+    """
+    if kind == "uniform":
+        return torch.ones(1, 1, height, width, device=device)
+    if kind == "gaussian":
+        return gaussian_weight(height, width, device, WIDE_GAUSSIAN_VARIANCE)
+    if kind == "linear":
+
+        def tent(size: int) -> Tensor:
+            cells = torch.arange(1, size + 1, dtype=torch.float32, device=device)
+            return torch.minimum(cells, cells.flip(0))
+
+        return (tent(height)[:, None] * tent(width)[None, :])[None, None]
+    raise ValueError(f"Tile weights are {', '.join(WEIGHTS)}, got {kind!r}.")
 
 
 @dataclass(frozen=True)
@@ -57,21 +91,43 @@ class Box:
 
 @dataclass(frozen=True)
 class TileGrid:
-    """Equal tiles covering a field of `height` x `width` cells, row by row."""
+    """Equal tiles covering a field of `height` x `width` cells, row by row.
+
+    overlap: cells shared by neighbours, one number or (down, across). align: tiles start at multiples of it, where
+    the field's sides are multiples too.
+    """
 
     height: int
     width: int
     tile_height: int
     tile_width: int
-    overlap: int
+    overlap: int | tuple[int, int]
+    align: int = 1
+
+    @classmethod
+    def fitted(
+        cls, size: tuple[int, int], tile: tuple[int, int], overlap: tuple[int, int], align: int = 1
+    ) -> TileGrid:
+        """Tiles of about the size asked for, over a field of `size`; all arguments are (height, width).
+
+        Along each axis the tile is rounded down to a multiple of `align`, and cut to the field.
+        """
+        height, width = (
+            min(max(side // align * align, align), length) for side, length in zip(tile, size, strict=True)
+        )
+        return cls(*size, height, width, overlap, align)
+
+    @property
+    def overlaps(self) -> tuple[int, int]:
+        return self.overlap if isinstance(self.overlap, tuple) else (self.overlap, self.overlap)
 
     @property
     def rows(self) -> list[int]:
-        return tile_starts(self.height, self.tile_height, self.overlap)
+        return tile_starts(self.height, self.tile_height, self.overlaps[0], self.align)
 
     @property
     def columns(self) -> list[int]:
-        return tile_starts(self.width, self.tile_width, self.overlap)
+        return tile_starts(self.width, self.tile_width, self.overlaps[1], self.align)
 
     @property
     def boxes(self) -> list[Box]:
@@ -87,18 +143,50 @@ class TileGrid:
             yield first, boxes[first : first + size]
 
 
+@dataclass(frozen=True)
+class Panes:
+    """A field made of `count` equal panes next to each other along `dim`, all tiled alike.
+
+    A tile is then the crop of every pane at the same box, joined as the panes are: the field's own kind, smaller.
+    """
+
+    count: int = 1
+    dim: Literal[-1, -2] = -1
+
+    def split(self, field: Tensor) -> tuple[Tensor, ...]:
+        """The panes of `[..., H, W]`, as views."""
+        return field.chunk(self.count, self.dim)
+
+    def join(self, panes: Sequence[Tensor]) -> Tensor:
+        return torch.cat(list(panes), self.dim)
+
+    def crop(self, field: Tensor, box: Box, scale: int = 1) -> Tensor:
+        """One tile of `[..., H, W]`; `scale` as in Box.crop."""
+        return self.join([box.crop(pane, scale) for pane in self.split(field)])
+
+    def size(self, height: int, width: int) -> tuple[int, int]:
+        """(height, width) of the field whose panes are `height` x `width`."""
+        return (height * self.count, width) if self.dim == -2 else (height, width * self.count)
+
+
+ONE_PANE = Panes()
+
+
 def merge_tiles(
     grid: TileGrid,
     field: Tensor,
     predict: Callable[[int, Sequence[Box]], Sequence[Tensor]],
     batch: int = 1,
+    weight: Tensor | None = None,
 ) -> Tensor:
-    """Weighted mean of per-tile predictions, `[B, C, H, W]` float32, shaped like `field`.
+    """Weighted mean of per-tile predictions, `[..., H, W]` float32, shaped like `field`.
 
-    `predict(first, boxes)` returns one `[B, C, tile_height, tile_width]` per box; `first` is the index of
-    boxes[0] in the grid. This is the MultiDiffusion quotient sum(g * v) / sum(g), with Gaussian g.
+    `predict(first, boxes)` returns one `[..., tile_height, tile_width]` per box; `first` is the index of boxes[0]
+    in the grid. This is the MultiDiffusion quotient sum(g * v) / sum(g). weight: g, `[1, 1, tile_height,
+    tile_width]` in float32 on the field's device; None for VOSR's Gaussian.
     """
-    weight = gaussian_weight(grid.tile_height, grid.tile_width, field.device)
+    if weight is None:
+        weight = gaussian_weight(grid.tile_height, grid.tile_width, field.device)
     total = torch.zeros(field.shape, dtype=torch.float32, device=field.device)
     weights = torch.zeros((1, 1, grid.height, grid.width), dtype=torch.float32, device=field.device)
     for first, boxes in grid.batches(batch):

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from comfy_api.latest import ComfyExtension, io
 
-from . import color, degrade, upscale, vosr, vosr_loaders
+from . import agent_loop, color, degrade, upscale, vicr, vicr_bridge, vosr, vosr_loaders
 
-MODULES = (vosr_loaders, vosr, upscale, color, degrade)
+MODULES = (vosr_loaders, vosr, vicr, vicr_bridge, agent_loop, upscale, color, degrade)
 
 
 class RealISRExtension(ComfyExtension):

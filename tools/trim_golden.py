@@ -4,7 +4,7 @@
 
 Keeps the format, so the parity tests read either folder. What is left out: models that another of the same kind
 stands for, cases that repeat a code path, large intermediates. Some long tables are thinned by a further stride,
-which their metadata states.
+which their metadata states. Recipes of weights (JSON) are copied.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import fnmatch
 import json
+import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -96,7 +97,29 @@ VOSR = {
     # The distillation losses need dit_c4_os as student, which is left out.
     "train_losses": Keep(tensors=("in/*", "draw/*", "fm/*")),
 }
-METHODS = {"vosr": VOSR}
+# Small enough to keep whole.
+FLUX = {
+    name: Keep()
+    for name in (
+        "flux_forward",
+        "vicr_canvas",
+        "vicr_sigmas",
+        "vicr_sample",
+        "vicr_lora",
+        "vicr_lora.weights",
+        "vicr_bridge",
+        "vicr_bridge_hidden.weights",
+        "vicr_bridge_pooled.weights",
+        "vicr_tiled",
+        "vicr_best_of_n",
+        "dreamsr_control",
+        "dreamsr_ra_lora.weights",
+        "dreamsr_removal",
+        "dreamsr_loop",
+        "multidiffusion",
+    )
+}
+METHODS = {"flux": FLUX, "vosr": VOSR}
 
 
 def matches(key: str, patterns: tuple[str, ...]) -> bool:
@@ -139,6 +162,8 @@ def trim_folder(source: Path, target: Path, keeps: dict[str, Keep]) -> int:
         size = path.stat().st_size
         total += size
         print(f"{size:>9,}  {name}")
+    for recipe in sorted(source.glob("*.weights.json")):
+        total += shutil.copyfile(recipe, target / recipe.name).stat().st_size
     return total
 
 

@@ -289,3 +289,68 @@ def save_vosr_folder(folder: Path, config, seed: int = 0) -> Path:
     (folder / "args.json").write_text(json.dumps(vosr_args(config), indent=2), encoding="utf-8")
     save_file(vosr(config, seed), folder / "checkpoints" / "ema_model.safetensors")
     return folder
+
+
+# --- VICR ------------------------------------------------------------------------------------------------------------
+
+
+def vision_context_bridge(seed: int = 0, *, embedding: int = 768, hidden: int = 96, width: int = 256,
+                          prefix: str = "", scale_shape: tuple[int, ...] = ()) -> StateDict:
+    """A Vision-Context Bridge; width 256 goes with `flux()` of two heads, whose modulation vector is that wide."""
+    state_dict = fill(bridge_shapes(embedding, hidden, width), seed)
+    return {prefix + name: value for name, value in (state_dict | {"scale": torch.full(scale_shape, 0.7)}).items()}
+
+
+def bridge_shapes(embedding: int, hidden: int, width: int) -> Shapes:
+    yield from norm("norm", embedding)
+    yield from linear("proj_in", embedding, hidden)
+    yield from linear("proj_out", hidden, width)
+
+
+FLUX_DIFFUSERS_BLOCKS = {
+    "double_blocks": ("transformer_blocks", {
+        "img_mod.lin": "norm1.linear", "txt_mod.lin": "norm1_context.linear",
+        "img_attn.qkv": ("attn.to_q", "attn.to_k", "attn.to_v"),
+        "txt_attn.qkv": ("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj"),
+        "img_attn.proj": "attn.to_out.0", "txt_attn.proj": "attn.to_add_out",
+        "img_attn.norm.query_norm": "attn.norm_q", "img_attn.norm.key_norm": "attn.norm_k",
+        "txt_attn.norm.query_norm": "attn.norm_added_q", "txt_attn.norm.key_norm": "attn.norm_added_k",
+        "img_mlp.0": "ff.net.0.proj", "img_mlp.2": "ff.net.2",
+        "txt_mlp.0": "ff_context.net.0.proj", "txt_mlp.2": "ff_context.net.2",
+    }),
+    "single_blocks": ("single_transformer_blocks", {
+        "modulation.lin": "norm.linear", "linear1": ("attn.to_q", "attn.to_k", "attn.to_v", "proj_mlp"),
+        "linear2": "proj_out", "norm.query_norm": "attn.norm_q", "norm.key_norm": "attn.norm_k",
+    }),
+}
+FLUX_DIFFUSERS_NAMES = {
+    "img_in": "x_embedder", "txt_in": "context_embedder", "final_layer.linear": "proj_out",
+    "final_layer.adaLN_modulation.1": "norm_out.linear",
+} | {
+    f"{ours}.{layer}": f"time_text_embed.{theirs}.{number}"
+    for ours, theirs in (("time_in", "timestep_embedder"), ("guidance_in", "guidance_embedder"),
+                         ("vector_in", "text_embedder"))
+    for layer, number in (("in_layer", "linear_1"), ("out_layer", "linear_2"))
+}
+
+
+def flux_diffusers(flux_weights: StateDict) -> StateDict:
+    """FLUX weights under the names of diffusers' FluxTransformer2DModel."""
+    renamed = {}
+    for name, tensor in flux_weights.items():
+        stem, _, leaf = name.rpartition(".")
+        leaf = "weight" if leaf == "scale" else leaf
+        group, _, rest = stem.partition(".")
+        if group not in FLUX_DIFFUSERS_BLOCKS:
+            # diffusers' final layer has scale before shift.
+            rows = tensor.roll(len(tensor) // 2, 0) if stem == "final_layer.adaLN_modulation.1" else tensor
+            renamed[f"{FLUX_DIFFUSERS_NAMES[stem]}.{leaf}"] = rows
+            continue
+        blocks, names = FLUX_DIFFUSERS_BLOCKS[group]
+        index, _, part = rest.partition(".")
+        targets = names[part] if isinstance(names[part], tuple) else (names[part],)
+        width = len(tensor) // 7 if len(targets) == 4 else len(tensor) // len(targets)
+        sizes = [width] * min(len(targets), 3) + [4 * width] * (len(targets) - 3)
+        for target, rows in zip(targets, tensor.split(sizes), strict=True):
+            renamed[f"{blocks}.{index}.{target}.{leaf}"] = rows.clone()
+    return renamed

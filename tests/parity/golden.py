@@ -3,7 +3,7 @@
 Each file carries one metadata string, `golden`: JSON with the file's parameters and, in some files, a list of
 `cases`. Tensors are named `<case>/in/...` (inputs), `<case>/mid/...` (intermediates) and `<case>/out/...`
 (results); a file with a single nameless case drops the `<case>/`. Files named `*.weights.safetensors` hold a tiny
-model and its `config`.
+model and its `config`; `*.weights.json` are recipes for models too large to store, with the digest of the result.
 
 The folder is tests/golden/<method>, a trimmed copy, or REALISR_GOLDEN: the method's folder itself or the folder
 above it. Tests take whatever cases the folder has; a file that is absent becomes a skipped test.
@@ -12,6 +12,7 @@ above it. Tests take whatever cases the folder has; a file that is absent become
 from __future__ import annotations
 
 import fnmatch
+import hashlib
 import json
 import os
 from collections.abc import Iterator
@@ -20,6 +21,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
@@ -27,6 +29,7 @@ from torch import Tensor
 
 SUFFIX = ".safetensors"
 WEIGHTS_SUFFIX = ".weights.safetensors"
+RECIPE_SUFFIX = ".weights.json"
 ROLES = ("in", "mid", "out", "draw")
 
 
@@ -128,12 +131,46 @@ def cases(pattern: str, method: str = "vosr") -> list[Any]:
 
 
 def weights(name: str, method: str = "vosr") -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Config and state dict of a tiny reference model; skips the calling test when the folder lacks it."""
-    path = folder(method) / f"{name}{WEIGHTS_SUFFIX}"
+    """Config and state dict of a tiny reference model; skips the calling test when the folder lacks it.
+
+    The config of a file without one is all its metadata.
+    """
+    path, recipe = (folder(method) / f"{name}{suffix}" for suffix in (WEIGHTS_SUFFIX, RECIPE_SUFFIX))
+    if recipe.is_file():
+        return expanded(recipe)
     if not path.is_file():
         pytest.skip(f"golden weights {path.name} are not in {path.parent}")
     with safe_open(path, "pt") as file:
-        return parameters(path)["config"], {key: file.get_tensor(key) for key in file.keys()}
+        golden = parameters(path)
+        return golden.get("config", golden), {key: file.get_tensor(key) for key in file.keys()}
+
+
+@cache
+def expanded(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Config and state dict of a recipe: each tensor drawn by SplitMix64, whole numbers only, from seed and name.
+
+    Raises AssertionError when the result is not what the recipe's digest says.
+    """
+    recipe = json.loads(path.read_text(encoding="utf-8"))
+    state_dict, digest = {}, hashlib.sha256()
+    for name in sorted(recipe["tensors"]):
+        shape, scale, offset = recipe["tensors"][name]
+        values = offset + scale * uniform(f"{recipe['seed']}:{name}", int(np.prod(shape)))
+        array = values.astype("<f4").reshape(shape)
+        digest.update(array.tobytes())
+        state_dict[name] = torch.from_numpy(array)
+    assert digest.hexdigest() == recipe["sha256"], f"{path.name} does not expand to the weights it was made with"
+    return recipe.get("config", recipe), state_dict
+
+
+def uniform(label: str, count: int) -> np.ndarray:
+    """`count` numbers in (-1, 1), never 0, the same on every machine."""
+    start = np.uint64(int.from_bytes(hashlib.sha256(label.encode()).digest()[:8], "little"))
+    state = start + np.arange(1, count + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+    state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    bits = ((state ^ (state >> np.uint64(31))) >> np.uint64(40)).astype(np.int64)
+    return (bits * 2 + 1 - 2**24) / 2.0**24
 
 
 def assert_within(actual: Tensor, expected: Tensor, tolerance: float, what: str = "output") -> None:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from comfy_api.latest import ComfyExtension, io
 
-from . import basic
+from . import basic, text
 
-MODULES = (basic,)
+MODULES = (basic, text)
 
 
 class RealISRTestExtension(ComfyExtension):

@@ -1,0 +1,131 @@
+"""Where PURE's two parts lie: the released folder in the host's `LLM` folder, the VQGAN in `vae` or beside it."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import folder_paths
+
+from ..loading import first_few, model_files
+
+FOLDER_KEY = "LLM"
+VQ_NAME = "vq_ds8_c2i"
+VQ_SUFFIXES = (".pt", ".pth", ".safetensors", ".ckpt")
+VQ_AUTO = f"auto ({VQ_NAME})"
+INDEX_NAME = "model.safetensors.index.json"
+SINGLE_NAME = "model.safetensors"
+WHERE_FROM = "huggingface.co/nonwhy/PURE"
+VQ_WHERE_FROM = f"{VQ_NAME}.pt of huggingface.co/FoundationVision/LlamaGen"
+
+# Other packs and extra_model_paths.yaml may have the key already; the host keeps each path once.
+folder_paths.add_model_folder_path(FOLDER_KEY, os.path.join(folder_paths.models_dir, FOLDER_KEY))
+
+
+@dataclass(frozen=True)
+class RestorerFiles:
+    """The parts of a released folder. shards: weight files in order. index: tensor name -> file name, empty for a
+    single file."""
+
+    name: str
+    folder: Path
+    config: dict[str, Any]
+    tokenizer: Path
+    shards: tuple[Path, ...]
+    index: dict[str, str]
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON table. Raises ValueError, naming the file, when it is damaged or holds something else."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8", errors="replace"))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is not valid JSON ({error}). Download it again.") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} holds a {type(content).__name__}, not a table. Download it again.")
+    return content
+
+
+def may_be_chameleon(config: Path) -> bool:
+    """Whether to offer a folder: of PURE's family, or so damaged that loading it should say so."""
+    try:
+        return read_json(config).get("model_type") == "chameleon"
+    except ValueError:
+        return True
+
+
+def restorer_folders() -> dict[str, Path]:
+    """Folders of the Chameleon family in the host's `LLM` folders, by relative names."""
+    found: dict[str, Path] = {}
+    for root in map(Path, folder_paths.get_folder_paths(FOLDER_KEY)):
+        for config in sorted(root.glob("*/config.json")) + sorted(root.glob("*/*/config.json")):
+            if may_be_chameleon(config):
+                found.setdefault(config.parent.relative_to(root).as_posix(), config.parent)
+    return found
+
+
+def restorer_choices() -> list[str]:
+    return list(restorer_folders())
+
+
+def vq_choices() -> list[str]:
+    """The automatic choice, then every file of models/vae that could hold the VQGAN."""
+    return [VQ_AUTO, *(name for name in model_files("vae") if name.endswith(VQ_SUFFIXES))]
+
+
+def find_restorer(name: str) -> RestorerFiles:
+    """The files behind a loader choice. Raises ValueError naming what is missing."""
+    folder = restorer_folders().get(name)
+    if folder is None:
+        places = ", ".join(folder_paths.get_folder_paths(FOLDER_KEY))
+        raise ValueError(
+            f"There is no folder {name} of a PURE model in {places}. Put the whole folder of {WHERE_FROM} there "
+            "(config.json, *.safetensors with their index, tokenizer.json) and refresh the node list (R)."
+        )
+    tokenizer = folder / "tokenizer.json"
+    if not tokenizer.is_file():
+        raise ValueError(f"{name} has no tokenizer.json. It is one of the files of {WHERE_FROM}.")
+    shards, index = weight_files(name, folder)
+    return RestorerFiles(name, folder, read_json(folder / "config.json"), tokenizer, shards, index)
+
+
+def weight_files(name: str, folder: Path) -> tuple[tuple[Path, ...], dict[str, str]]:
+    """Every weight file the index names, or the single file. Raises ValueError naming absent ones."""
+    index_file = folder / INDEX_NAME
+    if not index_file.is_file():
+        single = folder / SINGLE_NAME
+        if single.is_file():
+            return (single,), {}
+        present = sorted(path.name for path in folder.glob("*.safetensors"))
+        also = f" There are {first_few(present)}, which are no use without their index." if present else ""
+        raise ValueError(f"{name} has neither {INDEX_NAME} nor {SINGLE_NAME}.{also} Download {WHERE_FROM} completely.")
+    index = read_json(index_file).get("weight_map")
+    if not isinstance(index, dict) or not index:
+        raise ValueError(f"{index_file} has no weight_map. Download it again.")
+    names = sorted(set(index.values()))
+    absent = [file for file in names if not (folder / file).is_file()]
+    if absent:
+        raise ValueError(
+            f"{name} is incomplete: {len(absent)} of {len(names)} weight files are missing: {first_few(absent)}. "
+            f"Download them from {WHERE_FROM} into {folder}."
+        )
+    return tuple(folder / file for file in names), index
+
+
+def find_vqgan(choice: str, restorer: Path) -> Path:
+    """The VQGAN behind a loader choice; `auto` looks in the restorer's folder, then in `vae`.
+
+    Raises ValueError saying where it was looked for.
+    """
+    if choice != VQ_AUTO:
+        return Path(folder_paths.get_full_path_or_raise("vae", choice))
+    inside = [restorer / f"{VQ_NAME}{suffix}" for suffix in VQ_SUFFIXES]
+    shared = [name for name in vq_choices() if Path(name).stem == VQ_NAME]
+    found = [path for path in inside if path.is_file()]
+    if found or shared:
+        return found[0] if found else Path(folder_paths.get_full_path_or_raise("vae", shared[0]))
+    places = ", ".join([str(restorer), *folder_paths.get_folder_paths("vae")])
+    raise ValueError(f"{VQ_NAME}.pt is in none of {places}. Put {VQ_WHERE_FROM} into models/vae.")

@@ -1,0 +1,208 @@
+"""Loading PURE's released files into models the host manages."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import comfy.model_management
+import comfy.model_patcher
+import comfy.ops
+import torch
+from torch import Tensor
+
+from ...models.pure.config import ChameleonConfig
+from ...models.pure.released import IGNORED_PREFIXES, fuse, problems, with_stored_norms
+from ...models.pure.transformer import Chameleon
+from ...models.pure.vocabulary import Vocabulary, check_special_names
+from ...models.pure.vqgan import VQGAN, check_released
+from ..loading import describe_state_dict, load_state_dict_file
+from .files import VQ_AUTO, VQ_WHERE_FROM, WHERE_FROM, RestorerFiles, find_restorer, find_vqgan
+from .model import ARRestorer, Backbone
+from .tokenizer import TextTokenizer
+
+AUTO = "auto"
+FP8 = torch.float8_e4m3fn
+# What the weights are kept in; fp8 is of the layers' matrices, with a scale each.
+WEIGHT_DTYPES: dict[str, torch.dtype | None] = {
+    AUTO: None,
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+    "fp32": torch.float32,
+    "fp8_e4m3fn": FP8,
+    "fp8_e4m3fn_fast": FP8,
+}
+COMPUTE_DTYPES = [torch.bfloat16, torch.float32]
+"""What the host may choose from by itself: the released weights are bfloat16, whose range half precision lacks."""
+
+QUANTISED = ("qkv_proj.weight", "o_proj.weight", "gate_up_proj.weight", "down_proj.weight")
+EXACT = ("q_norm.weight", "q_norm.bias", "k_norm.weight", "k_norm.bias")
+"""A few numbers per layer that always stay in float32."""
+
+
+def load_ar_restorer(name: str, vq_name: str = VQ_AUTO, weight_dtype: str = AUTO) -> ARRestorer:
+    """The restorer of two loader choices. weight_dtype: a key of WEIGHT_DTYPES.
+
+    Raises ValueError for files that are absent, damaged or not PURE's.
+    """
+    files = find_restorer(name)
+    vq_file = find_vqgan(vq_name, files.folder)
+    config = read_config(files)
+    tokenizer = TextTokenizer(files.tokenizer)
+    vocabulary = read_vocabulary(files, tokenizer)
+    vqgan = load_vqgan(vq_file)
+    backbone, dtype = load_backbone(files, config, weight_dtype)
+    backbone.cached_patcher_init = (_backbone_again, (name, weight_dtype))
+    logging.info(
+        "RealISR: loaded %s (%s, image codes by %s) and %s", name, weight_dtype, vocabulary.source, vq_file.name
+    )
+    return ARRestorer(name, config, backbone, vqgan, tokenizer, vocabulary, dtype)
+
+
+def _backbone_again(name: str, weight_dtype: str, disable_dynamic: bool = False):
+    files = find_restorer(name)
+    return load_backbone(files, read_config(files), weight_dtype, disable_dynamic)[0]
+
+
+def _vqgan_again(path: Path, disable_dynamic: bool = False):
+    return load_vqgan(path, disable_dynamic)
+
+
+def read_config(files: RestorerFiles) -> ChameleonConfig:
+    """The architecture. Raises ValueError naming the folder when it is not PURE's."""
+    try:
+        config = ChameleonConfig.from_json(files.config)
+        config.require_image_vocabulary()
+    except ValueError as error:
+        raise ValueError(f"{files.name} is not a PURE model: {error}") from error
+    return config
+
+
+def read_vocabulary(files: RestorerFiles, tokenizer: TextTokenizer) -> Vocabulary:
+    """Which token is which image code. Raises ValueError when the special tokens are not PURE's."""
+    names, named = tokenizer.names, files.config.get("vocabulary_map")
+    try:
+        check_special_names(names)
+        return Vocabulary.find([("tokenizer.json", names), ("config.json", named if isinstance(named, dict) else {})])
+    except ValueError as error:
+        raise ValueError(
+            f"{files.name}: {error}. Take tokenizer.json from the same place as the weights ({WHERE_FROM})."
+        ) from error
+
+
+# --- transformer -----------------------------------------------------------------------------------------------------
+
+
+def read_shards(files: RestorerFiles) -> dict[str, Tensor]:
+    """All tensors of the backbone. Safetensors are mapped, not read, so this holds no copy of the weights.
+
+    Raises ValueError naming a shard that is damaged or lacks what the index promises.
+    """
+    tensors: dict[str, Tensor] = {}
+    for shard in files.shards:
+        content, _ = load_state_dict_file(shard)
+        promised = [key for key, file in files.index.items() if file == shard.name]
+        absent = [key for key in promised if key not in content and not key.startswith(IGNORED_PREFIXES)]
+        if absent:
+            raise ValueError(
+                f"{shard.name} of {files.name} lacks {absent[0]} ({len(absent)} tensors that the index says it has). "
+                f"Download it again from {WHERE_FROM}."
+            )
+        tensors |= {key: value for key, value in content.items() if not key.startswith(IGNORED_PREFIXES)}
+    return tensors
+
+
+def chosen_dtypes(weight_dtype: str, device: torch.device, parameters: int) -> tuple[torch.dtype, torch.dtype]:
+    """(kept in, computed in). What the device cannot compute in is cast as it is used, as the host does."""
+    management = comfy.model_management
+    kept = WEIGHT_DTYPES[weight_dtype]
+    if kept is None:
+        kept = management.unet_dtype(device, model_params=parameters, supported_dtypes=COMPUTE_DTYPES)
+    if kept == FP8:
+        return kept, management.unet_dtype(device, supported_dtypes=COMPUTE_DTYPES)
+    return kept, management.unet_manual_cast(kept, device, [kept, *COMPUTE_DTYPES]) or kept
+
+
+def quantised(name: str, weight: Tensor, fast: bool) -> Iterator[tuple[str, Tensor]]:
+    """A matrix in fp8 with the scale that fills its range, and the mark by which the host's layers know it."""
+    scale = (weight.abs().max().float() / torch.finfo(FP8).max).clamp(min=1e-12)
+    mark = json.dumps({"format": "float8_e4m3fn", "full_precision_matrix_mult": not fast}).encode()
+    layer = name.removesuffix(".weight")
+    yield name, (weight.float() / scale).to(FP8)
+    yield f"{layer}.weight_scale", scale
+    yield f"{layer}.comfy_quant", torch.tensor(list(mark), dtype=torch.uint8)
+
+
+def converted(tensors: dict[str, Tensor], kept: torch.dtype, computed: torch.dtype, fast: bool) -> dict[str, Tensor]:
+    """Tensors in the precision they are kept in, one after another; empties `tensors` on the way."""
+    result: dict[str, Tensor] = {}
+    for name in list(tensors):
+        value = tensors.pop(name)
+        if name.endswith(EXACT):
+            result[name] = value.float()
+        elif kept != FP8:
+            result[name] = value.to(kept)
+        elif name.endswith(QUANTISED):
+            result.update(quantised(name, value, fast))
+        else:
+            result[name] = value.to(computed)
+    return result
+
+
+def load_backbone(
+    files: RestorerFiles, config: ChameleonConfig, weight_dtype: str = AUTO, disable_dynamic: bool = False
+) -> tuple[Any, torch.dtype]:
+    """The transformer's patcher and what it computes in. Raises ValueError for weights that are not PURE's."""
+    management = comfy.model_management
+    tensors = read_shards(files)
+    shapes = {key: tuple(value.shape) for key, value in tensors.items()}
+    config = with_stored_norms(config, shapes)
+    found = problems(shapes, config)
+    if found:
+        raise ValueError(
+            f"{files.name} does not fit its config.json: {'; '.join(found)}. "
+            f"It looks like {describe_state_dict(tensors)}. Put the files of one release together ({WHERE_FROM})."
+        )
+    load_device, offload_device = management.get_torch_device(), management.unet_offload_device()
+    parameters = sum(value.numel() for value in tensors.values())
+    kept, computed = chosen_dtypes(weight_dtype, load_device, parameters)
+    if kept == FP8:
+        disabled = set() if management.supports_fp8_compute(load_device) else {"float8_e4m3fn"}
+        operations = comfy.ops.mixed_precision_ops({}, computed, disabled=disabled)
+    else:
+        operations = comfy.ops.pick_operations(kept, computed, load_device=load_device)
+    network = Chameleon(
+        config, dtype=computed if kept == FP8 else kept, device=offload_device, operations=operations
+    ).eval()
+    weights = converted(fuse(tensors, config), kept, computed, fast=weight_dtype.endswith("_fast"))
+    network.load_state_dict(weights, strict=True, assign=True)
+    network.requires_grad_(False)
+    patcher_class = comfy.model_patcher.ModelPatcher if disable_dynamic else comfy.model_patcher.CoreModelPatcher
+    return patcher_class(Backbone(network), load_device=load_device, offload_device=offload_device), computed
+
+
+# --- VQGAN -----------------------------------------------------------------------------------------------------------
+
+
+def load_vqgan(path: Path, disable_dynamic: bool = False):
+    """The VQGAN's patcher, in float32: its codes are what the transformer reads. Raises ValueError for another file."""
+    content, _ = load_state_dict_file(path)
+    try:
+        config, tensors = check_released(content)
+    except ValueError as error:
+        tensors = content.get("model", content)
+        looks = describe_state_dict(tensors) if isinstance(tensors, dict) else "no table of tensors"
+        raise ValueError(f"{path.name}: {error}. It looks like {looks}. PURE needs {VQ_WHERE_FROM}.") from error
+    management = comfy.model_management
+    module = VQGAN(config, dtype=torch.float32, operations=comfy.ops.disable_weight_init).eval()
+    module.load_state_dict({key: value.float() for key, value in tensors.items()}, strict=True, assign=True)
+    module.requires_grad_(False)
+    patcher_class = comfy.model_patcher.ModelPatcher if disable_dynamic else comfy.model_patcher.CoreModelPatcher
+    patcher = patcher_class(
+        module, load_device=management.vae_device(), offload_device=management.vae_offload_device()
+    )
+    patcher.cached_patcher_init = (_vqgan_again, (path,))
+    return patcher

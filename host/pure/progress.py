@@ -1,0 +1,117 @@
+"""What a user sees while tokens are drawn: how many are done, the text as soon as it exists, the rows drawn so far."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+
+import comfy.model_management
+import comfy.utils
+import numpy as np
+from comfy.cli_args import args
+from PIL import Image
+from torch import Tensor
+
+from ...models.pure.crop import to_image
+from ...models.pure.generation import Observer
+from ...models.resize import to_bytes
+from ...models.tiling import Box
+from ..status_text import show_on_node
+from .model import ARRestorer
+
+PREVIEW_SECONDS = 1.0
+PREVIEW_SHARE = 0.1
+"""Of the time that may go into previews, where decoding one takes longer than a device needs for its share."""
+
+TEXT_SECONDS = 0.25
+TEXT_LINES = 8
+
+
+class Canvas:
+    """The image under restoration: the low-quality one, tiles and rows of tiles replaced as they are decoded."""
+
+    def __init__(self, restorer: ARRestorer, image: Tensor):
+        """image: `[H, W, 3]` in 0..1."""
+        self.restorer = restorer
+        self.pixels = to_bytes(image).cpu().clone()
+
+    def paste(self, box: Box, image: Tensor) -> None:
+        """Put `[h, w, 3]` in 0..1 at the top of a box; h may be less than the box's."""
+        rows = slice(box.top, box.top + image.shape[0])
+        self.pixels[rows, box.left : box.left + box.width] = to_bytes(image).cpu()
+
+    def paste_codes(self, box: Box, codes: Tensor) -> None:
+        self.paste(box, to_image(self.restorer.decode(codes[None]))[0])
+
+    def picture(self) -> Image.Image:
+        return Image.fromarray(np.ascontiguousarray(self.pixels.numpy()))
+
+
+class TokenProgress:
+    """The node's bar over several runs of the decoder, each `steps` long (a number the bar shows, not a limit)."""
+
+    def __init__(self, steps: Sequence[int]):
+        self.steps = list(steps)
+        self.finished = 0
+        self.total = sum(self.steps)
+        self.bar = comfy.utils.ProgressBar(self.total)
+
+    def at(self, share: float) -> int:
+        """Position of the bar at a share of the current run."""
+        before = sum(self.steps[: self.finished])
+        current = self.steps[self.finished] if self.finished < len(self.steps) else 0
+        return min(self.total, before + round(current * min(1.0, share)))
+
+    def show(self, share: float, picture: Image.Image | None = None) -> None:
+        preview = None if picture is None else ("JPEG", picture, args.preview_size)
+        self.bar.update_absolute(self.at(share), self.total, preview)
+
+    def next(self) -> None:
+        self.finished += 1
+        self.show(0.0)
+
+
+class RunObserver(Observer):
+    """Follows one run of the decoder over a batch of sequences.
+
+    decode: text of token ids. canvas: where rows are shown, None for no preview. boxes: place of each sequence in the
+    canvas, None for a sequence that belongs to another image.
+    """
+
+    def __init__(
+        self,
+        progress: TokenProgress,
+        decode: Callable[[Sequence[int]], str],
+        canvas: Canvas | None = None,
+        boxes: Sequence[Box | None] = (),
+    ):
+        self.progress, self.decode_text, self.canvas, self.boxes = progress, decode, canvas, boxes
+        self.share = 0.0
+        self.next_preview = time.monotonic() + PREVIEW_SECONDS
+        self.next_text = 0.0
+
+    def step(self, phase: str, done: int, total: int) -> None:
+        comfy.model_management.throw_exception_if_processing_interrupted()
+        self.share = done / max(1, total)
+        self.progress.show(self.share)
+
+    def text(self, ids: list[list[int]], final: bool) -> None:
+        now = time.monotonic()
+        if not final and now < self.next_text:
+            return
+        self.next_text = now + TEXT_SECONDS
+        lines = [self.decode_text(sequence).strip() for sequence in ids]
+        numbered = [f"{number}. {line}" for number, line in enumerate(lines, start=1)] if len(lines) > 1 else lines
+        rest = len(numbered) - TEXT_LINES
+        show_on_node("\n".join(numbered[:TEXT_LINES] + ([f"and {rest} more"] if rest > 0 else [])))
+
+    def rows(self, done: int, codes: Callable[[], Tensor]) -> None:
+        started = time.monotonic()
+        if self.canvas is None or started < self.next_preview:
+            return
+        for box, drawn in zip(self.boxes, codes(), strict=True):
+            if box is not None:
+                self.canvas.paste_codes(box, drawn)
+        self.progress.show(self.share, self.canvas.picture())
+        finished = time.monotonic()
+        self.next_preview = finished + max(PREVIEW_SECONDS, (finished - started) / PREVIEW_SHARE)

@@ -1,0 +1,342 @@
+"""PURE from image to image (arXiv 2503.11073): tiles to tokens, tokens drawn in batches, tokens to one image."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+
+import comfy.model_management
+import torch
+from torch import Tensor
+
+from ...models.color import wavelet_color_fix
+from ...models.pure.cache import cache_bytes
+from ...models.pure.crop import TARGET_SIZE, to_image, to_pixels
+from ...models.pure.generation import (
+    Generated,
+    GenerationOptions,
+    expected_steps,
+    generate,
+    generate_text,
+)
+from ...models.pure.prompt import INSTRUCTION, image_block, prompt_ids
+from ...models.pure.vocabulary import PATCH_PIXELS
+from ...models.resize import resize, to_bytes, upscale
+from ...models.tiling import Box, TileGrid, merge_tiles
+from ..vosr.conditioning import check_image
+from .model import ARRestorer
+from .progress import Canvas, RunObserver, TokenProgress
+
+TOKEN_PIXELS = 8
+MAX_TOGETHER = 16
+"""Sequences decoded at once when the number is left to the pack: beyond it a step is no longer bound by memory."""
+
+SEED_STRIDE = 0x9E3779B97F4A7C15
+"""Between the seeds of one image's tiles: odd and large, so that they meet no other image's."""
+
+TEXTS_BETWEEN_TILES = " | "
+
+
+@dataclass(frozen=True)
+class Tiles:
+    """side: of the squares the model restores, in pixels, a multiple of 32 up to 512, which it was trained at.
+    overlap: pixels neighbours share. whole: squeeze the image into one square instead, as the authors' script does.
+    """
+
+    side: int = TARGET_SIZE
+    overlap: int = 64
+    whole: bool = False
+
+    def __post_init__(self) -> None:
+        if self.side % PATCH_PIXELS or not PATCH_PIXELS <= self.side <= TARGET_SIZE:
+            raise ValueError(
+                f"A tile of {self.side} px: PURE writes squares of {PATCH_PIXELS} to {TARGET_SIZE} px, in steps of "
+                f"{PATCH_PIXELS}. It was trained at {TARGET_SIZE}."
+            )
+        if not 0 <= self.overlap < self.side:
+            raise ValueError(f"Tile overlap {self.overlap} px must be smaller than the tile size {self.side} px.")
+
+    def grid(self, width: int, height: int) -> TileGrid:
+        """Tiles over a canvas for a result of that size: a side shorter than a tile is stretched to one."""
+        if self.whole:
+            width = height = self.side
+        width, height = max(width, self.side), max(height, self.side)
+        return TileGrid(height, width, self.side, self.side, self.overlap)
+
+
+@dataclass(frozen=True)
+class RestoreOptions:
+    """width, height: of the result. generation: how tokens are drawn; its size is set from the tiles.
+    description: the user's own, empty to let the model write one. shared_description: one for all tiles of an image,
+    written from the whole image. together: sequences decoded at once, 0 for as many as fit.
+    """
+
+    width: int
+    height: int
+    seed: int = 0
+    generation: GenerationOptions = field(default_factory=GenerationOptions)
+    tiles: Tiles = field(default_factory=Tiles)
+    instruction: str = INSTRUCTION
+    description: str = ""
+    shared_description: bool = True
+    color_fix: bool = True
+    preview: bool = True
+    together: int = 0
+
+
+@dataclass(frozen=True)
+class TokenGrids:
+    """Codes the model drew, `[B, tiles, h, w]`, and where each tile lies in the canvas `[height, width]`."""
+
+    codes: Tensor
+    boxes: list[Box]
+    height: int
+    width: int
+
+
+@dataclass(frozen=True)
+class Restored:
+    """image `[B, H, W, 3 or 4]` and entropy `[B, H, W]` in nats at the result's size; texts with a line per image."""
+
+    image: Tensor
+    entropy: Tensor
+    degradation: str
+    description: str
+    tokens: TokenGrids
+
+
+@dataclass(frozen=True)
+class Job:
+    """One tile: which image, where, its prompt and its seed."""
+
+    image: int
+    box: Box
+    prompt: list[int]
+    seed: int
+
+
+def tile_seed(seed: int, image: int, tile: int) -> int:
+    """Item i of a batch is what it would be alone with seed + i; further tiles of an image have seeds of their own."""
+    return (seed + image + tile * SEED_STRIDE) % 2**64
+
+
+def prompts_of(restorer: ARRestorer, squares: Tensor, instruction: str) -> list[list[int]]:
+    """The prompt of each square `[N, side, side, 3]` in 0..1."""
+    ids = restorer.vocabulary.encode(restorer.encode(to_pixels(to_bytes(squares).cpu())))
+    return [prompt_ids(restorer.tokenizer, instruction, image_block(grid)) for grid in ids]
+
+
+def memory_needed(restorer: ARRestorer, jobs: Sequence[Job], options: RestoreOptions, sequences: int) -> int:
+    """Bytes for decoding that many sequences: the caches of both branches, and previews."""
+    generation = options.generation
+    side = options.tiles.side // TOKEN_PIXELS
+    needed = cache_bytes(
+        restorer.config,
+        sequences,
+        max(len(job.prompt) for job in jobs),
+        generation.max_text_tokens,
+        side * (side + 1) + 4,
+        generation.guidance_scale != 1.0,
+        restorer.dtype,
+    )
+    return needed + (restorer.vq_memory(options.tiles.side, options.tiles.side) if options.preview else 0)
+
+
+def load_for(restorer: ARRestorer, jobs: Sequence[Job], options: RestoreOptions) -> int:
+    """Load the models and make room; returns how many sequences are decoded together."""
+    management = comfy.model_management
+    backbone = restorer.backbone
+    patchers = [backbone, restorer.vqgan] if options.preview else [backbone]
+
+    def load(sequences: int) -> None:
+        management.load_models_gpu(patchers, memory_required=memory_needed(restorer, jobs, options, sequences))
+
+    if options.together:
+        together = min(options.together, len(jobs))
+        load(together)
+        return together
+    load(1)
+    # What is not on the device yet comes there while running, if the model is one of dynamic memory.
+    free = management.get_free_memory(backbone.load_device) - management.minimum_inference_memory()
+    free -= max(0, backbone.model_size() - backbone.loaded_size())
+    together = max(1, min(MAX_TOGETHER, len(jobs), int(free / memory_needed(restorer, jobs, options, 1))))
+    if together > 1:
+        load(together)
+    return together
+
+
+def chunks(jobs: Sequence[Job], size: int) -> Iterator[Sequence[Job]]:
+    for first in range(0, len(jobs), size):
+        yield jobs[first : first + size]
+
+
+class Restoration:
+    """One run of the node over a batch."""
+
+    def __init__(self, restorer: ARRestorer, images: Tensor, options: RestoreOptions):
+        check_image(images)
+        self.restorer, self.images = restorer, images
+        self.grid = options.tiles.grid(options.width, options.height)
+        patches = options.tiles.side // PATCH_PIXELS
+        self.options = replace(options, generation=replace(options.generation, size=(patches, patches)))
+        # The result's size and the canvas's may differ on a side shorter than a tile.
+        self.canvases = upscale(images[..., :3], self.grid.width, self.grid.height).float().cpu()
+        self.decoded: list[list[Generated]] = [[] for _ in images]
+        self.pictures: list[list[Tensor]] = [[] for _ in images]
+
+    # --- tokens ------------------------------------------------------------------------------------------------------
+
+    def jobs(self) -> list[Job]:
+        jobs = []
+        for index, canvas in enumerate(self.canvases):
+            boxes = self.grid.boxes
+            squares = torch.stack([box.crop(canvas.movedim(-1, 0)).movedim(0, -1) for box in boxes])
+            prompts = prompts_of(self.restorer, squares, self.options.instruction)
+            jobs += [
+                Job(index, box, prompt, tile_seed(self.options.seed, index, tile))
+                for tile, (box, prompt) in enumerate(zip(boxes, prompts, strict=True))
+            ]
+        return jobs
+
+    @property
+    def writes_shared_description(self) -> bool:
+        options = self.options
+        return (
+            len(self.grid) > 1
+            and options.shared_description
+            and not options.description
+            and options.generation.answer in ("full", "understanding")
+        )
+
+    def overview_jobs(self) -> list[Job]:
+        """Each whole image squeezed into one square, to be described."""
+        side = self.options.tiles.side
+        squares = resize(self.images[..., :3], side, side).float().cpu()
+        prompts = prompts_of(self.restorer, squares, self.options.instruction)
+        whole = Box(0, 0, self.grid.height, self.grid.width)
+        return [Job(i, whole, prompt, tile_seed(self.options.seed, i, 0)) for i, prompt in enumerate(prompts)]
+
+    def run(self) -> Restored:
+        jobs = self.jobs()
+        overview = self.overview_jobs() if self.writes_shared_description else []
+        together = load_for(self.restorer, jobs, self.options)
+        options = self.options.generation
+        runs = list(chunks(jobs, together))
+        text_runs = list(chunks(overview, together))
+        steps = [expected_steps(options, text_only=True)] * len(text_runs) + [expected_steps(options)] * len(runs)
+        progress = TokenProgress(steps)
+        descriptions: list[str | None] = [self.options.description or None] * len(self.canvases)
+        for run in text_runs:
+            for job, written in zip(run, self.describe(run, progress), strict=True):
+                descriptions[job.image] = written.description
+            progress.next()
+        for run in runs:
+            self.draw(run, [descriptions[job.image] for job in run], progress)
+            progress.next()
+        return self.assemble()
+
+    def describe(self, jobs: Sequence[Job], progress: TokenProgress) -> list[Generated]:
+        restorer = self.restorer
+        return generate_text(
+            restorer.network,
+            [job.prompt for job in jobs],
+            [job.seed for job in jobs],
+            self.options.generation,
+            restorer.vocabulary,
+            tokenizer=restorer.tokenizer,
+            device=restorer.backbone.load_device,
+            dtype=restorer.dtype,
+            observer=RunObserver(progress, restorer.tokenizer.decode),
+        )
+
+    def draw(self, jobs: Sequence[Job], descriptions: list[str | None], progress: TokenProgress) -> None:
+        """Decode one batch of tiles to tokens and these to pixels."""
+        restorer, shown = self.restorer, jobs[0].image
+        canvas = self.canvas_of(shown) if self.options.preview else None
+        observer = RunObserver(
+            progress, restorer.tokenizer.decode, canvas, [job.box if job.image == shown else None for job in jobs]
+        )
+        results = generate(
+            restorer.network,
+            [job.prompt for job in jobs],
+            [job.seed for job in jobs],
+            self.options.generation,
+            restorer.vocabulary,
+            tokenizer=restorer.tokenizer,
+            device=restorer.backbone.load_device,
+            dtype=restorer.dtype,
+            observer=observer,
+            descriptions=descriptions,
+        )
+        restorer.load_vqgan(self.options.tiles.side, self.options.tiles.side)
+        for job, result in zip(jobs, results, strict=True):
+            comfy.model_management.throw_exception_if_processing_interrupted()
+            self.decoded[job.image].append(result)
+            self.pictures[job.image].append(to_image(restorer.decode(result.codes[None])))
+
+    def canvas_of(self, index: int) -> Canvas:
+        """What a preview starts from: the image with the tiles that are done."""
+        canvas = Canvas(self.restorer, self.canvases[index])
+        for box, picture in zip(self.grid.boxes, self.pictures[index], strict=False):
+            canvas.paste(box, picture[0])
+        return canvas
+
+    # --- pixels ------------------------------------------------------------------------------------------------------
+
+    def merged(self, tiles: Sequence[Tensor]) -> Tensor:
+        """One field `[1, C, H, W]` of tiles `[1, C, side, side]`; a lone tile is returned as it is."""
+        if len(tiles) == 1:
+            return tiles[0]
+        field_shape = torch.empty((1, tiles[0].shape[1], self.grid.height, self.grid.width))
+        return merge_tiles(self.grid, field_shape, lambda first, boxes: tiles[first : first + len(boxes)])
+
+    def picture(self, index: int) -> Tensor:
+        """The restored image `[1, height, width, 3]`."""
+        merged = self.merged([tile.movedim(-1, 1) for tile in self.pictures[index]]).movedim(1, -1)
+        if self.options.color_fix:
+            merged = wavelet_color_fix(merged, self.canvases[index][None])
+        return resize(merged, self.options.width, self.options.height)
+
+    def entropy(self, index: int) -> Tensor:
+        """Nats `[1, height, width]`: each token's over its 8 x 8 pixels."""
+        tiles = [result.entropy[None, None].float() for result in self.decoded[index]]
+        spread = [tile.repeat_interleave(TOKEN_PIXELS, -1).repeat_interleave(TOKEN_PIXELS, -2) for tile in tiles]
+        merged = self.merged(spread)
+        size = (self.options.height, self.options.width)
+        if merged.shape[-2:] != size:
+            merged = torch.nn.functional.interpolate(merged, size, mode="bilinear", antialias=True)
+        return merged[:, 0]
+
+    def line(self, index: int, name: str) -> str:
+        """What the tiles of an image say, each text once."""
+        texts = [" ".join(getattr(result, name).split()) for result in self.decoded[index]]
+        return TEXTS_BETWEEN_TILES.join(dict.fromkeys(filter(None, texts)))
+
+    def assemble(self) -> Restored:
+        options, count = self.options, range(len(self.canvases))
+        image = torch.cat([self.picture(index) for index in count])
+        if self.images.shape[-1] > 3:
+            alpha = upscale(self.images[..., 3:], options.width, options.height)
+            image = torch.cat([image, alpha.to(image)], dim=-1)
+        output = comfy.model_management.intermediate_device()
+        return Restored(
+            image=image.to(output),
+            entropy=torch.cat([self.entropy(index) for index in count]).to(output),
+            degradation="\n".join(self.line(index, "degradation") for index in count),
+            description="\n".join(self.line(index, "description") for index in count),
+            tokens=TokenGrids(
+                torch.stack([torch.stack([result.codes for result in results]) for results in self.decoded]),
+                self.grid.boxes,
+                self.grid.height,
+                self.grid.width,
+            ),
+        )
+
+
+def restore(restorer: ARRestorer, images: Tensor, options: RestoreOptions) -> Restored:
+    """Restore images `[B, h, w, 3 or 4]` in 0..1.
+
+    Item i is what it would be alone with seed + i, however many are decoded together. Raises ValueError for images or
+    options that do not fit and GenerationError for a model that writes no image; an interrupt ends within a token.
+    """
+    return Restoration(restorer, images, options).run()

@@ -1,0 +1,250 @@
+"""VICR on images larger than a panel: tiles that are diptychs, merged at every step (arXiv 2606.00704).
+
+The state is the latent of the whole canvas. A tile is [LQ crop | target crop] at one box of both panels, and each half
+of its prediction is merged over its own panel; its masked image is its own diptych, encoded by itself. Text, guidance
+and the bridge's vector are the whole image's, so that every tile knows of all of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import comfy.model_management
+import comfy.utils
+import torch
+from einops import rearrange
+from torch import Tensor
+
+from ...models.tiling import Panes, TileGrid, Weights
+from ...models.vicr.diptych import PANEL_MULTIPLE, Diptych, empty_target, seam_dim, split, target_mask
+from ..tiling.conditions import TILE_OPTIONS, NeedsTiledModel, TileOptions
+from ..tiling.sampling import Tiling
+
+NODE = "Diptych Tiles"
+
+CELL = 8
+"""Pixels per latent cell, as the diptych's record counts them."""
+
+ALIGN = PANEL_MULTIPLE // CELL
+
+Entry = list[Any]
+Conditioning = list[Entry]
+
+NOT_PER_TILE = ("area", "mask", "control", "gligen", "hooks", "start_percent", "end_percent", TILE_OPTIONS)
+"""Options of a tile's prompt that would speak of the canvas or of the schedule."""
+
+
+@dataclass(frozen=True)
+class DiptychTileOptions:
+    """tile, overlap: in pixels of one panel. weights: of the mean where tiles overlap. per_forward: tiles run
+    together, 0 to decide by free memory.
+
+    Raises ValueError for a tile below 16 pixels and for an overlap that leaves no new pixels in a tile.
+    """
+
+    tile: int = 512
+    overlap: int = 128
+    weights: Weights = "gaussian"
+    per_forward: int = 0
+
+    def __post_init__(self):
+        if self.tile < PANEL_MULTIPLE:
+            raise ValueError(f"The tile size must be at least {PANEL_MULTIPLE} pixels, got {self.tile}.")
+        if not 0 <= self.overlap < self.tile:
+            raise ValueError(
+                f"The overlap must be at least 0 and smaller than the tile size {self.tile} px, got {self.overlap} px. "
+                "A quarter of the tile is a good overlap."
+            )
+
+    def grid(self, diptych: Diptych) -> TileGrid:
+        """Tiles over one panel, in latent cells."""
+        size = (diptych.panel_height // CELL, diptych.panel_width // CELL)
+        tile, overlap = self.tile // CELL, self.overlap // CELL
+        return TileGrid.fitted(size, (tile, tile), (overlap, overlap), ALIGN)
+
+
+@dataclass(frozen=True, eq=False)
+class TiledDiptych:
+    """model: works in tiles. positive, negative: conditionings for it. latent: zeros of the whole canvas. tile_latent:
+    zeros of one tile's diptych, whose size sets the schedule. tiles: how many."""
+
+    model: Any
+    positive: Conditioning
+    negative: Conditioning
+    latent: dict[str, Any]
+    tile_latent: dict[str, Any]
+    tiles: int
+
+
+def lq_panel(canvas: Tensor, diptych: Diptych) -> Tensor:
+    """The LQ panel `[B, 3, H, W]` of canvases `[B, H, W, 3]`. Raises ValueError for a canvas of another size."""
+    found, expected = tuple(canvas.shape[1:3]), (diptych.canvas_height, diptych.canvas_width)
+    if canvas.ndim != 4 or found != expected or canvas.shape[-1] != 3:
+        raise ValueError(
+            f"{NODE}: the canvas is {list(canvas.shape)}, its record says {expected[0]}x{expected[1]} pixels (height x "
+            "width) and 3 channels. Connect canvas and diptych of the same Diptych Builder."
+        )
+    return split(rearrange(canvas, "b h w c -> b c h w"), diptych.layout)[0]
+
+
+def tile_images(canvas: Tensor, diptych: Diptych, options: DiptychTileOptions) -> list[Tensor]:
+    """The LQ side of every tile, `[B, h, w, 3]` each."""
+    panel = lq_panel(canvas, diptych)
+    return [rearrange(box.crop(panel, CELL), "b c h w -> b h w c") for box in options.grid(diptych).boxes]
+
+
+def encode_tiles(vae, panel: Tensor, diptych: Diptych, grid: TileGrid) -> Iterator[Tensor]:
+    """Latents `[B, C, h, w]` of the tiles' diptychs, as the VAE encodes them (not scaled).
+
+    Every tile is encoded by itself: what it knows of its surroundings is what a panel of its own would hold.
+    """
+    bar = comfy.utils.ProgressBar(len(grid))
+    for box in grid.boxes:
+        comfy.model_management.throw_exception_if_processing_interrupted()
+        crop = box.crop(panel, CELL)
+        mask = target_mask(*crop.shape[-2:], diptych.layout)
+        # The host's arithmetic for masked pixels, to the bit: a tile that is the whole canvas is the untiled method.
+        pixels = (empty_target(crop, diptych.layout) - 0.5) * (1.0 - mask[:, None]) + 0.5
+        yield vae.encode(rearrange(pixels, "b c h w -> b h w c"))
+        bar.update(1)
+
+
+def check_latents(model, vae, latent: Tensor, expected: tuple[int, int]) -> None:
+    """Raises ValueError unless tile latents suit the model and the record's cells."""
+    channels = model.model.latent_format.latent_channels
+    if latent.ndim != 4 or latent.shape[1] != channels or tuple(latent.shape[-2:]) != expected:
+        raise ValueError(
+            f"{NODE}: the VAE makes latents {list(latent.shape)} of a tile, the model reads {channels} channels and "
+            f"{expected[0]}x{expected[1]} cells (8 pixels each). Use the VAE of the model: ae.safetensors for FLUX.1."
+        )
+
+
+def check_model(model, latent: Tensor, mask: Tensor) -> None:
+    """Raises ValueError for a model that reads no masked image."""
+    concat = model.get_model_object("concat_cond")
+    if concat(noise=latent, device=latent.device, concat_latent_image=latent, concat_mask=mask) is None:
+        raise ValueError(
+            f"{NODE}: this model ({type(model.model).__name__}) reads no masked image, so it cannot complete a "
+            "diptych. Load FLUX.1-Fill-dev, or another inpainting model of its kind."
+        )
+
+
+def text_options(entry: Entry, tile_entry: Entry) -> dict[str, Any]:
+    """What a tile's prompt replaces in an entry: the text, and all else the prompt's conditioning says.
+
+    Columns that the entry's pooled output has beyond the prompt's (the bridge's vector) are the whole image's and
+    stay.
+    """
+    tokens, options = tile_entry
+    made = {"attention_mask": None, **options, "cross_attn": tokens}
+    pooled, whole = options.get("pooled_output"), entry[1].get("pooled_output")
+    if pooled is None:
+        made["pooled_output"] = whole
+    elif whole is not None and whole.shape[-1] > pooled.shape[-1]:
+        rest = comfy.utils.repeat_to_batch_size(whole[:, pooled.shape[-1] :].to(pooled), len(pooled))
+        made["pooled_output"] = torch.cat([pooled, rest], dim=-1)
+    return made
+
+
+def prompts_of(tile_prompts: Sequence[Conditioning], tiles: int) -> list[Entry]:
+    """One entry per tile, from a list with one conditioning per tile or from one conditioning with as many entries.
+
+    Raises ValueError when the numbers differ, and for prompts that carry areas, masks, ControlNets or hooks.
+    """
+    if len(tile_prompts) == 1:
+        entries = list(tile_prompts[0])
+    else:
+        combined = [index for index, conditioning in enumerate(tile_prompts) if len(conditioning) != 1]
+        if combined:
+            raise ValueError(
+                f"{NODE}: tile_prompts {combined[:5]} hold several prompts each (combined conditionings). Give one "
+                "per tile."
+            )
+        entries = [conditioning[0] for conditioning in tile_prompts]
+    if len(entries) != tiles:
+        raise ValueError(
+            f"{NODE}: got {len(entries)} tile prompts for {tiles} tiles. Give one prompt per tile, row by row, or "
+            "none; Diptych Tile Images shows the tiles."
+        )
+    for index, (_, options) in enumerate(entries):
+        found = [key for key in NOT_PER_TILE if options.get(key) is not None]
+        if found:
+            raise ValueError(
+                f"{NODE}: the prompt of tile {index} carries {', '.join(found)}, which a tile's prompt cannot. Put it "
+                "on the positive conditioning, or leave it out."
+            )
+    return entries
+
+
+def with_tiles(
+    conditioning: Conditioning, grid: TileGrid, images: list[dict[str, Any]], prompts: list[Entry] | None = None
+) -> Conditioning:
+    """A conditioning whose tiles have their own masked images and, where given, their own text."""
+    if prompts is not None and len(conditioning) != 1:
+        raise ValueError(
+            f"{NODE}: the positive conditioning combines {len(conditioning)} prompts, which tile prompts would all "
+            "replace. Connect a single one."
+        )
+    out = []
+    for entry in conditioning:
+        if entry[1].get("area") is not None:
+            raise ValueError(
+                f"{NODE}: a conditioning is restricted to an area of the canvas. A tile sees parts of both panels: "
+                "use tile_prompts to say what is where."
+            )
+        texts = [{}] * len(grid) if prompts is None else [text_options(entry, prompt) for prompt in prompts]
+        own = [{**image, **text} for image, text in zip(images, texts, strict=True)]
+        kept = {key: value for key, value in entry[1].items() if key != "concat_mask"}
+        out.append([entry[0], {**kept, "concat_latent_image": NeedsTiledModel(), TILE_OPTIONS: TileOptions(grid, own)}])
+    return out
+
+
+def zeroed(conditioning: Conditioning) -> Conditioning:
+    """No text: tokens and pooled output zero, all else as it is."""
+    return [
+        [torch.zeros_like(tokens), {**options, "pooled_output": torch.zeros_like(options["pooled_output"])}]
+        if options.get("pooled_output") is not None
+        else [torch.zeros_like(tokens), dict(options)]
+        for tokens, options in conditioning
+    ]
+
+
+def tile_diptych(
+    model,
+    positive: Conditioning,
+    negative: Conditioning | None,
+    vae,
+    canvas: Tensor,
+    diptych: Diptych,
+    options: DiptychTileOptions,
+    tile_prompts: Sequence[Conditioning] | None = None,
+) -> TiledDiptych:
+    """Everything a sampler needs to complete a diptych of any size in tiles.
+
+    canvas: `[B, H, W, 3]` in 0..1, as built with the record. negative: None for no text. tile_prompts: text of every
+    tile of the positive, row by row (see prompts_of). With one tile the result is the untiled model's to the bit.
+    """
+    grid, panes = options.grid(diptych), Panes(2, seam_dim(diptych.layout))
+    tiling = Tiling(grid, panes, options.weights, options.per_forward, own_options=True, node=NODE)
+    tiled = tiling.apply(model)
+    prompts = None if not tile_prompts else prompts_of(tile_prompts, len(grid))
+    panel = lq_panel(canvas, diptych)
+    mask = target_mask(grid.tile_height * CELL, grid.tile_width * CELL, diptych.layout)[:, None]
+    images = []
+    for latent in encode_tiles(vae, panel, diptych, grid):
+        if not images:
+            check_latents(model, vae, latent, tiling.tile_size)
+            check_model(model, latent, mask)
+        images.append({"concat_latent_image": latent, "concat_mask": mask})
+    first = images[0]["concat_latent_image"]
+    zeros = first.new_zeros(*first.shape[:2], *tiling.canvas_size)
+    return TiledDiptych(
+        model=tiled,
+        positive=with_tiles(positive, grid, images, prompts),
+        negative=with_tiles(zeroed(positive) if negative is None else negative, grid, images),
+        latent={"samples": zeros, "downscale_ratio_spacial": CELL},
+        tile_latent={"samples": torch.zeros_like(first), "downscale_ratio_spacial": CELL},
+        tiles=len(grid),
+    )

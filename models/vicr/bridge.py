@@ -1,0 +1,77 @@
+"""The Vision-Context Bridge: the CLIP embedding of the low-quality image as FLUX's global context (arXiv 2606.00704).
+
+c_g = a * (W2 gelu(W1 LayerNorm(v) + b1) + b2), with v the projected image embedding of CLIP ViT-L/14, 768 wide and not
+normalised, and a learned scalar a. A c_g as wide as FLUX's hidden size joins its modulation vector, beside the pooled
+text; one as wide as the pooled text is added to that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+LAYER_NORM_EPS = 1e-5
+
+KEYS = ("norm.weight", "norm.bias", "proj_in.weight", "proj_in.bias", "proj_out.weight", "proj_out.bias", "scale")
+
+PREFIXES = ("vcb.", "bridge.", "module.")
+"""What trainers put before the names, alone or one before the other."""
+
+
+def strip_prefixes(state_dict: Mapping[str, Any]) -> dict[str, Any]:
+    """The state dict without any of PREFIXES that all its names begin with."""
+    stripped = dict(state_dict)
+    while stripped:
+        prefix = next((prefix for prefix in PREFIXES if all(key.startswith(prefix) for key in stripped)), None)
+        if prefix is None:
+            break
+        stripped = {key[len(prefix) :]: value for key, value in stripped.items()}
+    return stripped
+
+
+@dataclass(frozen=True)
+class BridgeConfig:
+    """embedding: width of the CLIP embedding. hidden: width between the projections. width: of the result.
+    scale_shape: () or (1,), as files have it."""
+
+    embedding: int = 768
+    hidden: int = 3072
+    width: int = 3072
+    scale_shape: tuple[int, ...] = ()
+
+    @classmethod
+    def from_shapes(cls, shapes: Mapping[str, tuple[int, ...]]) -> BridgeConfig:
+        """The sizes of a state dict. Raises KeyError for the first tensor a bridge lacks, ValueError for a shape no
+        bridge has."""
+        for key in KEYS:
+            if key not in shapes:
+                raise KeyError(key)
+        for key in ("proj_in.weight", "proj_out.weight"):
+            if len(shapes[key]) != 2:
+                raise ValueError(f"a two-dimensional {key} (it is {list(shapes[key])})")
+        if shapes["scale"] not in ((), (1,)):
+            raise ValueError(f"a single scale (it is {list(shapes['scale'])})")
+        hidden, embedding = shapes["proj_in.weight"]
+        return cls(embedding, hidden, shapes["proj_out.weight"][0], shapes["scale"])
+
+
+class VisionContextBridge(nn.Module):
+    """CLIP image embeddings `[B, embedding]` -> context vectors `[B, width]`."""
+
+    def __init__(self, config: BridgeConfig, dtype=None, device=None, operations: Any = nn):
+        super().__init__()
+        self.config = config
+        options = {"dtype": dtype, "device": device}
+        self.norm = operations.LayerNorm(config.embedding, eps=LAYER_NORM_EPS, **options)
+        self.proj_in = operations.Linear(config.embedding, config.hidden, **options)
+        self.proj_out = operations.Linear(config.hidden, config.width, **options)
+        self.scale = nn.Parameter(torch.ones(config.scale_shape, **options))
+
+    def forward(self, embeds: Tensor) -> Tensor:
+        context = self.proj_out(F.gelu(self.proj_in(self.norm(embeds))))
+        return self.scale.to(context) * context

@@ -1,0 +1,159 @@
+"""An agent that looks at a restoration and revises its prompt."""
+
+from __future__ import annotations
+
+import logging
+
+import torch
+from comfy_api.latest import io
+
+from ..services.prompting import RefinedPrompt, refine_question
+from ..services.questions import AnswerError, ask
+from .vlm import CATEGORY, MAX_SEED, one_image, poll, vlm_input, vlm_of
+
+log = logging.getLogger(__name__)
+
+NAME = "Agent Prompt Refiner"
+STOP = "stop"
+CONTINUE = "continue with the previous prompt"
+MAX_LENGTH = 1500
+
+
+def length_input() -> io.Int.Input:
+    return io.Int.Input(
+        "max_length",
+        default=MAX_LENGTH,
+        min=50,
+        max=20000,
+        advanced=True,
+        tooltip="Longest prompt in characters. The model is told; a longer answer is asked for again and never cut. "
+        "FLUX reads about 512 tokens, some 2000 characters.",
+    )
+
+
+def instruction_input() -> io.String.Input:
+    return io.String.Input(
+        "instruction",
+        default="",
+        multiline=True,
+        optional=True,
+        advanced=True,
+        tooltip="What the model is told to do, instead of the pack's instruction (shown on the help page). "
+        "{max_length} is replaced. Empty: the pack's.",
+    )
+
+
+def seed_input(name: str = "seed") -> io.Int.Input:
+    return io.Int.Input(
+        name,
+        default=0,
+        min=0,
+        max=MAX_SEED,
+        control_after_generate=io.ControlAfterGenerate.fixed,
+        tooltip="Passed to the model where it takes one. Another seed asks again; the same one gives the answer that "
+        "ComfyUI has kept.",
+    )
+
+
+def refiner_options(seed_id: str = "seed") -> list[io.Input]:
+    """The refiner's widgets, for a node that runs refiners of its own. They are inputs of the same names there."""
+    return [
+        seed_input(seed_id),
+        length_input(),
+        io.Combo.Input(
+            "on_failure",
+            options=[STOP, CONTINUE],
+            default=STOP,
+            tooltip="When the model gives no usable answer after all retries: stop the workflow with the reason, or go "
+            "on with the previous prompt and say so in the other outputs. A missing key or library always stops.",
+        ),
+        instruction_input(),
+    ]
+
+
+class AgentPromptRefiner(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="RealISR_AgentPromptRefiner",
+            display_name=NAME,
+            category=CATEGORY,
+            description=(
+                "Shows a vision-language model the low-quality image, the previous result and its prompt, and gets the "
+                "complete prompt for the next round: the scene is kept, one or two cues about artifacts or ambiguous "
+                "regions are added, nothing is invented (VICR, arXiv 2606.00704). The pictures are shrunk and sent as "
+                "JPEG to the connected endpoint; with a local model or a CLIP nothing leaves this machine."
+            ),
+            search_aliases=["vicr", "prompt", "refine", "agent", "llm", "vlm", "gpt", "rewrite prompt", "critic"],
+            inputs=[
+                io.Image.Input(
+                    "image",
+                    tooltip="The low-quality input, one image: the only evidence of what the picture shows. "
+                    "Transparent parts are shown as white.",
+                ),
+                io.String.Input(
+                    "previous_prompt",
+                    default="",
+                    multiline=True,
+                    tooltip="The prompt of the previous round; in the first one a caption, for example from Caption "
+                    "for Restoration.",
+                ),
+                vlm_input(
+                    "Chat Endpoint, Load Local VLM, or the CLIP of a text encoder that can see and write (Qwen-VL, "
+                    "Gemma): the ones that work in Generate Text."
+                ),
+                io.Image.Input(
+                    "previous_result",
+                    optional=True,
+                    tooltip="The raw result of the previous round (not the best so far), one image of any size. Leave "
+                    "it open in a round that has no result yet.",
+                ),
+                *refiner_options(),
+            ],
+            outputs=[
+                io.String.Output(display_name="prompt", tooltip="The complete revised prompt, on one line."),
+                io.String.Output(display_name="changes", tooltip="What the model says it changed."),
+                io.String.Output(display_name="reason", tooltip="Why, in the model's words."),
+            ],
+        )
+
+    @classmethod
+    def execute(
+        cls, image: torch.Tensor, previous_prompt: str, vlm, seed: int, max_length: int, on_failure: str,
+        previous_result: torch.Tensor | None = None, instruction: str = "",
+    ) -> io.NodeOutput:
+        check_previous(previous_prompt, max_length)
+        question = refine_question(
+            one_image(NAME, "image", image),
+            previous_prompt,
+            None if previous_result is None else one_image(NAME, "previous_result", previous_result),
+            max_length,
+            instruction,
+            seed,
+        )
+        try:
+            refined = ask(vlm_of(vlm), question, poll)
+        except AnswerError as error:
+            if on_failure == STOP:
+                raise ValueError(f"{NAME}: {error}") from None
+            log.warning("%s: %s Going on with the previous prompt.", NAME, error)
+            return io.NodeOutput(previous_prompt, "Nothing: the model gave no usable answer.", str(error))
+        assert isinstance(refined, RefinedPrompt)
+        return io.NodeOutput(refined.prompt, refined.changes, refined.reason)
+
+
+def check_previous(prompt: str, max_length: int) -> None:
+    """Raises ValueError for a prompt that cannot be revised."""
+    if not prompt.strip():
+        raise ValueError(
+            f"{NAME}: previous_prompt is empty. The agent revises a prompt: connect Caption for Restoration, or write "
+            "what the picture shows."
+        )
+    if len(prompt) > max_length:
+        raise ValueError(
+            f"{NAME}: previous_prompt has {len(prompt)} characters and max_length allows {max_length}. Raise "
+            "max_length or shorten the prompt."
+        )
+
+
+NODES = [AgentPromptRefiner]

@@ -1,0 +1,183 @@
+"""VICR: the diptych to complete, the restored panel of it, and FLUX Fill's noise levels (arXiv 2606.00704)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from comfy_api.latest import io
+
+from ..models.vicr.diptych import LAYOUTS, build_diptych, crop_target, nearest_to_square
+from ..models.vicr.sigmas import BASE_SHIFT, MAX_SHIFT, flow_match_sigmas
+from .sizes import resize_input, target_size
+
+CATEGORY = "RealISR/VICR"
+AUTO_LAYOUT = "auto"
+DiptychRecord = io.Custom("REALISR_DIPTYCH")
+
+
+class DiptychBuilder(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="RealISR_DiptychBuilder",
+            display_name="Diptych Builder",
+            category=CATEGORY,
+            description=(
+                "Enlarges the LQ image and sets it beside an empty panel of the same size, for FLUX Fill to complete. "
+                "Connect canvas and mask to InpaintModelConditioning with noise_mask off, and the record to Diptych "
+                "Crop. Any aspect ratio: panels are padded to multiples of 16 and cropped again. Alpha is enlarged by "
+                "itself and rejoined by the crop."
+            ),
+            search_aliases=["vicr", "diptych", "in-context", "flux fill", "super resolution", "restore", "canvas"],
+            inputs=[
+                io.Image.Input("image", tooltip="Low-quality image or batch to restore."),
+                resize_input(),
+                io.Combo.Input(
+                    "layout",
+                    options=[*LAYOUTS, AUTO_LAYOUT],
+                    default=LAYOUTS[0],
+                    tooltip=(
+                        "Where the empty panel goes. side by side: to the right, as VICR was trained. stacked: below, "
+                        "for wide images. auto: stacked for images wider than tall."
+                    ),
+                ),
+            ],
+            outputs=[
+                io.Image.Output(
+                    display_name="canvas",
+                    tooltip="LQ panel and empty panel, for InpaintModelConditioning's pixels. Without alpha.",
+                ),
+                io.Mask.Output(
+                    display_name="mask",
+                    tooltip="White over the empty panel, for InpaintModelConditioning. Turn its noise_mask off: the "
+                    "model was not trained with the LQ panel put back at every step.",
+                ),
+                io.Image.Output(
+                    display_name="lq_image",
+                    tooltip="The enlarged LQ image alone, at the size of the result: to compare with, to caption, to "
+                    "align colours to. Without alpha.",
+                ),
+                DiptychRecord.Output(
+                    display_name="diptych", tooltip="Sizes, layout and alpha, for Diptych Crop and Diptych Tiles."
+                ),
+                io.Int.Output(display_name="width", tooltip="Width of the canvas in pixels."),
+                io.Int.Output(display_name="height", tooltip="Height of the canvas in pixels."),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, image, resize: dict[str, Any], layout: str) -> io.NodeOutput:
+        width, height = target_size(image, resize)
+        chosen = nearest_to_square(width, height) if layout == AUTO_LAYOUT else layout
+        made = build_diptych(image, width, height, chosen)
+        diptych = made.diptych
+        return io.NodeOutput(
+            made.canvas, made.mask, made.lq, diptych, diptych.canvas_width, diptych.canvas_height
+        )
+
+
+class DiptychCrop(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="RealISR_DiptychCrop",
+            display_name="Diptych Crop",
+            category=CATEGORY,
+            description=(
+                "Takes the restored panel out of a decoded diptych, exactly at the size asked for, and rejoins the "
+                "alpha the LQ image came with."
+            ),
+            search_aliases=["vicr", "diptych", "crop", "restored panel", "split"],
+            inputs=[
+                io.Image.Input("image", tooltip="The decoded canvas: VAE Decode after the sampler."),
+                DiptychRecord.Input("diptych", tooltip="The record of the Diptych Builder that made the canvas."),
+            ],
+            outputs=[
+                io.Image.Output(
+                    display_name="image",
+                    tooltip="The restored image at the size asked for; with alpha if the LQ image had it.",
+                )
+            ],
+        )
+
+    @classmethod
+    def execute(cls, image, diptych) -> io.NodeOutput:
+        try:
+            return io.NodeOutput(crop_target(image, diptych))
+        except ValueError as error:
+            raise ValueError(
+                f"Diptych Crop: {error}. Connect the decoded canvas as it is, and the record of the builder it "
+                "came from."
+            ) from error
+
+
+class FLUXFillSigmas(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="RealISR_FLUXFillSigmas",
+            display_name="FLUX Fill Sigmas",
+            category=CATEGORY,
+            description=(
+                "The exact noise levels of diffusers' FLUX Fill pipeline, for SamplerCustomAdvanced: flow matching, "
+                "shifted by the size of the latent. BasicScheduler's simple comes near, but moves a 30-step result "
+                "visibly. Leave the model without ModelSamplingFlux."
+            ),
+            search_aliases=["vicr", "flux fill", "sigmas", "scheduler", "flow match euler", "dynamic shift"],
+            inputs=[
+                io.Latent.Input(
+                    "latent",
+                    tooltip="The latent to be sampled (InpaintModelConditioning's): its size sets the shift.",
+                ),
+                io.Int.Input("steps", default=30, min=1, max=1000, tooltip="Sampling steps. The paper uses 30."),
+                io.Float.Input(
+                    "denoise",
+                    default=1.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    round=0.001,
+                    advanced=True,
+                    tooltip=(
+                        "Below 1, only the last steps of a longer schedule, to refine a canvas whose target panel is "
+                        "filled already. VICR starts from noise: 1."
+                    ),
+                ),
+                shift_input("base_shift", BASE_SHIFT, "256 image tokens (a canvas of 256x256 pixels)"),
+                shift_input("max_shift", MAX_SHIFT, "4096 image tokens (1024x1024 pixels); it goes on rising beyond"),
+            ],
+            outputs=[io.Sigmas.Output(display_name="sigmas", tooltip="steps + 1 noise levels from 1 down to 0.")],
+        )
+
+    @classmethod
+    def execute(cls, latent, steps: int, denoise: float, base_shift: float, max_shift: float) -> io.NodeOutput:
+        if latent.get("noise_mask") is not None:
+            raise ValueError(
+                "FLUX Fill Sigmas: this latent has a noise mask, which makes the sampler put the LQ panel back at "
+                "every step; FLUX Fill was not trained so and the result changes. Turn noise_mask off in "
+                "InpaintModelConditioning."
+            )
+        samples = latent["samples"]
+        if samples.ndim != 4:
+            raise ValueError(
+                f"FLUX Fill Sigmas: expected an image latent [B, C, H, W], got {list(samples.shape)}. Connect the "
+                "latent of InpaintModelConditioning."
+            )
+        rows, columns = (-(-side // 2) for side in samples.shape[-2:])
+        return io.NodeOutput(flow_match_sigmas(rows * columns, steps, base_shift, max_shift, denoise))
+
+
+def shift_input(name: str, default: float, at: str) -> io.Float.Input:
+    return io.Float.Input(
+        name,
+        default=default,
+        min=0.0,
+        max=100.0,
+        step=0.01,
+        round=0.001,
+        advanced=True,
+        tooltip=f"Shift of the noise levels at {at}. FLUX's own: {default}.",
+    )
+
+
+NODES = [DiptychBuilder, DiptychCrop, FLUXFillSigmas]

@@ -1,0 +1,101 @@
+"""PURE's image side against the reference: VQ autoencoder, crops, token sequences, prompts, colour fix."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from _pack import load_pack
+
+from . import golden, pure_golden
+
+load_pack()
+
+from realisr.models import color  # noqa: E402
+from realisr.models.pure import crop, prompt  # noqa: E402
+from realisr.models.pure.vocabulary import EOT, Vocabulary  # noqa: E402
+from realisr.models.pure.vqgan import VQGAN, VQConfig  # noqa: E402
+from realisr.models.resize import from_bytes, to_bytes, truncate_to_bytes  # noqa: E402
+
+from .pure_tokenizer import ByteTokenizer  # noqa: E402
+
+MID_TOLERANCE, DECODED_TOLERANCE, COLOR_TOLERANCE = 2e-5, 3e-5, 2e-6
+
+
+@pytest.fixture(scope="module")
+def autoencoder() -> VQGAN:
+    _, tensors = pure_golden.weights("vq_encoder", "vq_decoder")
+    tensors.pop("quantize.codebook_used", None)
+    network = VQGAN(VQConfig.from_shapes({key: value.shape for key, value in tensors.items()}))
+    network.load_state_dict(tensors, strict=True)
+    return network.eval()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("case", pure_golden.cases("vq"))
+def test_autoencoder(case, autoencoder):
+    pixels = crop.to_pixels(case["in.image_u8"][None])
+    golden.assert_within(pixels, case["mid.pixels"], 0, "pixels")
+    encoded = autoencoder.encoder(pixels)
+    golden.assert_within(encoded, case["mid.encoder_out"], MID_TOLERANCE, "encoder")
+    latent = autoencoder.quant_conv(encoded)
+    golden.assert_within(latent, case["mid.quant_conv_out"], MID_TOLERANCE, "quant_conv")
+    codes = autoencoder.encode(pixels)
+    assert torch.equal(codes.flatten(), case["out.indices"])
+    vectors = autoencoder.quantize.look_up(codes, pixels)
+    golden.assert_within(vectors, case["out.quantized"], MID_TOLERANCE, "quantized")
+    golden.assert_within(vectors, case["mid.codebook_entry"], MID_TOLERANCE, "codebook entries")
+    decoded = autoencoder.decode(codes)
+    golden.assert_within(decoded, case["out.decoded"], DECODED_TOLERANCE, "decoded")
+    golden.assert_levels(to_bytes(crop.to_image(decoded))[0], case["out.decoded_u8"], 1, 0.99)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("case", pure_golden.cases("lq_tokens"))
+def test_image_to_tokens(case, autoencoder):
+    entry = case.parameters
+    image, target = case["in.image_u8"], entry["target_size"]
+    assert [list(size) for size in crop.crop_sizes(target)] == entry["crop_size_list"]
+    size = crop.choose_crop(image.shape[1], image.shape[0], target)
+    assert list(size) == entry["chosen_crop_wh"]
+    calls = iter(entry["randint_calls"])
+
+    def recorded(low: int, high: int) -> int:
+        expected_low, expected_high, value = next(calls)
+        assert (low, high) == (expected_low, expected_high)
+        return value
+
+    cropped = crop.to_rgb(crop.crop(image, size, recorded))
+    golden.assert_levels(cropped, case["mid.cropped_u8"], 1, 0.99, "crop")
+
+    codes = autoencoder.encode(crop.to_pixels(case["mid.cropped_u8"][None]))[0]
+    assert torch.equal(codes.flatten(), case["mid.codes"])
+    vocabulary = Vocabulary.formula()
+    block = prompt.image_block(vocabulary.encode(codes))
+    assert block == case["out.tokens"].tolist()
+    if "out.prompt_tokens" not in case:
+        return
+    ids = prompt.prompt_ids(ByteTokenizer(), case.metadata["prompt"], block)
+    assert ids == case["out.prompt_tokens"].tolist()
+    assert ids == prompt.prompt_ids(ByteTokenizer(), prompt.INSTRUCTION, block)
+    answer = [*ByteTokenizer().encode("Medium blur, small noise. A test. "), *block, EOT]
+    assert ids + answer == case["out.train_tokens"].tolist()
+    assert [-100] * len(ids) + answer == case["out.train_labels"].tolist()
+    decoded = autoencoder.decode(vocabulary.decode(vocabulary.encode(codes))[None])
+    golden.assert_levels(to_bytes(crop.to_image(decoded))[0], case["out.decoded_u8"], 1, 0.99)
+
+
+@pytest.mark.parametrize("case", pure_golden.cases("wavelet"))
+def test_color_fix(case):
+    restored, reference = (from_bytes(case[f"in.{name}_u8"])[None] for name in ("restored", "reference"))
+    planes = restored.movedim(-1, 1)
+    for radius in (1, 8):
+        blurred = color.dilated_blur(planes, radius)
+        golden.assert_within(blurred, case[f"mid.blur_radius_{radius}"], COLOR_TOLERANCE, f"blur {radius}")
+    low = color.lowest_band(reference.movedim(-1, 1))
+    golden.assert_within(low, case["mid.reference_low"], COLOR_TOLERANCE, "low")
+    high = planes - color.lowest_band(planes)
+    golden.assert_within(high, case["mid.restored_high"], COLOR_TOLERANCE, "high")
+    golden.assert_within(high + low, case["out.reconstruction"], COLOR_TOLERANCE, "sum")
+    fixed = color.swap_lowest_band(restored, reference)
+    golden.assert_levels(truncate_to_bytes(fixed)[0], case["out.fixed_u8"], 1, 0.99)
