@@ -13,7 +13,7 @@ from comfy.text_encoders.llama import BaseGenerate
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
-SAMPLING = {"top_k": 64, "top_p": 0.95, "min_p": 0.05, "repetition_penalty": 1.0, "presence_penalty": 0.0}
+SAMPLING = {"top_k": 64, "top_p": 0.95, "min_p": 0.05, "repetition_penalty": 1.05, "presence_penalty": 0.0}
 GAP = 16
 """Pixels of white between pictures that are put side by side."""
 SIDE_BY_SIDE = "\n\nThe pictures are shown side by side in one image, picture 1 on the left."

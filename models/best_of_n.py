@@ -1,4 +1,4 @@
-"""Best-of-N: choosing one of several restorations of an image by the ranks of their quality scores (arXiv 2606.00704)."""
+"""Best-of-N: choosing one of several restorations of an image by the ranks of their scores (arXiv 2606.00704)."""
 
 from __future__ import annotations
 

@@ -4,9 +4,41 @@ from __future__ import annotations
 
 from comfy_api.latest import ComfyExtension, io
 
-from . import agent_loop, color, degrade, upscale, vicr, vicr_bridge, vosr, vosr_loaders
+from . import (
+    agent,
+    agent_loop,
+    captioning,
+    color,
+    degrade,
+    pure,
+    pure_entropy,
+    pure_loaders,
+    quality,
+    upscale,
+    vicr,
+    vicr_bridge,
+    vlm,
+    vosr,
+    vosr_loaders,
+)
 
-MODULES = (vosr_loaders, vosr, vicr, vicr_bridge, agent_loop, upscale, color, degrade)
+MODULES = (
+    vosr_loaders,
+    vosr,
+    vicr,
+    vicr_bridge,
+    agent_loop,
+    upscale,
+    color,
+    degrade,
+    vlm,
+    agent,
+    captioning,
+    quality,
+    pure_loaders,
+    pure,
+    pure_entropy,
+)
 
 
 class RealISRExtension(ComfyExtension):

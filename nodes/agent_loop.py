@@ -7,16 +7,14 @@ further round a copy of it with another prompt, put into the graph by node expan
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from comfy_api.latest import io
-from comfy_execution.graph import DynamicPrompt
-from comfy_execution.graph_utils import GraphBuilder
 
-from ..host.graph_expansion import Link, between, copy_nodes, input_link, output_nodes, siblings
+from ..host.agent_loop import CANDIDATES_ID, LOOP_ID, RESULT_ID, ROUND_ID, START_ID, Expansion, Wiring
+from ..host.refinement_history import RefinementHistory, RoundResult, circumstances
 from ..host.status_text import show_on_node
 from .agent import AgentPromptRefiner, check_previous, refiner_options
 from .vlm import vlm_input
@@ -26,17 +24,7 @@ MAX_ROUNDS = 50
 ALIASES = ["agent", "loop", "refine", "iterate", "rounds", "candidates", "VLM", "VICR", "best of n"]
 
 LoopType = io.Custom("REALISR_AGENT_LOOP")
-"""Says which Start a Loop belongs to; its value is the prompt of round 1."""
-
-START_ID = "RealISR_AgentRefinementStart"
-LOOP_ID = "RealISR_AgentRefinementLoop"
-ROUND_ID = "RealISR_AgentRefinementRound"
-CANDIDATES_ID = "RealISR_AgentRefinementCandidates"
-
-PROMPT_OUTPUT, IMAGE_OUTPUT, ROUND_OUTPUT = 0, 1, 2
-
-LOOP_INPUTS = ("loop", "image", "rounds")
-"""The loop's own; all its other inputs are the refiner's."""
+"""Says which Start a Loop belongs to, and carries a RefinementHistory."""
 
 
 class AgentRefinementStart(io.ComfyNode):
@@ -77,7 +65,7 @@ class AgentRefinementStart(io.ComfyNode):
     @classmethod
     def execute(cls, image: torch.Tensor, prompt: str) -> io.NodeOutput:
         check_single(image, "Agent Refinement Start: the image")
-        return io.NodeOutput(prompt, image, 1, prompt)
+        return io.NodeOutput(prompt, image, 1, RefinementHistory(prompt))
 
 
 class AgentRefinementLoop(io.ComfyNode):
@@ -128,19 +116,23 @@ class AgentRefinementLoop(io.ComfyNode):
         )
 
     @classmethod
-    def check_lazy_status(cls, loop: list[str], rounds: list[int], max_length: list[int], **_: Any) -> list[str]:
-        """Look at the wiring and the first prompt before the first restoration runs; then ask for that."""
+    def check_lazy_status(
+        cls, loop: Loops, image: list[Any], rounds: list[int], vlm: list[Any], max_length: list[int], **_: Any
+    ) -> list[str]:
+        """Look at the wiring and the first prompt before the first restoration runs; ask for the agent after it."""
         Wiring.read(cls.hidden.dynprompt, cls.hidden.unique_id)
-        for prompt in loop if rounds[0] > 1 else []:
-            check_previous(prompt, max_length[0])
-        return ["image"]
+        for history in loop if rounds[0] > 1 else []:
+            check_previous(history.prompt, max_length[0])
+        if image[0] is None:
+            return ["image"]
+        return ["vlm"] if rounds[0] > 1 and vlm[0] is None else []
 
     @classmethod
     def execute(
-        cls, loop: list[str], image: list[torch.Tensor], rounds: list[int], vlm: Any = None,
-        seed: Any = None, max_length: Any = None, on_failure: Any = None, instruction: Any = None,
+        cls, loop: Loops, image: list[torch.Tensor], vlm: list[Any], rounds: list[int], seed: list[int],
+        max_length: list[int], on_failure: list[str], instruction: Sequence[str] = (),
     ) -> io.NodeOutput:
-        """All come as lists. The refiner's inputs are not looked at here: each round's node gets them by wire."""
+        """All come as lists. The refiner's inputs are only compared here: each round's node gets them by wire."""
         for restored in image:
             check_single(restored, "Agent Refinement Loop: the restored image")
         if len(image) != len(loop):
@@ -149,16 +141,19 @@ class AgentRefinementLoop(io.ComfyNode):
                 "out of the restoration. It has to make one image from each; merge or split lists outside of the loop."
             )
         if rounds[0] == 1:
-            return io.NodeOutput(image, loop, report(loop, [], []))
+            prompts = [history.prompt for history in loop]
+            return io.NodeOutput(image, prompts, report(prompts, [], []))
         wiring = Wiring.read(cls.hidden.dynprompt, cls.hidden.unique_id)
-        expansion = Expansion(wiring)
+        options = (seed, max_length, on_failure, instruction)
+        run = loop[0].continued(circumstances(wiring.graph, wiring.loop, wiring.result[0], vlm, options), image)
+        expansion = Expansion(wiring, run)
         for number in range(2, rounds[0] + 1):
             expansion.add_round(number)
-        return expansion.output()
+        return io.NodeOutput(*expansion.outputs(), expand=expansion.nodes)
 
 
 class AgentRefinementRound(io.ComfyNode):
-    """The refiner of one round; what goes wrong in it is told with the round's number."""
+    """The refiner of one round. It asks once, and tells the round's number with what goes wrong."""
 
     @classmethod
     def define_schema(cls):
@@ -170,23 +165,70 @@ class AgentRefinementRound(io.ComfyNode):
             description="Part of Agent Refinement Loop, which makes one for each round: the agent of that round.",
             search_aliases=ALIASES,
             is_dev_only=True,
-            inputs=[*refiner.inputs, io.Int.Input("round", default=2, min=1, tooltip="Number of the round, from 1.")],
+            inputs=[*refiner.inputs, *round_inputs()],
             outputs=refiner.outputs,
         )
 
     @classmethod
     def execute(
         cls, image: torch.Tensor, previous_prompt: str, vlm: Any, seed: int, max_length: int, on_failure: str,
-        round: int, previous_result: torch.Tensor | None = None, instruction: str = "",
+        loop: RefinementHistory, run: str, round: int, previous_result: torch.Tensor | None = None,
+        instruction: str = "",
     ) -> io.NodeOutput:
         logging.info("Agent Refinement Loop: round %d", round)
         show_on_node(f"Round {round}")
-        try:
-            return AgentPromptRefiner.execute(
-                image, previous_prompt, vlm, seed, max_length, on_failure, previous_result, instruction
-            )
-        except Exception as error:
-            raise RuntimeError(f"Agent Refinement Loop, round {round}: {error}") from error
+        if (run, round) not in loop.answers:
+            try:
+                answer = AgentPromptRefiner.execute(
+                    image, previous_prompt, vlm, seed, max_length, on_failure, previous_result, instruction
+                )
+            except Exception as error:
+                raise RuntimeError(f"Agent Refinement Loop, round {round}: {error}") from error
+            loop.answers[run, round] = answer.result
+        return io.NodeOutput(*loop.answers[run, round])
+
+
+class AgentRefinementResult(io.ComfyNode):
+    """Keeps what a round made, or gives what it made before."""
+
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id=RESULT_ID,
+            display_name="Agent Refinement Result",
+            category=CATEGORY,
+            description="Part of Agent Refinement Loop: keeps the result of a round for when the loop runs again.",
+            search_aliases=ALIASES,
+            is_dev_only=True,
+            is_input_list=True,
+            inputs=[
+                *round_inputs(),
+                io.Image.Input("image", optional=True, tooltip="The restored image; open for a round made before."),
+                io.String.Input("prompt", optional=True, tooltip="The prompt of the round."),
+                io.String.Input("changes", optional=True, tooltip="What the agent changed."),
+                io.String.Input("reason", optional=True, tooltip="Why it did."),
+            ],
+            outputs=[
+                io.Image.Output(display_name="image", is_output_list=True, tooltip="The restored image."),
+                io.String.Output(display_name="prompt", is_output_list=True, tooltip="The prompt of the round."),
+                io.String.Output(display_name="changes", is_output_list=True, tooltip="What the agent changed."),
+                io.String.Output(display_name="reason", is_output_list=True, tooltip="Why it did."),
+            ],
+        )
+
+    @classmethod
+    def execute(
+        cls, loop: Loops, run: list[str], round: list[int], image: list[torch.Tensor] | None = None,
+        prompt: Sequence[str] = (), changes: Sequence[str] = (), reason: Sequence[str] = (),
+    ) -> io.NodeOutput:
+        history, (key,), (number,) = loop[0], run, round
+        if image is None:
+            return io.NodeOutput(*history.recall(key, number))
+        for restored in image:
+            check_single(restored, f"Agent Refinement Loop, round {number}: the restored image")
+        result = RoundResult(image, list(prompt), list(changes), list(reason))
+        history.record(key, number, result)
+        return io.NodeOutput(*result)
 
 
 class AgentRefinementCandidates(io.ComfyNode):
@@ -221,6 +263,8 @@ class AgentRefinementCandidates(io.ComfyNode):
         return io.NodeOutput(in_order(images), texts, report(texts, in_order(changes), in_order(reasons), len(images)))
 
 
+Loops = list[RefinementHistory]
+
 Rounds = Mapping[str, list[Any]]
 """Number of the round -> what it made, one entry per image."""
 
@@ -233,6 +277,15 @@ def lazy_vlm_input() -> io.MultiType.Input:
     )
     made.lazy = True
     return made
+
+
+def round_inputs() -> list[io.Input]:
+    """What tells a node of a round which round it is."""
+    return [
+        LoopType.Input("loop", tooltip="From Agent Refinement Start."),
+        io.String.Input("run", tooltip="Which of the loop's runs the round belongs to."),
+        io.Int.Input("round", default=2, min=2, tooltip="Number of the round."),
+    ]
 
 
 def per_round(template: io.Input, name: str) -> io.Autogrow.Input:
@@ -266,105 +319,6 @@ def check_single(image: torch.Tensor, what: str) -> None:
         )
 
 
-@dataclass(frozen=True)
-class Wiring:
-    """How an artist wired a loop, in the graph or in the expansion that the loop node is in.
-
-    start: id of its Agent Refinement Start. result: the link at the loop's image input. body: the nodes that a round
-    runs again, those between the start's prompt (or round number) and the result, or an output node beside it.
-    """
-
-    graph: DynamicPrompt
-    loop: str
-    start: str
-    result: Link
-    body: frozenset[str]
-
-    @classmethod
-    def read(cls, graph: DynamicPrompt, loop: str) -> Wiring:
-        """Raises ValueError with what to connect."""
-        begin, result = input_link(graph, loop, "loop"), input_link(graph, loop, "image")
-        if begin is None or graph.get_node(begin[0])["class_type"] != START_ID:
-            raise ValueError(
-                "Agent Refinement Loop: `loop` has to come directly from an Agent Refinement Start, not through "
-                "another node."
-            )
-        if result is None:
-            raise ValueError("Agent Refinement Loop: connect `image` with the restored image.")
-        start = begin[0]
-
-        def varies(link: Link) -> bool:
-            return link in ((start, PROMPT_OUTPUT), (start, ROUND_OUTPUT))
-
-        if not between(graph, varies, [result[0]]):
-            raise ValueError(
-                "Agent Refinement Loop: the restored image does not depend on the prompt of Agent Refinement Start, so "
-                "that every round would make the same. Wire that prompt to the text encoder (CLIP Text Encode) of the "
-                "restoration that ends in this node's `image`."
-            )
-        beside = outputs_beside(graph, loop, start, varies)
-        return cls(graph, loop, start, result, between(graph, varies, [result[0], *beside]))
-
-
-def outputs_beside(graph: DynamicPrompt, loop: str, start: str, varies: Any) -> list[str]:
-    """Output nodes that show something of each round: they hang on the start's prompt, but not by way of a loop."""
-    nearby = siblings(graph, loop)
-    loops = {
-        node_id for node_id in nearby
-        if graph.get_node(node_id)["class_type"] == LOOP_ID
-        and (begin := input_link(graph, node_id, "loop")) is not None and begin[0] == start
-    }
-    outputs = output_nodes(graph, nearby)
-    after = between(graph, lambda link: link[0] in loops, outputs)
-    in_a_round = between(graph, varies, outputs)
-    return [node_id for node_id in outputs if node_id in in_a_round and node_id not in after]
-
-
-class Expansion:
-    """Rounds 2, 3, ... of a loop as further nodes of the graph."""
-
-    def __init__(self, wiring: Wiring):
-        self.wiring = wiring
-        self.nodes: dict[str, Any] = {}
-        self.images: list[list[Any]] = [[*wiring.result]]
-        self.prompts: list[list[Any]] = [[wiring.start, PROMPT_OUTPUT]]
-        self.agents: list[Any] = []
-        # As they are in the graph: values that came over a link would be unknown to the cache.
-        self.inputs = wiring.graph.get_node(wiring.loop)["inputs"]
-
-    def add_round(self, number: int) -> None:
-        """The agent of a round and the restoration with its prompt."""
-        wiring = self.wiring
-        builder = GraphBuilder(f"{wiring.loop}.round_{number}.")
-        agent = builder.node(ROUND_ID, id="agent", **self._agent_inputs(number))
-        replaced = {(wiring.start, PROMPT_OUTPUT): agent.out(0), (wiring.start, ROUND_OUTPUT): number}
-        copies = copy_nodes(builder, wiring.graph, wiring.body, replaced)
-        self.images.append(copies[wiring.result[0]].out(wiring.result[1]))
-        self.prompts.append(agent.out(0))
-        self.agents.append(agent)
-        self.nodes |= builder.finalize()
-
-    def _agent_inputs(self, number: int) -> dict[str, Any]:
-        return {
-            **{name: value for name, value in self.inputs.items() if name not in LOOP_INPUTS},
-            "image": [self.wiring.start, IMAGE_OUTPUT],
-            "previous_prompt": self.prompts[-1],
-            # The raw result of the round before, never the best so far.
-            "previous_result": self.images[-1],
-            "round": number,
-        }
-
-    def output(self) -> io.NodeOutput:
-        """The loop's outputs, to be filled in by the node that gathers the rounds."""
-        builder = GraphBuilder(f"{self.wiring.loop}.")
-        gathered = {
-            **{f"images.{number}": link for number, link in enumerate(self.images, 1)},
-            **{f"prompts.{number}": link for number, link in enumerate(self.prompts, 1)},
-            **{f"changes.{number}": agent.out(1) for number, agent in enumerate(self.agents, 2)},
-            **{f"reasons.{number}": agent.out(2) for number, agent in enumerate(self.agents, 2)},
-        }
-        node = builder.node(CANDIDATES_ID, id="candidates", **gathered)
-        return io.NodeOutput(*(node.out(index) for index in range(3)), expand=self.nodes | builder.finalize())
-
-
-NODES = [AgentRefinementStart, AgentRefinementLoop, AgentRefinementRound, AgentRefinementCandidates]
+NODES = [
+    AgentRefinementStart, AgentRefinementLoop, AgentRefinementRound, AgentRefinementResult, AgentRefinementCandidates,
+]

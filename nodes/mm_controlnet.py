@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
+from ..host.dreamsr.apply import apply_mm_control
+from ..host.dreamsr.conditioning import ApplyOptions
 from ..host.dreamsr.initialise import DTYPES, initialise_mm_control, parse_blocks
 from ..host.dreamsr.loader import WEIGHT_DTYPES, control_choices, load_mm_control, save_mm_control
-from ..host.dreamsr.mm_controlnet import ApplyOptions, apply_mm_control
 
 CATEGORY = "RealISR/DreamSR"
 MMControlType = io.Custom("MM_CONTROLNET")

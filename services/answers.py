@@ -16,6 +16,7 @@ THOUGHTS = re.compile(r"<(think|thinking|reasoning)>.*?</\1>", re.DOTALL | re.IG
 THOUGHTS_END = re.compile(r"^.*</(?:think|thinking|reasoning)>", re.DOTALL | re.IGNORECASE)
 THOUGHTS_START = re.compile(r"^\s*<(?:think|thinking|reasoning)>", re.IGNORECASE)
 FENCE = re.compile(r"```[\w-]*\s*\n?(.*?)```", re.DOTALL)
+JSON_START = re.compile(r"(?:```[\w-]*\s*)?\{")
 REFUSAL = re.compile(
     r"^\W*(i['’]?m sorry|i am sorry|sorry,|i apologi[sz]e|i can(?:no|['’]?)t\b|i(?: am|['’]m) (?:unable|not able)|"
     r"i won['’]?t\b|as an ai\b)",
@@ -89,7 +90,7 @@ def read_fields(text: str, fields: tuple[str, ...]) -> dict[str, str]:
         if as_text(folded.get(main)):
             found_texts = {name: as_text(folded.get(name)) for name in fields}
             return {**found_texts, main: not_a_refusal(found_texts[main])}
-    if text.startswith(("{", "```")) or f'"{main}"' in text:
+    if JSON_START.match(text) or f'"{main}"' in text:
         raise UnusableAnswer(f"The answer is not valid JSON with a text named {main}: {excerpt(text)}")
     labelled = labelled_lines(text, fields)
     if labelled.get(main):
@@ -102,9 +103,7 @@ def labelled_lines(text: str, fields: tuple[str, ...]) -> dict[str, str]:
     label = re.compile(rf"^[\s*#>-]*({'|'.join(map(re.escape, fields))})[\s*]*:[\s*]*", re.IGNORECASE | re.MULTILINE)
     marks = list(label.finditer(text))
     ends = [mark.start() for mark in marks[1:]] + [len(text)]
-    return {
-        mark[1].lower(): one_line(text[mark.end() : end]) for mark, end in zip(marks, ends, strict=True)
-    }
+    return {mark[1].lower(): one_line(text[mark.end() : end]) for mark, end in zip(marks, ends, strict=False)}
 
 
 def plain(text: str) -> str:

@@ -19,8 +19,8 @@ from torch import Tensor, nn
 
 DEFAULT_METRICS = ("liqe", "musiq", "maniqa", "clipiqa")
 
-# As pyproject.toml has them: pyiqa's declared dependencies (two OpenCV builds, bitsandbytes, datasets, tensorboard, ...)
-# are for training and would be left unused.
+# As pyproject.toml has them. The dependencies that pyiqa declares (two OpenCV builds, bitsandbytes, datasets,
+# tensorboard, ...) are for training and would be left unused.
 LIGHT_PACKAGES = ("clip-anytorch>=2.6", "ftfy>=6.1", "timm>=1.0")
 PACKAGES_WITHOUT_DEPENDENCIES = ("pyiqa>=0.1.15,<0.2",)
 
@@ -41,7 +41,7 @@ WEIGHT_URLS: Mapping[str, tuple[str, ...]] = {
     "maniqa-kadid": (HUGGING_FACE + "ckpt_kadid10k.pt",),
     "maniqa-pipal": (HUGGING_FACE + "MANIQA_PIPAL-ae6d356b.pth",),
     "clipiqa": (RN50,),
-    "clipiqa+": (HUGGING_FACE + "CLIP-IQA+_learned_prompts-603f3273.pth", RN50),
+    "clipiqa+": (HUGGING_FACE + "CLIP-IQA%2B_learned_prompts-603f3273.pth", RN50),
     "niqe": (HUGGING_FACE + "niqe_modelparameters.mat",),
     "brisque": (HUGGING_FACE + "brisque_svm_weights.pth",),
 }
@@ -163,6 +163,7 @@ def create_network(metric: MetricInfo, folder: Path, **options: Any) -> nn.Modul
     """
     from .pyiqa_offline import importable, offline
 
+    require_weights([metric], folder)
     try:
         with importable(), offline(metric.name, metric.architecture, folder):
             from pyiqa import create_metric
@@ -172,8 +173,8 @@ def create_network(metric: MetricInfo, folder: Path, **options: Any) -> nn.Modul
         raise
     except ModuleNotFoundError as error:
         raise ImportError(
-            f"The metric '{metric.name}' needs the Python package {error.name}. What the default metrics need: "
-            f"{install_command()}"
+            f"The metric '{metric.name}' needs the Python package {error.name}, which is not installed. The default "
+            f"metrics need: {install_command()}"
         ) from error
     except pickle.UnpicklingError as error:
         raise ValueError(
@@ -182,8 +183,9 @@ def create_network(metric: MetricInfo, folder: Path, **options: Any) -> nn.Modul
         ) from error
     except (KeyError, RuntimeError, OSError, EOFError) as error:
         raise ValueError(
-            f"The metric '{metric.name}' cannot be loaded from the files in {folder}: one is damaged, belongs to "
-            f"another metric, or is not there. Details: {first_line(error)}"
+            f"The metric '{metric.name}' cannot be loaded from the files in {folder}: one is damaged or belongs to "
+            "another metric, or a Hugging Face repository it needs is not in this machine's cache. Details: "
+            f"{first_line(error)}"
         ) from error
 
 
@@ -199,8 +201,8 @@ def score(network: nn.Module, metric: MetricInfo, image: Tensor) -> float:
     except AssertionError as error:
         height, width = image.shape[-2:]
         raise ValueError(
-            f"The metric '{metric.name}' cannot judge an image of {width} x {height} pixels: {error}. Enlarge the image "
-            "or take the metric out of the list."
+            f"The metric '{metric.name}' cannot judge an image of {width} x {height} pixels: {error}. Enlarge the "
+            "image or take the metric out of the list."
         ) from error
     value = result[0] if isinstance(result, (tuple, list)) else result
     if value.numel() != 1:

@@ -25,8 +25,8 @@ from .iqa import MissingWeights
 # Their checkpoints hold the timm backbone as well, which is read from a hub first all the same.
 BACKBONE_IN_CHECKPOINT = frozenset({"MANIQA", "HyperNet", "NIMA"})
 
-# Where the name of an architecture is not the name of its module.
-MODULES = {"LIQE": "liqe_arch", "CFANet": "topiq_arch"}
+# Modules to import before anything is exchanged, lest they keep what is exchanged; and those pyiqa does not find.
+MODULES = {"LIQE": "pyiqa.archs.liqe_arch", "CFANet": "pyiqa.archs.topiq_arch", "LAIONAes": "clip.clip"}
 
 
 @contextlib.contextmanager
@@ -106,7 +106,7 @@ def offline(metric: str, architecture: str, folder: Path) -> Iterator[None]:
     from pyiqa.archs import afineclip_model, clip_model
     from pyiqa.utils import download_util
 
-    module = importlib.import_module(f"pyiqa.archs.{MODULES[architecture]}") if architecture in MODULES else None
+    module = importlib.import_module(MODULES[architecture]) if architecture in MODULES else None
 
     def refuse(url: str, destination: str, *_: Any, **__: Any) -> NoReturn:
         raise MissingWeights(metric, [url], Path(destination).parent)
@@ -124,7 +124,7 @@ def offline(metric: str, architecture: str, folder: Path) -> Iterator[None]:
         stack.enter_context(exchanged(download_util, "DEFAULT_CACHE_DIR", str(folder)))
         for owner in (torch.hub, download_util):
             stack.enter_context(exchanged(owner, "download_url_to_file", refuse))
-        for owner in (clip_model, afineclip_model):
+        for owner in (clip_model, afineclip_model, *([module] if architecture == "LAIONAes" else [])):
             stack.enter_context(exchanged(owner, "_download", find_clip))
         if architecture == "LIQE":
             # It stores its text features on disk and would read back those of another checkpoint.

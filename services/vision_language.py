@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 
 from .pictures import to_pil
@@ -84,7 +85,7 @@ def load_local_vlm(
             folder, local_files_only=True, trust_remote_code=False, use_safetensors=True, output_loading_info=True,
             **{_dtype_name(): dtype},
         )
-    except (ValueError, OSError, KeyError, ImportError, RuntimeError, AttributeError) as error:
+    except (ValueError, OSError, KeyError, ImportError, RuntimeError, AttributeError, SafetensorError) as error:
         raise ValueError(
             f"transformers cannot load {folder.name}: {str(error).strip().splitlines()[0]}. It needs a complete folder "
             "of an image-text-to-text model, such as huggingface.co/llava-hf/llava-1.5-7b-hf."

@@ -36,6 +36,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 STAMP = "host.json"
+WITHOUT_DEPENDENCIES = "without-dependencies"
 
 
 class HostError(Exception):
@@ -63,6 +64,7 @@ class Recipe:
     source_folder: str = "vendor/ComfyUI"
     packages: tuple[str, ...] = ("torch==2.13.0", "torchvision==0.28.0", "torchaudio")
     test_packages: tuple[str, ...] = ()
+    packages_without_dependencies: tuple[str, ...] = ()
     python: str = f"{sys.implementation.name}-{sys.version_info.major}.{sys.version_info.minor}"
     machine: str = f"{sys.platform}-{platform.machine()}"
     torch_backend: str = ""
@@ -71,6 +73,7 @@ class Recipe:
     def current(cls) -> Recipe:
         return cls(
             test_packages=tuple(read_extra(ROOT / "pyproject.toml", "test")),
+            packages_without_dependencies=tuple(read_extra(ROOT / "pyproject.toml", WITHOUT_DEPENDENCIES)),
             torch_backend=os.environ.get("UV_TORCH_BACKEND", ""),
         )
 
@@ -80,7 +83,10 @@ class Recipe:
 
 
 def read_extra(pyproject: Path, name: str) -> list[str]:
-    """Requirements of one extra. Python 3.10 has no TOML parser, and an array of strings is a Python list."""
+    """Requirements of one extra, or of another list in that file.
+
+    Python 3.10 has no TOML parser, and an array of strings is a Python list.
+    """
     found = re.search(rf"^{name} = (\[.*?\])$", pyproject.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
     if found is None:
         raise HostError(f"{pyproject} has no extra named '{name}'")
@@ -141,8 +147,11 @@ def made_host(recipe: Recipe) -> Host | None:
     return host if (folder / STAMP).is_file() and host.python.exists() else None
 
 
-def check_packages(host: Host, packages: Sequence[str]) -> None:
-    """Raise HostError with an install command when the interpreter lacks any of these requirements."""
+def check_packages(host: Host, packages: Sequence[str], options: str = "") -> None:
+    """Raise HostError with an install command when the interpreter lacks any of these requirements.
+
+    options: of the `pip install` command, with a space after them.
+    """
     names = [re.split(r"[<>=~! \[]", package)[0] for package in packages]
     script = (
         "import sys, importlib.metadata as m\n"
@@ -153,7 +162,8 @@ def check_packages(host: Host, packages: Sequence[str]) -> None:
     missing = [package for package, name in zip(packages, names, strict=True) if name in listed.stdout.split()]
     if missing:
         quoted = " ".join(f"'{package}'" for package in missing)
-        raise HostError(f"{host.python} lacks {', '.join(missing)}. Install: {host.python} -m pip install {quoted}")
+        raise HostError(f"{host.python} lacks {', '.join(missing)}. Install: {host.python} -m pip install "
+                        f"{options}{quoted}")
 
 
 def find_host() -> Host | None:
@@ -262,6 +272,9 @@ def build(recipe: Recipe, folder: Path) -> None:
         call([uv, "venv", "--quiet", "--python", sys.executable, folder / "venv"], env)
         call([uv, "pip", "install", "--python", python_of(folder / "venv"), *recipe.packages,
               "--requirement", folder / "ComfyUI" / "requirements.txt", *recipe.test_packages], env)
+        if recipe.packages_without_dependencies:
+            call([uv, "pip", "install", "--python", python_of(folder / "venv"), "--no-deps",
+                  *recipe.packages_without_dependencies], env)
     with step("4/4 check"):
         # A torchvision built for another torch imports, and fails at its first compiled operator.
         call([python_of(folder / "venv"), "-c", "import torch, torchvision; torch.ops.torchvision.nms"])
@@ -325,6 +338,8 @@ def main(argv: list[str]) -> int:
         return 0
     if own_host():
         check_packages(host, read_extra(ROOT / "pyproject.toml", asked.extra))
+        if asked.extra in ("quality", "test"):
+            check_packages(host, read_extra(ROOT / "pyproject.toml", WITHOUT_DEPENDENCIES), "--no-deps ")
     arguments = asked.arguments[1:] if asked.arguments[:1] == ["--"] else asked.arguments
     sys.stdout.flush()
     os.execve(host.python, [str(host.python), *arguments], host.environment())

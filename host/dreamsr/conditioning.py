@@ -1,26 +1,61 @@
 """What an MM-ControlNet reads, carried by the CONDITIONING: the latent it looks at and the local prompt.
 
 They are ordinary model conditions of the host, so whatever crops, batches or replaces conditions per tile does so with
-these: the latent is a CONDNoiseShape, cropped with the noise; tokens and pooled text are CONDRegular.
+these: the latent is a CONDNoiseShape, cropped with the noise; tokens and pooled text are CONDRegular; how to run is a
+CONDConstant, so that only conditions that are to be run alike share a forward.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import comfy.conds
 from torch import Tensor
 
+from .loader import MMControl
+
 PREFIX = "mm_control"
 
 Conditioning = list[list[Any]]
 
 
-class ControlKeys(NamedTuple):
-    """Names of the conditions of the MM-ControlNet in one slot: several on one MODEL are numbered from 0."""
+@dataclass(frozen=True)
+class ApplyOptions:
+    """strength: of both branches, 0 is plain FLUX. start, end: share of the sampling it acts in, as for ControlNets.
+    text_branch: whether the text stream is steered too (eq. 2), or the image stream alone (eq. 1)."""
 
+    strength: float = 1.0
+    start: float = 0.0
+    end: float = 1.0
+    text_branch: bool = True
+
+    def __post_init__(self):
+        if not 0.0 <= self.start < self.end <= 1.0:
+            raise ValueError(
+                f"start_percent {self.start} and end_percent {self.end} leave no step for the MM-ControlNet. "
+                "Make start the smaller one, both between 0 and 1."
+            )
+
+    @property
+    def always(self) -> bool:
+        return self.start <= 0.0 and self.end >= 1.0
+
+
+@dataclass(frozen=True)
+class ControlRun:
+    """A control network and how to run it. blocks: the DiT block each of its blocks acts on."""
+
+    control: MMControl
+    blocks: tuple[int, ...]
+    options: ApplyOptions
+
+
+class ControlKeys(NamedTuple):
+    """Names of the conditions of one MM-ControlNet: several on one conditioning are numbered from 0."""
+
+    run: str
     latent: str
     tokens: str
     pooled: str
@@ -28,6 +63,14 @@ class ControlKeys(NamedTuple):
     @classmethod
     def of(cls, slot: int) -> ControlKeys:
         return cls(*(f"{PREFIX}_{slot}_{field}" for field in cls._fields))
+
+    @classmethod
+    def used(cls, conditions: Mapping[str, Any]) -> Iterator[ControlKeys]:
+        """Of every MM-ControlNet that conditions, or the model's arguments made of them, carry."""
+        slot = 0
+        while (keys := cls.of(slot)).run in conditions:
+            yield keys
+            slot += 1
 
 
 class ControlLatentCond(comfy.conds.CONDNoiseShape):
@@ -62,18 +105,21 @@ class LocalPrompt:
         }
 
 
-def with_control(entry: Sequence[Any], slot: int, latent: Tensor, prompt: LocalPrompt) -> list[Any]:
-    """A copy of a CONDITIONING entry that carries a slot's latent `[b, C, H, W]` (model space) and local prompt."""
-    keys = ControlKeys.of(slot)
-    conditions = {keys.latent: ControlLatentCond(latent), **prompt.conditions(keys)}
-    return [entry[0], {**entry[1], "model_conds": {**entry[1].get("model_conds", {}), **conditions}}]
+def with_control(entry: Sequence[Any], run: ControlRun, latent: Tensor, prompt: LocalPrompt) -> list[Any]:
+    """A copy of a CONDITIONING entry that carries one more MM-ControlNet, latent `[b, C, H, W]` in model space."""
+    carried = entry[1].get("model_conds", {})
+    keys = ControlKeys.of(len(list(ControlKeys.used(carried))))
+    conditions = {
+        keys.run: comfy.conds.CONDConstant(run),
+        keys.latent: ControlLatentCond(latent),
+        **prompt.conditions(keys),
+    }
+    return [entry[0], {**entry[1], "model_conds": {**carried, **conditions}}]
 
 
-def with_local_prompt(model_conds: Mapping[str, Any], prompt: LocalPrompt) -> dict[str, Any]:
-    """Model conditions with another local prompt, a tile's, for every MM-ControlNet they carry."""
-    changed = dict(model_conds)
-    slot = 0
-    while (keys := ControlKeys.of(slot)).latent in model_conds:
+def local_prompt_conditions(model_conds: Mapping[str, Any], prompt: LocalPrompt) -> dict[str, comfy.conds.CONDRegular]:
+    """The model conditions that change when every MM-ControlNet gets another local prompt: a tile's own."""
+    changed: dict[str, comfy.conds.CONDRegular] = {}
+    for keys in ControlKeys.used(model_conds):
         changed |= prompt.conditions(keys)
-        slot += 1
     return changed

@@ -8,6 +8,7 @@ from typing import Any
 
 import comfy.lora
 import comfy.model_base
+import comfy.model_patcher
 import comfy.utils
 import torch
 from torch import Tensor
@@ -68,15 +69,19 @@ def weight_reader(model) -> Read:
 
     From the unpatched weights, whether the model is loaded just now or not; 8-bit weights with scales are expanded.
     """
-    entries = model.get_key_patches("diffusion_model.")
+    names = set(model.model_state_dict("diffusion_model."))
 
     def read(name: str) -> Tensor:
         key = f"diffusion_model.{name}"
-        if key not in entries:
+        if key not in names:
             raise ValueError(f"The MODEL has no {name}, so it is not a complete FLUX.1 model.")
-        (weight, convert), *patches = entries[key]
-        value = convert(weight.to("cpu")).to(torch.float32, copy=True)
-        return comfy.lora.calculate_weight(patches, value, key)
+        weight, _, convert = comfy.model_patcher.get_key_weight(model.model, key)
+        # Where a patched weight is in place, of this MODEL or of another on the same network.
+        if key in model.backup:
+            weight = model.backup[key].weight
+        weight = weight.detach().to("cpu")
+        value = (weight if convert is None else convert(weight)).to(torch.float32, copy=True)
+        return comfy.lora.calculate_weight(model.patches.get(key, []), value, key)
 
     return read
 

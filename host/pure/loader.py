@@ -201,8 +201,6 @@ def load_vqgan(path: Path, disable_dynamic: bool = False):
     module.load_state_dict({key: value.float() for key, value in tensors.items()}, strict=True, assign=True)
     module.requires_grad_(False)
     patcher_class = comfy.model_patcher.ModelPatcher if disable_dynamic else comfy.model_patcher.CoreModelPatcher
-    patcher = patcher_class(
-        module, load_device=management.vae_device(), offload_device=management.vae_offload_device()
-    )
+    patcher = patcher_class(module, load_device=management.vae_device(), offload_device=management.vae_offload_device())
     patcher.cached_patcher_init = (_vqgan_again, (path,))
     return patcher

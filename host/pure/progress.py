@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from ...models.pure.crop import to_image
-from ...models.pure.generation import Observer
+from ...models.pure.observer import Observer, Phase
 from ...models.resize import to_bytes
 from ...models.tiling import Box
 from ..status_text import show_on_node
@@ -25,6 +25,8 @@ PREVIEW_SHARE = 0.1
 
 TEXT_SECONDS = 0.25
 TEXT_LINES = 8
+TEXT_ALLOWANCE = 128
+"""Tokens the bar sets aside for a text, whose length nobody knows beforehand; they are 60 to 150."""
 
 
 class Canvas:
@@ -48,27 +50,24 @@ class Canvas:
 
 
 class TokenProgress:
-    """The node's bar over several runs of the decoder, each `steps` long (a number the bar shows, not a limit)."""
+    """The node's bar over several runs of the decoder, in tokens. lengths: of each run, text included."""
 
-    def __init__(self, steps: Sequence[int]):
-        self.steps = list(steps)
+    def __init__(self, lengths: Sequence[int]):
+        self.lengths = list(lengths)
         self.finished = 0
-        self.total = sum(self.steps)
+        self.total = sum(self.lengths)
         self.bar = comfy.utils.ProgressBar(self.total)
 
-    def at(self, share: float) -> int:
-        """Position of the bar at a share of the current run."""
-        before = sum(self.steps[: self.finished])
-        current = self.steps[self.finished] if self.finished < len(self.steps) else 0
-        return min(self.total, before + round(current * min(1.0, share)))
-
-    def show(self, share: float, picture: Image.Image | None = None) -> None:
+    def show(self, tokens: int, picture: Image.Image | None = None) -> None:
+        """So many tokens of the current run are there. picture: a preview to go with it."""
+        before = sum(self.lengths[: self.finished])
+        current = self.lengths[self.finished] if self.finished < len(self.lengths) else 0
         preview = None if picture is None else ("JPEG", picture, args.preview_size)
-        self.bar.update_absolute(self.at(share), self.total, preview)
+        self.bar.update_absolute(before + min(tokens, current), self.total, preview)
 
     def next(self) -> None:
         self.finished += 1
-        self.show(0.0)
+        self.show(0)
 
 
 class RunObserver(Observer):
@@ -86,16 +85,19 @@ class RunObserver(Observer):
         boxes: Sequence[Box | None] = (),
     ):
         self.progress, self.decode_text, self.canvas, self.boxes = progress, decode, canvas, boxes
-        self.share = 0.0
+        self.tokens = 0
         self.next_preview = time.monotonic() + PREVIEW_SECONDS
         self.next_text = 0.0
 
-    def step(self, phase: str, done: int, total: int) -> None:
+    def step(self, phase: Phase, done: int, total: int) -> None:
         comfy.model_management.throw_exception_if_processing_interrupted()
-        self.share = done / max(1, total)
-        self.progress.show(self.share)
+        if phase == "text":
+            self.tokens = min(done, TEXT_ALLOWANCE)
+        elif phase == "image":
+            self.tokens = TEXT_ALLOWANCE + done
+        self.progress.show(self.tokens)
 
-    def text(self, ids: list[list[int]], final: bool) -> None:
+    def text(self, ids: Sequence[list[int]], final: bool) -> None:
         now = time.monotonic()
         if not final and now < self.next_text:
             return
@@ -112,6 +114,6 @@ class RunObserver(Observer):
         for box, drawn in zip(self.boxes, codes(), strict=True):
             if box is not None:
                 self.canvas.paste_codes(box, drawn)
-        self.progress.show(self.share, self.canvas.picture())
+        self.progress.show(self.tokens, self.canvas.picture())
         finished = time.monotonic()
         self.next_preview = finished + max(PREVIEW_SECONDS, (finished - started) / PREVIEW_SHARE)

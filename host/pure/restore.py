@@ -4,20 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import comfy.model_management
 import torch
 from torch import Tensor
 
-from ...models.color import wavelet_color_fix
-from ...models.pure.cache import cache_bytes
+from ...models.color import swap_lowest_band
 from ...models.pure.crop import TARGET_SIZE, to_image, to_pixels
 from ...models.pure.generation import (
     Generated,
     GenerationOptions,
-    expected_steps,
+    cache_bytes,
     generate,
-    generate_text,
 )
 from ...models.pure.prompt import INSTRUCTION, image_block, prompt_ids
 from ...models.pure.vocabulary import PATCH_PIXELS
@@ -25,7 +24,7 @@ from ...models.resize import resize, to_bytes, upscale
 from ...models.tiling import Box, TileGrid, merge_tiles
 from ..vosr.conditioning import check_image
 from .model import ARRestorer
-from .progress import Canvas, RunObserver, TokenProgress
+from .progress import TEXT_ALLOWANCE, Canvas, RunObserver, TokenProgress
 
 TOKEN_PIXELS = 8
 MAX_TOGETHER = 16
@@ -35,6 +34,10 @@ SEED_STRIDE = 0x9E3779B97F4A7C15
 """Between the seeds of one image's tiles: odd and large, so that they meet no other image's."""
 
 TEXTS_BETWEEN_TILES = " | "
+
+
+def generate_text(**arguments):  # TEMPORARY until models.pure.generation has it
+    return generate(**arguments)
 
 
 @dataclass(frozen=True)
@@ -115,6 +118,17 @@ class Job:
     seed: int
 
 
+@dataclass(frozen=True)
+class DrawnTile:
+    """picture: `[1, side, side, 3]` in 0..1. codes, entropy (nats): `[side / 8, side / 8]`."""
+
+    picture: Tensor
+    codes: Tensor
+    entropy: Tensor
+    degradation: str
+    description: str
+
+
 def tile_seed(seed: int, image: int, tile: int) -> int:
     """Item i of a batch is what it would be alone with seed + i; further tiles of an image have seeds of their own."""
     return (seed + image + tile * SEED_STRIDE) % 2**64
@@ -128,17 +142,8 @@ def prompts_of(restorer: ARRestorer, squares: Tensor, instruction: str) -> list[
 
 def memory_needed(restorer: ARRestorer, jobs: Sequence[Job], options: RestoreOptions, sequences: int) -> int:
     """Bytes for decoding that many sequences: the caches of both branches, and previews."""
-    generation = options.generation
-    side = options.tiles.side // TOKEN_PIXELS
-    needed = cache_bytes(
-        restorer.config,
-        sequences,
-        max(len(job.prompt) for job in jobs),
-        generation.max_text_tokens,
-        side * (side + 1) + 4,
-        generation.guidance_scale != 1.0,
-        restorer.dtype,
-    )
+    longest = max(len(job.prompt) for job in jobs)
+    needed = cache_bytes(restorer.config, options.generation, sequences, longest, restorer.dtype)
     return needed + (restorer.vq_memory(options.tiles.side, options.tiles.side) if options.preview else 0)
 
 
@@ -181,8 +186,7 @@ class Restoration:
         self.options = replace(options, generation=replace(options.generation, size=(patches, patches)))
         # The result's size and the canvas's may differ on a side shorter than a tile.
         self.canvases = upscale(images[..., :3], self.grid.width, self.grid.height).float().cpu()
-        self.decoded: list[list[Generated]] = [[] for _ in images]
-        self.pictures: list[list[Tensor]] = [[] for _ in images]
+        self.drawn: list[list[DrawnTile]] = [[] for _ in images]
 
     # --- tokens ------------------------------------------------------------------------------------------------------
 
@@ -205,7 +209,7 @@ class Restoration:
             len(self.grid) > 1
             and options.shared_description
             and not options.description
-            and options.generation.answer in ("full", "understanding")
+            and options.generation.guidance in ("full", "understanding")
         )
 
     def overview_jobs(self) -> list[Job]:
@@ -220,65 +224,62 @@ class Restoration:
         jobs = self.jobs()
         overview = self.overview_jobs() if self.writes_shared_description else []
         together = load_for(self.restorer, jobs, self.options)
-        options = self.options.generation
-        runs = list(chunks(jobs, together))
-        text_runs = list(chunks(overview, together))
-        steps = [expected_steps(options, text_only=True)] * len(text_runs) + [expected_steps(options)] * len(runs)
-        progress = TokenProgress(steps)
+        runs, text_runs = list(chunks(jobs, together)), list(chunks(overview, together))
+        image_tokens = (self.options.tiles.side // TOKEN_PIXELS) ** 2
+        progress = TokenProgress([TEXT_ALLOWANCE] * len(text_runs) + [TEXT_ALLOWANCE + image_tokens] * len(runs))
         descriptions: list[str | None] = [self.options.description or None] * len(self.canvases)
         for run in text_runs:
-            for job, written in zip(run, self.describe(run, progress), strict=True):
-                descriptions[job.image] = written.description
+            for job, description in zip(run, self.describe(run, progress), strict=True):
+                descriptions[job.image] = description
             progress.next()
         for run in runs:
             self.draw(run, [descriptions[job.image] for job in run], progress)
             progress.next()
         return self.assemble()
 
-    def describe(self, jobs: Sequence[Job], progress: TokenProgress) -> list[Generated]:
+    def describe(self, jobs: Sequence[Job], progress: TokenProgress) -> list[str]:
+        """What the model writes about each image."""
+        observer = RunObserver(progress, self.restorer.tokenizer.decode)
+        return [self.texts(written)[1] for written in generate_text(**self.arguments(jobs), observer=observer)]
+
+    def arguments(self, jobs: Sequence[Job]) -> dict[str, Any]:
         restorer = self.restorer
-        return generate_text(
-            restorer.network,
-            [job.prompt for job in jobs],
-            [job.seed for job in jobs],
-            self.options.generation,
-            restorer.vocabulary,
-            tokenizer=restorer.tokenizer,
-            device=restorer.backbone.load_device,
-            dtype=restorer.dtype,
-            observer=RunObserver(progress, restorer.tokenizer.decode),
-        )
+        return {
+            "network": restorer.network,
+            "prompts": [job.prompt for job in jobs],
+            "draws": [job.seed for job in jobs],
+            "options": self.options.generation,
+            "vocabulary": restorer.vocabulary,
+            "tokenizer": restorer.tokenizer,
+            "device": restorer.backbone.load_device,
+            "dtype": restorer.dtype,
+        }
+
+    def texts(self, result: Generated) -> tuple[str, str]:
+        """Degradation sentence and description that the model wrote; the latter only where it was let finish."""
+        sentence, description = result.sentence_and_description(self.restorer.tokenizer)
+        return sentence, "" if self.options.generation.guidance == "perception" else description
 
     def draw(self, jobs: Sequence[Job], descriptions: list[str | None], progress: TokenProgress) -> None:
         """Decode one batch of tiles to tokens and these to pixels."""
         restorer, shown = self.restorer, jobs[0].image
         canvas = self.canvas_of(shown) if self.options.preview else None
-        observer = RunObserver(
-            progress, restorer.tokenizer.decode, canvas, [job.box if job.image == shown else None for job in jobs]
-        )
-        results = generate(
-            restorer.network,
-            [job.prompt for job in jobs],
-            [job.seed for job in jobs],
-            self.options.generation,
-            restorer.vocabulary,
-            tokenizer=restorer.tokenizer,
-            device=restorer.backbone.load_device,
-            dtype=restorer.dtype,
-            observer=observer,
-            descriptions=descriptions,
-        )
+        boxes = [job.box if job.image == shown else None for job in jobs]
+        observer = RunObserver(progress, restorer.tokenizer.decode, canvas, boxes)
+        results = generate(**self.arguments(jobs), descriptions=descriptions, observer=observer)
         restorer.load_vqgan(self.options.tiles.side, self.options.tiles.side)
-        for job, result in zip(jobs, results, strict=True):
+        for job, given, result in zip(jobs, descriptions, results, strict=True):
             comfy.model_management.throw_exception_if_processing_interrupted()
-            self.decoded[job.image].append(result)
-            self.pictures[job.image].append(to_image(restorer.decode(result.codes[None])))
+            picture = to_image(restorer.decode(result.codes[None]))
+            sentence, written = self.texts(result)
+            tile = DrawnTile(picture, result.codes, result.entropy, sentence, written if given is None else given)
+            self.drawn[job.image].append(tile)
 
     def canvas_of(self, index: int) -> Canvas:
         """What a preview starts from: the image with the tiles that are done."""
         canvas = Canvas(self.restorer, self.canvases[index])
-        for box, picture in zip(self.grid.boxes, self.pictures[index], strict=False):
-            canvas.paste(box, picture[0])
+        for box, tile in zip(self.grid.boxes, self.drawn[index], strict=False):
+            canvas.paste(box, tile.picture[0])
         return canvas
 
     # --- pixels ------------------------------------------------------------------------------------------------------
@@ -292,15 +293,15 @@ class Restoration:
 
     def picture(self, index: int) -> Tensor:
         """The restored image `[1, height, width, 3]`."""
-        merged = self.merged([tile.movedim(-1, 1) for tile in self.pictures[index]]).movedim(1, -1)
+        merged = self.merged([tile.picture.movedim(-1, 1) for tile in self.drawn[index]]).movedim(1, -1)
         if self.options.color_fix:
-            merged = wavelet_color_fix(merged, self.canvases[index][None])
+            merged = swap_lowest_band(merged, self.canvases[index][None])
         return resize(merged, self.options.width, self.options.height)
 
     def entropy(self, index: int) -> Tensor:
         """Nats `[1, height, width]`: each token's over its 8 x 8 pixels."""
-        tiles = [result.entropy[None, None].float() for result in self.decoded[index]]
-        spread = [tile.repeat_interleave(TOKEN_PIXELS, -1).repeat_interleave(TOKEN_PIXELS, -2) for tile in tiles]
+        maps = [tile.entropy[None, None].float() for tile in self.drawn[index]]
+        spread = [values.repeat_interleave(TOKEN_PIXELS, -1).repeat_interleave(TOKEN_PIXELS, -2) for values in maps]
         merged = self.merged(spread)
         size = (self.options.height, self.options.width)
         if merged.shape[-2:] != size:
@@ -309,7 +310,7 @@ class Restoration:
 
     def line(self, index: int, name: str) -> str:
         """What the tiles of an image say, each text once."""
-        texts = [" ".join(getattr(result, name).split()) for result in self.decoded[index]]
+        texts = [" ".join(getattr(tile, name).split()) for tile in self.drawn[index]]
         return TEXTS_BETWEEN_TILES.join(dict.fromkeys(filter(None, texts)))
 
     def assemble(self) -> Restored:
@@ -325,7 +326,7 @@ class Restoration:
             degradation="\n".join(self.line(index, "degradation") for index in count),
             description="\n".join(self.line(index, "description") for index in count),
             tokens=TokenGrids(
-                torch.stack([torch.stack([result.codes for result in results]) for results in self.decoded]),
+                torch.stack([torch.stack([tile.codes for tile in tiles]) for tiles in self.drawn]),
                 self.grid.boxes,
                 self.grid.height,
                 self.grid.width,

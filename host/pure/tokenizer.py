@@ -17,7 +17,7 @@ class TextTokenizer:
         try:
             self.tokenizer = Tokenizer.from_file(str(path))
         except Exception as error:  # the library raises nothing narrower
-            raise ValueError(f"{path} is not a tokenizer of the tokenizers library ({error}). Download it again.") from error
+            raise ValueError(f"{path} is not a tokenizer file ({error}). Download it again.") from error
 
     @property
     def names(self) -> dict[str, int]:

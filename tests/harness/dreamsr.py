@@ -110,7 +110,8 @@ class Scene:
 
 def apply_control(model: Any, control: Any, scene: Scene, **changes: Any) -> tuple[Any, list[Any], list[Any]]:
     """What Apply MM-ControlNet does. changes: positive, negative, latent, local, or fields of ApplyOptions."""
-    from realisr.host.dreamsr.mm_controlnet import ApplyOptions, apply_mm_control
+    from realisr.host.dreamsr.apply import apply_mm_control
+    from realisr.host.dreamsr.conditioning import ApplyOptions
 
     inputs = {"positive": scene.positive, "negative": None, "latent": scene.latent, "local": scene.local}
     inputs |= {name: changes.pop(name) for name in list(changes) if name in inputs}

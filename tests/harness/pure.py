@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -77,8 +78,7 @@ def word_ids() -> list[int]:
 
 def answer(ends_with: int = BOI) -> dict[int, int]:
     """token -> the token that follows it: the text, then `ends_with`; the image closes by itself, then the turn."""
-    chain = [EOT, *word_ids(), ends_with]
-    return {**dict(zip(chain, chain[1:], strict=False)), EOI: EOT}
+    return {EOI: EOT, **dict(pairwise([EOT, *word_ids(), ends_with]))}
 
 
 def endless_text() -> dict[int, int]:
@@ -281,3 +281,53 @@ def save_released_files(models: Path) -> None:
     sizes = Sizes()
     save_pure_folder(models / "LLM" / FOLDER, backbone(0, sizes), sizes.config())
     save_vqgan(models / "vae" / VQ_FILE, vqgan())
+
+
+# --- runs ------------------------------------------------------------------------------------------------------------
+
+DEFAULTS: dict[str, Any] = {
+    "resize": {"resize": "scale factor", "scale": 1.0},
+    "description": "",
+    "guidance": "full",
+    "tile_description": "shared",
+    "seed": 7,
+    "sampling": {"sampling": "entropy top-k", "k_min": 1, "k_max": 2000, "mu": 5.0},
+    "decoding": {"decoding": "sequential"},
+    "tiling": {"tiling": "custom", "tile_size": 64, "tile_overlap": 16},
+    "color_fix": True,
+    "temperature": 0.9,
+    "guidance_scale": 0.8,
+    "text_top_k": 1,
+    "max_text_tokens": 64,
+    "instruction": "Restore the image.",
+    "batch_size": 0,
+    "preview": True,
+}
+"""Inputs of AR Token Restorer for squares of 64 pixels, 64 tokens each."""
+
+QUICK = {"tiling": {"tiling": "custom", "tile_size": 32, "tile_overlap": 8}}
+"""16 tokens each."""
+
+
+def picture(seed: int = 0, width: int = 64, height: int = 64, batch: int = 1, channels: int = 3) -> Tensor:
+    """Smooth random images `[B, H, W, C]` in 0..1."""
+    generator = torch.Generator().manual_seed(seed)
+    coarse = torch.rand(batch, channels, 5, 5, generator=generator)
+    smooth = torch.nn.functional.interpolate(coarse, (height, width), mode="bicubic", align_corners=False)
+    return smooth.clamp(0, 1).movedim(1, -1)
+
+
+def run_restorer(model: Any, image: Tensor, **changes: Any) -> tuple[Any, ...]:
+    """(image, degradation, description, entropy, tokens) of AR Token Restorer with DEFAULTS, or `changes` of them."""
+    from realisr.nodes.pure import ARTokenRestorer
+
+    from .host import InProcessHost
+
+    return InProcessHost.run(ARTokenRestorer, model=model, image=image, **{**DEFAULTS, **changes})
+
+
+def save_variant(models: Path, name: str, **made: Any) -> str:
+    """A folder `LLM/<name>` whose model writes otherwise (`follows`, see `backbone`); returns the name."""
+    sizes = Sizes()
+    save_pure_folder(models / "LLM" / name, backbone(sizes=sizes, **made), sizes.config())
+    return name

@@ -28,7 +28,8 @@ LORA_RANK = 32
 
 
 def load_fill(host: InProcessHost, name: str, weights: StateDict) -> Any:
-    """A fresh MODEL of these weights through the host's own loader."""
+    """A fresh MODEL of these weights through the host's own loader. `name` stands for the weights: a file is written
+    once."""
     import nodes
 
     file = f"{name}.safetensors"

@@ -96,11 +96,12 @@ def wiring(host):
     """Reads a loop's wiring, with the pack's and some core nodes known to the host."""
     import nodes
 
+    from realisr.host.agent_loop import Wiring
     from realisr.nodes import agent_loop
 
     known = dict(nodes.NODE_CLASS_MAPPINGS)
     nodes.NODE_CLASS_MAPPINGS.update({found.GET_SCHEMA().node_id: found for found in agent_loop.NODES})
-    yield lambda graph, loop="loop": agent_loop.Wiring.read(dynamic(graph), loop)
+    yield lambda graph, loop="loop": Wiring.read(dynamic(graph), loop)
     nodes.NODE_CLASS_MAPPINGS.clear()
     nodes.NODE_CLASS_MAPPINGS.update(known)
 

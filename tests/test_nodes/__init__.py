@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from comfy_api.latest import ComfyExtension, io
 
-from . import basic, text
+from . import basic, text, vicr
 
-MODULES = (basic, text)
+MODULES = (basic, text, vicr)
 
 
 class RealISRTestExtension(ComfyExtension):

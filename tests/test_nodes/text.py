@@ -6,6 +6,7 @@ import hashlib
 
 import torch
 from comfy_api.latest import io
+from comfy_execution.graph_utils import GraphBuilder
 
 
 class TextConditioning(io.ComfyNode):
@@ -74,4 +75,44 @@ class FailOnText(io.ComfyNode):
         return io.NodeOutput(image)
 
 
-NODES = [TextConditioning, TintByText, FailOnText]
+class ExpandToTint(io.ComfyNode):
+    """Tint by Text by way of node expansion, as packs with loops and subgraph nodes do it."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="RealISRTest_ExpandToTint",
+            display_name="Expand to Tint",
+            category="RealISR tests",
+            enable_expand=True,
+            inputs=[io.Image.Input("image"), io.String.Input("text", multiline=True)],
+            outputs=[io.Image.Output()],
+        )
+
+    @classmethod
+    def execute(cls, image: torch.Tensor, text: str) -> io.NodeOutput:
+        graph = GraphBuilder()
+        tint = graph.node("RealISRTest_TintByText", image=image, text=text)
+        return io.NodeOutput(tint.out(0), expand=graph.finalize())
+
+
+class LastOfList(io.ComfyNode):
+    """One image out of a list."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="RealISRTest_LastOfList",
+            display_name="Last of List",
+            category="RealISR tests",
+            is_input_list=True,
+            inputs=[io.Image.Input("images")],
+            outputs=[io.Image.Output()],
+        )
+
+    @classmethod
+    def execute(cls, images: list[torch.Tensor]) -> io.NodeOutput:
+        return io.NodeOutput(images[-1])
+
+
+NODES = [TextConditioning, TintByText, FailOnText, ExpandToTint, LastOfList]

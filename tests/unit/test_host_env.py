@@ -52,16 +52,20 @@ def test_the_key_follows_what_is_installed():
     assert recipe.key == Recipe.current().key
     changed = [
         replace(recipe, test_packages=(*recipe.test_packages, "another")),
+        replace(recipe, packages_without_dependencies=("another",)),
         replace(recipe, packages=("torch==0.0",)),
         replace(recipe, sdist_sha256="0" * 64),
         replace(recipe, python="cpython-3.99"),
         replace(recipe, torch_backend="cpu"),
     ]
-    assert len({recipe.key, *(other.key for other in changed)}) == 6
+    assert len({recipe.key, *(other.key for other in changed)}) == 7
 
 
 def test_the_test_packages_come_from_pyproject():
-    assert any(package.startswith("pytest") for package in Recipe.current().test_packages)
+    recipe = Recipe.current()
+    assert any(package.startswith("pytest") for package in recipe.test_packages)
+    assert [package.partition(">")[0] for package in recipe.packages_without_dependencies] == ["pyiqa"]
+    assert not any(package.startswith("pyiqa") for package in recipe.test_packages)
     with pytest.raises(HostError, match="no extra named 'nothing'"):
         host_env.read_extra(host_env.ROOT / "pyproject.toml", "nothing")
 
@@ -123,6 +127,8 @@ def test_says_what_the_named_comfyuis_python_lacks():
     host_env.check_packages(Host(Path(sys.executable), Path()), ["pytest>=8"])
     with pytest.raises(HostError, match=r"lacks nosuchpackage>=1.*pip install 'nosuchpackage>=1'"):
         host_env.check_packages(Host(Path(sys.executable), Path()), ["pytest", "nosuchpackage>=1"])
+    with pytest.raises(HostError, match=r"pip install --no-deps 'nosuchpackage>=1'"):
+        host_env.check_packages(Host(Path(sys.executable), Path()), ["nosuchpackage>=1"], "--no-deps ")
 
 
 def test_two_runs_at_once_take_turns(tmp_path: Path):

@@ -1,0 +1,134 @@
+"""Quality metrics on the host's device management: loaded once, moved to the device when used, freed with the rest."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import comfy.model_management
+import comfy.model_patcher
+import comfy.utils
+import folder_paths
+import torch
+from torch import Tensor, nn
+
+FOLDER = "classifiers"
+SUBFOLDER = "pyiqa"
+
+# The default metrics at their hungriest: 20 crops through a ViT-B/8 (MANIQA), and every 224-pixel window at stride 32
+# laid out in memory (LIQE, 588 bytes per pixel).
+MEMORY_PER_IMAGE = 2 * 1024**3
+MEMORY_PER_PIXEL = 1024
+
+
+def weights_folder() -> Path:
+    """Where metric weights are read from: the first `classifiers/pyiqa` there is among the host's model folders."""
+    places = [Path(root) / SUBFOLDER for root in folder_paths.get_folder_paths(FOLDER)]
+    return next((place for place in places if place.is_dir()), places[0])
+
+
+def folder_contents(folder: Path) -> Hashable:
+    """Changes when a file in the folder is added, removed or replaced."""
+    if not folder.is_dir():
+        return ()
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return tuple((str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in files)
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A metric to score images with.
+
+    build: makes its network in float32 on the CPU. measure: the score of one image `[1, 3, H, W]` in 0..1.
+    """
+
+    name: str
+    build: Callable[[], nn.Module]
+    measure: Callable[[nn.Module, Tensor], float]
+
+
+class MetricModule(nn.Module):
+    """A metric's network, and the modules it keeps in plain lists, out of reach of `.to(device)`."""
+
+    def __init__(self, network: nn.Module):
+        super().__init__()
+        self.network = network
+        self.kept_in_lists = nn.ModuleList(
+            item
+            for module in network.modules()
+            for value in vars(module).values()
+            if isinstance(value, list)
+            for item in value
+            if isinstance(item, nn.Module)
+        )
+
+
+class MetricPatcher(comfy.model_patcher.ModelPatcher):
+    """A metric as the host manages it: wholly on the device or not in memory at all.
+
+    Its layers are ordinary ones, which compute only where their weights are. When the host unloads it the weights are
+    dropped, from RAM too: reading the file again is quick, and nobody but the score nodes wants them.
+    """
+
+    released = False
+
+    def partially_unload(self, device_to, memory_to_free=0, force_patch_weights=False):
+        return 0
+
+    def detach(self, unpatch_all=True):
+        model = super().detach(unpatch_all)
+        # The host detaches without unpatching when it is about to load the same model again.
+        if unpatch_all:
+            # Emptied, not deleted: the host walks over its list of loaded models right now.
+            model.to("meta")
+            self.released = True
+        return model
+
+
+class LoadedMetrics:
+    """The metrics in memory by name, each as long as the host keeps it loaded and its files stay the same."""
+
+    def __init__(self) -> None:
+        self._kept: dict[str, tuple[Hashable, MetricPatcher]] = {}
+
+    def load(self, metric: Metric, files: Hashable = ()) -> MetricPatcher:
+        """The metric's patcher. files: what it was made from; another value makes it anew."""
+        known, patcher = self._kept.get(metric.name, (None, None))
+        if patcher is not None and not patcher.released and known == files:
+            return patcher
+        self._kept.pop(metric.name, None)
+        with torch.inference_mode(False), torch.no_grad():
+            module = MetricModule(metric.build()).eval().requires_grad_(False)
+        patcher = MetricPatcher(
+            module,
+            load_device=comfy.model_management.get_torch_device(),
+            offload_device=comfy.model_management.unet_offload_device(),
+        )
+        self._kept[metric.name] = (files, patcher)
+        return patcher
+
+
+LOADED = LoadedMetrics()
+
+
+def score_images(images: Sequence[Tensor], metrics: Sequence[Metric], folder: Path) -> Tensor:
+    """Scores `[len(images), len(metrics)]` in float64 of images `[H, W, C]`, one image and metric at a time.
+
+    Alpha is left out and values are clipped to 0..1. Shows progress and stops between images when cancelled.
+    """
+    scores = torch.empty(len(images), len(metrics), dtype=torch.float64)
+    bar = comfy.utils.ProgressBar(scores.numel())
+    files = folder_contents(folder)
+    for column, metric in enumerate(metrics):
+        comfy.model_management.throw_exception_if_processing_interrupted()
+        patcher = LOADED.load(metric, files)
+        for row, image in enumerate(images):
+            comfy.model_management.throw_exception_if_processing_interrupted()
+            memory = MEMORY_PER_IMAGE + MEMORY_PER_PIXEL * image.shape[0] * image.shape[1]
+            # Whole or not at all: ordinary layers cannot run with a part of the weights elsewhere.
+            comfy.model_management.load_models_gpu([patcher], memory_required=memory, force_full_load=True)
+            pixels = image[None, ..., :3].movedim(-1, 1).to(device=patcher.load_device, dtype=torch.float32)
+            scores[row, column] = metric.measure(patcher.model.network, pixels.clamp(0, 1))
+            bar.update(1)
+    return scores

@@ -1,0 +1,103 @@
+"""What the rounds of a refinement loop made, kept for the next time the loop runs.
+
+ComfyUI's default cache drops the results of expanded nodes as soon as another prompt executes its first node, before
+the expansion can name them again. So the loop keeps its rounds in a value on a wire of the artist's own graph: the host
+holds it as long as it holds the output of the node that made it, counts its images, and drops it with them.
+"""
+
+from __future__ import annotations
+
+import json
+import uuid
+import weakref
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from comfy_execution.graph import DynamicPrompt
+from torch import Tensor
+
+from .graph_expansion import upstream
+
+
+class RoundResult(NamedTuple):
+    """One round: an entry per restored image in each list. changes, reasons: what the agent said."""
+
+    images: list[Tensor]
+    prompts: list[str]
+    changes: list[str]
+    reasons: list[str]
+
+
+class Circumstances(NamedTuple):
+    """All that decides what rounds 2, 3, ... make. They are the same rounds where these are equal.
+
+    loop: id of the loop node. wiring: the graph that leads to its image. agent: the refiner's inputs.
+    """
+
+    loop: str
+    wiring: str
+    agent: tuple[Any, ...]
+
+
+class Run(NamedTuple):
+    """The rounds made under some circumstances, from round 2 on, after these images of round 1."""
+
+    key: str
+    circumstances: Circumstances
+    first: list[Tensor]
+    rounds: list[RoundResult]
+
+    def fits(self, circumstances: Circumstances, first: list[Tensor]) -> bool:
+        """The images of round 1 have to be the same objects: the host restores anew whenever anything has changed."""
+        same = len(first) == len(self.first) and all(a is b for a, b in zip(first, self.first, strict=True))
+        return same and circumstances == self.circumstances
+
+
+class RefinementHistory(list[Run]):
+    """The runs of the loops that begin at one start, at most one of each loop.
+
+    A list of tuples, so that the host's memory accounting finds the images. prompt: of round 1. answers: (key of a run,
+    number of a round) -> the agent's texts for this start's image, for a round whose restoration did not finish.
+    """
+
+    def __init__(self, prompt: str):
+        super().__init__()
+        self.prompt = prompt
+        self.answers: dict[tuple[str, int], tuple[str, str, str]] = {}
+
+    def continued(self, circumstances: Circumstances, first: list[Tensor]) -> Run:
+        """The run that goes on; a new one, in place of the loop's last, where something is different."""
+        for run in self:
+            if run.fits(circumstances, first):
+                return run
+        self[:] = [run for run in self if run.circumstances.loop != circumstances.loop]
+        self.append(Run(uuid.uuid4().hex, circumstances, first, []))
+        return self[-1]
+
+    def record(self, key: str, round_number: int, result: RoundResult) -> None:
+        """Keep a round of a run. Rounds after it are dropped; a run that is not there any more is left alone."""
+        for run in self:
+            if run.key == key:
+                run.rounds[round_number - 2 :] = [result]
+                self.answers.pop((key, round_number), None)
+
+    def recall(self, key: str, round_number: int) -> RoundResult:
+        """A round that was kept. Raises LookupError when it is gone."""
+        for run in self:
+            if run.key == key and round_number - 2 < len(run.rounds):
+                return run.rounds[round_number - 2]
+        raise LookupError(f"round {round_number} was kept and is gone; queue the workflow again")
+
+
+def circumstances(
+    graph: DynamicPrompt, loop: str, result: str, vlm: Sequence[Any], options: Sequence[Any]
+) -> Circumstances:
+    """Of the loop with this id, whose image comes from node `result`.
+
+    vlm: the agents that came over the wire, which are not kept alive for the comparison. options: other inputs of the
+    refiner, compared as they are.
+    """
+    nodes = {node_id: graph.get_node(node_id) for node_id in upstream(graph, [result])}
+    described = {node_id: [node["class_type"], node["inputs"]] for node_id, node in nodes.items()}
+    wiring = json.dumps(described, sort_keys=True, default=repr)
+    return Circumstances(loop, wiring, (*map(weakref.ref, vlm), *options))

@@ -1,0 +1,83 @@
+"""How a list of image batches splits into images and the candidates of each."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+AUTO, ENTRIES, ITEMS = "auto", "list entries", "batch items"
+ARRANGEMENTS = (AUTO, ENTRIES, ITEMS)
+
+
+@dataclass(frozen=True)
+class Group:
+    """Images whose choices make one batch.
+
+    subjects: for each image its N candidates `[H, W, C]`. prompts: those of the N candidates, or empty.
+    """
+
+    subjects: Sequence[Sequence[Tensor]]
+    prompts: Sequence[str]
+
+    def joined(self, best: Sequence[int]) -> Tensor:
+        """The chosen candidate of every image as a batch `[B, H, W, C]`. Raises ValueError when their sizes differ."""
+        chosen = [subject[index] for subject, index in zip(self.subjects, best, strict=True)]
+        sizes = {tuple(picture.shape) for picture in chosen}
+        if len(sizes) > 1:
+            listed = ", ".join(f"{width} x {height} ({channels} channels)" for height, width, channels in sorted(sizes))
+            raise ValueError(
+                f"The chosen candidates of one batch differ in size ({listed}) and cannot be a batch again. Give all "
+                "candidates the same size, or one image at a time."
+            )
+        return torch.stack(chosen)
+
+
+def group_candidates(
+    entries: Sequence[Tensor], prompts: Sequence[str] | None, arrangement: str, image_count: int
+) -> list[Group]:
+    """Groups of a list of batches `[B, H, W, C]`.
+
+    `list entries`: entry r * image_count + i is candidate r of image (or batch) i. `batch items`: the items of entry i
+    are the candidates of image i. `auto`: list entries when there are several, else batch items.
+
+    Raises ValueError when the list does not divide, candidates differ in how many images they hold, or there are not
+    as many prompts as candidates.
+    """
+    if arrangement == AUTO:
+        arrangement = ENTRIES if len(entries) > 1 else ITEMS
+    if arrangement == ITEMS:
+        require_prompts(prompts, sum(len(entry) for entry in entries))
+        starts = [sum(len(entry) for entry in entries[:index]) for index in range(len(entries))]
+        return [
+            Group([list(entry)], list(prompts[start : start + len(entry)]) if prompts else [])
+            for entry, start in zip(entries, starts, strict=True)
+        ]
+    require_prompts(prompts, len(entries))
+    if len(entries) % image_count:
+        raise ValueError(
+            f"The list has {len(entries)} entries, which is no multiple of image_count {image_count}: every image "
+            "needs the same number of candidates."
+        )
+    groups = []
+    for first in range(image_count):
+        batches = list(entries[first::image_count])
+        counts = sorted({len(batch) for batch in batches})
+        if len(counts) > 1:
+            raise ValueError(
+                f"Candidates must hold the same images, these hold {' and '.join(map(str, counts))}. For batches whose "
+                f"items are the candidates set candidates to '{ITEMS}'."
+            )
+        subjects = [[batch[item] for batch in batches] for item in range(counts[0])]
+        groups.append(Group(subjects, list(prompts[first::image_count]) if prompts else []))
+    return groups
+
+
+def require_prompts(prompts: Sequence[str] | None, candidates: int) -> None:
+    if prompts is not None and len(prompts) != candidates:
+        raise ValueError(
+            f"{len(prompts)} prompts came for {candidates} candidates. Connect a list with one prompt per candidate "
+            "in the same order, or leave prompts unconnected."
+        )

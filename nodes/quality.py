@@ -1,0 +1,200 @@
+"""No-reference quality: scores of images, and the best of several restorations of one image (arXiv 2606.00704)."""
+
+from __future__ import annotations
+
+from functools import partial
+from itertools import accumulate
+
+import torch
+from comfy_api.latest import io
+from torch import Tensor
+
+from ..host.iqa import Metric, score_images, weights_folder
+from ..models.best_of_n import best_of_n
+from ..services.iqa import (
+    DEFAULT_METRICS,
+    MetricInfo,
+    create_network,
+    parse_metrics,
+    require_weights,
+    score,
+)
+from .candidates import ARRANGEMENTS, AUTO, group_candidates
+from .score_table import ScoreTable, Section
+
+CATEGORY = "RealISR/Quality"
+
+
+def metrics_input() -> io.String.Input:
+    return io.String.Input(
+        "metrics",
+        default=", ".join(DEFAULT_METRICS),
+        tooltip=(
+            "pyiqa names of no-reference metrics, separated by commas. Default: the paper's four. Others: clipiqa+, "
+            "liqe_mix, niqe, piqe (which needs no weights), ... Weights are read from models/classifiers/pyiqa."
+        ),
+    )
+
+
+def metrics_error(text: str | None) -> str | None:
+    """What can be said about the metrics before a run; a linked text is not known yet."""
+    if text is None:
+        return None
+    try:
+        require_weights(parse_metrics(text), weights_folder())
+    except (ValueError, ImportError) as error:
+        return str(error)
+    return None
+
+
+def score_all(images: list[Tensor], metrics: tuple[MetricInfo, ...]) -> Tensor:
+    """Scores `[len(images), len(metrics)]` of images `[H, W, C]`."""
+    folder = weights_folder()
+    require_weights(metrics, folder)
+    runnable = [
+        Metric(info.name, partial(create_network, info, folder), partial(score_with, info)) for info in metrics
+    ]
+    return score_images(images, runnable, folder)
+
+
+def score_with(info: MetricInfo, network: torch.nn.Module, image: Tensor) -> float:
+    return score(network, info, image)
+
+
+class NRIQAScore(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="RealISR_NRIQAScore",
+            display_name="NR-IQA Score",
+            category=CATEGORY,
+            description=(
+                "Scores images with no-reference quality metrics, which need no clean original. Shows a table on the "
+                "node. Alpha is left out."
+            ),
+            search_aliases=["iqa", "quality", "score", "metric", "pyiqa", "musiq", "clipiqa", "maniqa", "liqe", "niqe"],
+            is_output_node=True,
+            inputs=[
+                io.Image.Input("images", tooltip="Image or batch to score, each image by itself."),
+                metrics_input(),
+            ],
+            outputs=[
+                io.String.Output(display_name="table", tooltip="The scores as text, a line per image."),
+                io.Float.Output(
+                    display_name="scores",
+                    is_output_list=True,
+                    tooltip="The scores as a list: all metrics of the first image, then of the second, and so on.",
+                ),
+            ],
+        )
+
+    @classmethod
+    def validate_inputs(cls, metrics: str | None = None):
+        return metrics_error(metrics) or True
+
+    @classmethod
+    def execute(cls, images, metrics: str) -> io.NodeOutput:
+        chosen = parse_metrics(metrics)
+        scores = score_all(list(images), chosen)
+        table = ScoreTable(chosen, [Section("", scores)])
+        return io.NodeOutput(table.text(), scores.flatten().tolist(), ui=table.ui())
+
+
+class NRIQABestOfN(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="RealISR_NRIQABestOfN",
+            display_name="NR-IQA Best-of-N Selector",
+            category=CATEGORY,
+            description=(
+                "Picks the best of several restorations of one image: ranks them by each no-reference metric and takes "
+                "the smallest sum of ranks. Ties go to the larger mean of the normalised scores, then to the earliest. "
+                "Alpha is kept and not judged."
+            ),
+            search_aliases=["best of n", "select", "choose", "rank", "iqa", "quality", "candidates", "vicr", "pyiqa"],
+            is_input_list=True,
+            has_intermediate_output=True,
+            inputs=[
+                io.Image.Input(
+                    "images", tooltip="The candidates: the list of Agent Refinement Loop, or a batch. See candidates."
+                ),
+                metrics_input(),
+                io.Combo.Input(
+                    "candidates",
+                    options=list(ARRANGEMENTS),
+                    default=AUTO,
+                    tooltip=(
+                        "list entries: every entry of the list is one candidate, its batch holds the images. batch "
+                        "items: the items of a batch are the candidates of one image, every entry of the list is "
+                        "another image. auto: list entries when there are several, else batch items."
+                    ),
+                ),
+                io.Int.Input(
+                    "image_count",
+                    default=1,
+                    min=1,
+                    max=4096,
+                    advanced=True,
+                    tooltip=(
+                        "With list entries: how many images the list interleaves. Entries then run candidate by "
+                        "candidate: all images of the first, all images of the second."
+                    ),
+                ),
+                io.String.Input(
+                    "prompts",
+                    optional=True,
+                    force_input=True,
+                    tooltip="Prompts of the candidates in the same order, as Agent Refinement Loop gives them.",
+                ),
+            ],
+            outputs=[
+                io.Image.Output(
+                    display_name="image",
+                    is_output_list=True,
+                    tooltip="The chosen image; a batch when the candidates are batches.",
+                ),
+                io.Int.Output(
+                    display_name="index",
+                    is_output_list=True,
+                    tooltip="Which candidate it is, counted from 0. One per image.",
+                ),
+                io.String.Output(
+                    display_name="prompt",
+                    is_output_list=True,
+                    tooltip="The prompt it was made with; empty without prompts. One per image.",
+                ),
+                io.String.Output(
+                    display_name="table", tooltip="Scores, ranks and sums of every candidate as text, a line for each."
+                ),
+            ],
+        )
+
+    @classmethod
+    def validate_inputs(cls, metrics: list[str] | None = None):
+        return metrics_error(metrics[0] if metrics else None) or True
+
+    @classmethod
+    def execute(cls, images, metrics, candidates, image_count, prompts=None) -> io.NodeOutput:
+        chosen = parse_metrics(metrics[0])
+        groups = group_candidates(images, prompts, candidates[0], image_count[0])
+        subjects = [subject for group in groups for subject in group.subjects]
+        scores = score_all([candidate for subject in subjects for candidate in subject], chosen)
+        higher = [not metric.lower_is_better for metric in chosen]
+        tables = scores.split([len(subject) for subject in subjects])
+        rankings = [best_of_n(table, higher) for table in tables]
+        best = [ranking.best for ranking in rankings]
+
+        ends = list(accumulate(len(group.subjects) for group in groups))
+        results = [
+            group.joined(best[end - len(group.subjects) : end]) for group, end in zip(groups, ends, strict=True)
+        ]
+        prompts_of = [group.prompts for group in groups for _ in group.subjects]
+        best_prompts = [texts[index] if texts else "" for texts, index in zip(prompts_of, best, strict=True)]
+        titles = [f"image {number}" if len(subjects) > 1 else "" for number in range(len(subjects))]
+        sections = [Section(*parts) for parts in zip(titles, tables, rankings, prompts_of, strict=True)]
+        table = ScoreTable(chosen, sections)
+        return io.NodeOutput(results, best, best_prompts, table.text(), ui=table.ui())
+
+
+NODES = [NRIQAScore, NRIQABestOfN]

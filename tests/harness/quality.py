@@ -1,0 +1,105 @@
+"""Weight files of quality metrics, random and in the layouts they are published in; small where the format allows."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from .checkpoints import StateDict
+
+LIQE, MUSIQ, MANIQA = "liqe_koniq.pt", "musiq_koniq_ckpt-e95806b9.pth", "ckpt_koniq10k.pt"
+CLIP_VIT, CLIP_RESNET = "ViT-B-32.pt", "RN50.pt"
+CLIP_TEXT = {"context_length": 77, "vocab_size": 49408, "transformer_width": 64, "transformer_heads": 1,
+             "transformer_layers": 1}
+
+
+class Parameters(nn.Module):
+    """Holds tensors under dotted names, and computes nothing."""
+
+    def __init__(self, state_dict: StateDict):
+        super().__init__()
+        branches: dict[str, StateDict] = {}
+        for key, value in state_dict.items():
+            head, _, rest = key.partition(".")
+            if rest:
+                branches.setdefault(head, {})[rest] = value
+            elif value.is_floating_point():
+                self.register_parameter(head, nn.Parameter(value, requires_grad=False))
+            else:
+                self.register_buffer(head, value)
+        for name, branch in branches.items():
+            self.add_module(name, Parameters(branch))
+
+
+def clip(kind: str, seed: int = 0) -> StateDict:
+    """A CLIP of two layers with OpenAI's names and vocabulary; kind: `vit` or `resnet`."""
+    from realisr.services.pyiqa_offline import importable
+
+    with importable():
+        from pyiqa.archs.clip_model import CLIP
+    torch.manual_seed(seed)
+    if kind == "vit":
+        model = CLIP(64, 224, 2, 64, 32, **CLIP_TEXT)
+    else:
+        model = CLIP(64, 224, (1, 1, 1, 1), 8, None, **CLIP_TEXT)
+    return randomised(model)
+
+
+def randomised(module: nn.Module) -> StateDict:
+    """Its state dict with biases, norms and zero-initialised weights moved off their initial values."""
+    state_dict = module.state_dict()
+    for name, value in state_dict.items():
+        if value.is_floating_point() and not name.endswith("running_var"):
+            value += 0.02 * torch.randn_like(value)
+    return state_dict
+
+
+def halved(state_dict: StateDict) -> StateDict:
+    return {key: value.half() if value.is_floating_point() else value for key, value in state_dict.items()}
+
+
+def save_clip(path: Path, state_dict: StateDict) -> None:
+    """As OpenAI publishes it: a TorchScript archive in half precision."""
+    torch.jit.save(torch.jit.script(Parameters(halved(state_dict))), str(path))
+
+
+def save_liqe(folder: Path, seed: int = 0) -> StateDict:
+    """LIQE's two files; returns what the trained one holds."""
+    save_clip(folder / CLIP_VIT, clip("vit", seed))
+    trained = {f"clip_model.{key}": value for key, value in clip("vit", seed + 1).items()}
+    torch.save({"params": trained}, folder / LIQE)
+    return trained
+
+
+def save_clipiqa(folder: Path, seed: int = 0) -> StateDict:
+    state_dict = clip("resnet", seed)
+    save_clip(folder / CLIP_RESNET, state_dict)
+    return state_dict
+
+
+def save_musiq(folder: Path, seed: int = 0) -> StateDict:
+    """MUSIQ's one size: 27 million parameters."""
+    from realisr.services.pyiqa_offline import importable
+
+    with importable():
+        from pyiqa.archs.musiq_arch import MUSIQ as Network
+    torch.manual_seed(seed)
+    state_dict = randomised(Network(pretrained=False))
+    torch.save(state_dict, folder / MUSIQ)
+    return state_dict
+
+
+def save_maniqa(folder: Path, seed: int = 0) -> StateDict:
+    """MANIQA's one size: 136 million parameters, saved in half precision."""
+    from realisr.services.pyiqa_offline import importable, offline
+
+    torch.manual_seed(seed)
+    with importable(), offline("maniqa", "MANIQA", folder):
+        from pyiqa.archs.maniqa_arch import MANIQA as Network
+
+        network = Network(pretrained=False)
+    state_dict = halved(randomised(network))
+    torch.save(state_dict, folder / MANIQA)
+    return state_dict
