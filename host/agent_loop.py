@@ -86,7 +86,9 @@ class Expansion:
     def __init__(self, wiring: Wiring, run: Run):
         self.wiring = wiring
         self.run = run
-        self.nodes: dict[str, Any] = {}
+        # Apart from the copies, whose ids follow those of the originals.
+        self.own = GraphBuilder(f"{wiring.loop}.")
+        self.copies: dict[str, Any] = {}
         self.images: list[list[Any]] = [[*wiring.result]]
         self.prompts: list[list[Any]] = [[wiring.start, PROMPT_OUTPUT]]
         self.results: list[Any] = []
@@ -95,20 +97,20 @@ class Expansion:
 
     def add_round(self, number: int) -> None:
         """The result of a round: kept from before, or the agent's prompt and the restoration with it."""
-        builder = GraphBuilder(f"{self.wiring.loop}.round_{number}.")
         flow = {"loop": [self.wiring.start, LOOP_OUTPUT], "run": self.run.key, "round": number}
-        made = {} if number - 2 < len(self.run.rounds) else self._make(builder, number, flow)
-        result = builder.node(RESULT_ID, id="result", **flow, **made)
+        made = {} if number - 2 < len(self.run.rounds) else self._make(number, flow)
+        result = self.own.node(RESULT_ID, id=f"result_{number}", **flow, **made)
         self.images.append(result.out(0))
         self.prompts.append(result.out(1))
         self.results.append(result)
-        self.nodes |= builder.finalize()
 
-    def _make(self, builder: GraphBuilder, number: int, flow: dict[str, Any]) -> dict[str, Any]:
+    def _make(self, number: int, flow: dict[str, Any]) -> dict[str, Any]:
         wiring = self.wiring
-        agent = builder.node(ROUND_ID, id="agent", **self._agent_inputs(), **flow)
+        agent = self.own.node(ROUND_ID, id=f"agent_{number}", **self._agent_inputs(), **flow)
         replaced = {(wiring.start, PROMPT_OUTPUT): agent.out(0), (wiring.start, ROUND_OUTPUT): number}
+        builder = GraphBuilder(f"{wiring.loop}.round_{number}.")
         copies = copy_nodes(builder, wiring.graph, wiring.body, replaced)
+        self.copies |= builder.finalize()
         image = copies[wiring.result[0]].out(wiring.result[1])
         return {"image": image, "prompt": agent.out(0), "changes": agent.out(1), "reason": agent.out(2)}
 
@@ -121,15 +123,13 @@ class Expansion:
             "previous_result": self.images[-1],
         }
 
-    def outputs(self) -> list[list[Any]]:
-        """Adds the node that gathers the rounds; returns the links to its candidates, prompts and report."""
-        builder = GraphBuilder(f"{self.wiring.loop}.")
+    def finish(self) -> tuple[list[list[Any]], dict[str, Any]]:
+        """Adds the node that gathers the rounds: links to its candidates, prompts and report, and all further nodes."""
         gathered = {
             **{f"images.{number}": link for number, link in enumerate(self.images, 1)},
             **{f"prompts.{number}": link for number, link in enumerate(self.prompts, 1)},
             **{f"changes.{number}": result.out(2) for number, result in enumerate(self.results, 2)},
             **{f"reasons.{number}": result.out(3) for number, result in enumerate(self.results, 2)},
         }
-        node = builder.node(CANDIDATES_ID, id="candidates", **gathered)
-        self.nodes |= builder.finalize()
-        return [node.out(index) for index in range(3)]
+        node = self.own.node(CANDIDATES_ID, id="candidates", **gathered)
+        return [node.out(index) for index in range(3)], self.copies | self.own.finalize()

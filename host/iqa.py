@@ -73,6 +73,9 @@ class MetricPatcher(comfy.model_patcher.ModelPatcher):
 
     released = False
 
+    def load(self, device_to=None, lowvram_model_memory=0, force_patch_weights=False, full_load=False):
+        super().load(device_to, lowvram_model_memory, force_patch_weights, full_load=True)
+
     def partially_unload(self, device_to, memory_to_free=0, force_patch_weights=False):
         return 0
 
@@ -126,8 +129,7 @@ def score_images(images: Sequence[Tensor], metrics: Sequence[Metric], folder: Pa
         for row, image in enumerate(images):
             comfy.model_management.throw_exception_if_processing_interrupted()
             memory = MEMORY_PER_IMAGE + MEMORY_PER_PIXEL * image.shape[0] * image.shape[1]
-            # Whole or not at all: ordinary layers cannot run with a part of the weights elsewhere.
-            comfy.model_management.load_models_gpu([patcher], memory_required=memory, force_full_load=True)
+            comfy.model_management.load_models_gpu([patcher], memory_required=memory)
             pixels = image[None, ..., :3].movedim(-1, 1).to(device=patcher.load_device, dtype=torch.float32)
             scores[row, column] = metric.measure(patcher.model.network, pixels.clamp(0, 1))
             bar.update(1)

@@ -16,6 +16,9 @@ from safetensors import SafetensorError
 # First match wins: (a key the file must contain, optionally as a suffix or prefix, what such a file is).
 FILE_MARKS: tuple[tuple[str, str], ...] = (
     ("double_blocks.0.img_attn.qkv.weight", "a FLUX diffusion model"),
+    ("context_mlp.0.net.2.weight", "a DreamSR MM-ControlNet"),
+    ("controlnet_x_embedder.weight", "a ControlNet (diffusers naming)"),
+    ("transformer_blocks.0.norm1_context.linear.weight", "a FLUX diffusion model (diffusers naming)"),
     ("blocks.0.scale_shift_table", "a VOSR diffusion model"),
     ("encoder.layer.0.layer_scale1.lambda1", "a DINOv2 encoder (transformers naming)"),
     ("blocks.0.ls1.gamma", "a DINOv2 encoder (hub naming)"),

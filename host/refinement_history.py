@@ -58,11 +58,13 @@ class RefinementHistory(list[Run]):
 
     A list of tuples, so that the host's memory accounting finds the images. prompt: of round 1. answers: (key of a run,
     number of a round) -> the agent's texts for this start's image, for a round whose restoration did not finish.
+    total: rounds that are being made, 0 before that is known.
     """
 
     def __init__(self, prompt: str):
         super().__init__()
         self.prompt = prompt
+        self.total = 0
         self.answers: dict[tuple[str, int], tuple[str, str, str]] = {}
 
     def continued(self, circumstances: Circumstances, first: list[Tensor]) -> Run:

@@ -2,6 +2,9 @@
 import { app } from "../../scripts/app.js";
 
 const NODES = ["RealISR_NRIQAScore", "RealISR_NRIQABestOfN"];
+const ROW_HEIGHT = 20;
+const MAX_HEIGHT = 240;
+const COLUMN_WIDTH = 100;
 const STYLE = `
     .realisr-scores { overflow: auto; font: 12px sans-serif; color: var(--input-text); background: var(--comfy-input-bg); }
     .realisr-scores table { border-collapse: collapse; width: 100%; white-space: nowrap; }
@@ -61,10 +64,17 @@ app.registerExtension({
             let widget = this.widgets?.find(({ name }) => name === "score_table");
             if (!widget) {
                 const box = element("div", "", "realisr-scores");
-                widget = this.addDOMWidget("score_table", "realisr_scores", box, { serialize: false });
+                // Taller tables scroll.
+                const getMinHeight = () => Math.min(MAX_HEIGHT, ROW_HEIGHT * (box.querySelectorAll("tr, caption").length + 1));
+                widget = this.addDOMWidget("score_table", "realisr_scores", box, { serialize: false, getMinHeight });
             }
-            const tables = output.score_table.flatMap((table) => table.sections.map((part) => drawSection(table.metrics, part)));
-            widget.element.replaceChildren(...tables);
+            const drawn = output.score_table.flatMap(({ metrics, sections }) =>
+                sections.map((section) => drawSection(metrics, section)),
+            );
+            widget.element.replaceChildren(...drawn);
+            const columns = Math.max(...drawn.map((table) => table.rows[0].cells.length));
+            const [width, height] = this.computeSize();
+            this.setSize([Math.max(this.size[0], width, COLUMN_WIDTH * columns), Math.max(this.size[1], height)]);
         };
     },
 });

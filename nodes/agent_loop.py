@@ -19,6 +19,8 @@ from ..host.status_text import show_on_node
 from .agent import AgentPromptRefiner, check_previous, refiner_options
 from .vlm import vlm_input
 
+log = logging.getLogger(__name__)
+
 CATEGORY = "RealISR/Agent"
 MAX_ROUNDS = 50
 ALIASES = ["agent", "loop", "refine", "iterate", "rounds", "candidates", "VLM", "VICR", "best of n"]
@@ -143,13 +145,16 @@ class AgentRefinementLoop(io.ComfyNode):
         if rounds[0] == 1:
             prompts = [history.prompt for history in loop]
             return io.NodeOutput(image, prompts, report(prompts, [], []))
+        for history in loop:
+            history.total = rounds[0]
         wiring = Wiring.read(cls.hidden.dynprompt, cls.hidden.unique_id)
         options = (seed, max_length, on_failure, instruction)
         run = loop[0].continued(circumstances(wiring.graph, wiring.loop, wiring.result[0], vlm, options), image)
         expansion = Expansion(wiring, run)
         for number in range(2, rounds[0] + 1):
             expansion.add_round(number)
-        return io.NodeOutput(*expansion.outputs(), expand=expansion.nodes)
+        links, nodes = expansion.finish()
+        return io.NodeOutput(*links, expand=nodes)
 
 
 class AgentRefinementRound(io.ComfyNode):
@@ -175,8 +180,9 @@ class AgentRefinementRound(io.ComfyNode):
         loop: RefinementHistory, run: str, round: int, previous_result: torch.Tensor | None = None,
         instruction: str = "",
     ) -> io.NodeOutput:
-        logging.info("Agent Refinement Loop: round %d", round)
-        show_on_node(f"Round {round}")
+        title = f"Round {round} of {loop.total}" if loop.total else f"Round {round}"
+        log.info("Agent Refinement Loop: %s", title.lower())
+        show_on_node(title)
         if (run, round) not in loop.answers:
             try:
                 answer = AgentPromptRefiner.execute(

@@ -23,16 +23,8 @@ class Group:
     prompts: Sequence[str]
 
     def joined(self, best: Sequence[int]) -> Tensor:
-        """The chosen candidate of every image as a batch `[B, H, W, C]`. Raises ValueError when their sizes differ."""
-        chosen = [subject[index] for subject, index in zip(self.subjects, best, strict=True)]
-        sizes = {tuple(picture.shape) for picture in chosen}
-        if len(sizes) > 1:
-            listed = ", ".join(f"{width} x {height} ({channels} channels)" for height, width, channels in sorted(sizes))
-            raise ValueError(
-                f"The chosen candidates of one batch differ in size ({listed}) and cannot be a batch again. Give all "
-                "candidates the same size, or one image at a time."
-            )
-        return torch.stack(chosen)
+        """The chosen candidate of every image as a batch `[B, H, W, C]`."""
+        return torch.stack([subject[index] for subject, index in zip(self.subjects, best, strict=True)])
 
 
 def group_candidates(
@@ -43,8 +35,8 @@ def group_candidates(
     `list entries`: entry r * image_count + i is candidate r of image (or batch) i. `batch items`: the items of entry i
     are the candidates of image i. `auto`: list entries when there are several, else batch items.
 
-    Raises ValueError when the list does not divide, candidates differ in how many images they hold, or there are not
-    as many prompts as candidates.
+    Raises ValueError when the list does not divide, candidates differ in how many images they hold, candidates of
+    several images differ in size, or there are not as many prompts as candidates.
     """
     if arrangement == AUTO:
         arrangement = ENTRIES if len(entries) > 1 else ITEMS
@@ -70,9 +62,21 @@ def group_candidates(
                 f"Candidates must hold the same images, these hold {' and '.join(map(str, counts))}. For batches whose "
                 f"items are the candidates set candidates to '{ITEMS}'."
             )
+        require_one_size(batches)
         subjects = [[batch[item] for batch in batches] for item in range(counts[0])]
         groups.append(Group(subjects, list(prompts[first::image_count]) if prompts else []))
     return groups
+
+
+def require_one_size(batches: Sequence[Tensor]) -> None:
+    """Choices from batches make a batch again, so theirs must be of one size; that of a single image may differ."""
+    sizes = {tuple(batch.shape[1:]) for batch in batches}
+    if len(sizes) > 1 and len(batches[0]) > 1:
+        listed = ", ".join(f"{width} x {height} ({channels} channels)" for height, width, channels in sorted(sizes))
+        raise ValueError(
+            f"Candidates that are batches differ in size ({listed}), so the choices cannot be a batch again. Give all "
+            "the same size, or one image at a time."
+        )
 
 
 def require_prompts(prompts: Sequence[str] | None, candidates: int) -> None:

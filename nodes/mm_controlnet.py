@@ -89,8 +89,8 @@ class ApplyMMControlNet(io.ComfyNode):
                     "negative",
                     optional=True,
                     tooltip=(
-                        "Connect to control the negative branch too, with its own prompt as the local one. Unconnected, "
-                        "a negative prompt that goes to the sampler directly is not controlled. Only matters at cfg "
+                        "Connect to control the negative branch too, with its own prompt as the local one. A "
+                        "negative prompt that goes to the sampler directly is not controlled. Only matters at cfg "
                         "above 1."
                     ),
                 ),
@@ -200,7 +200,7 @@ class InitialiseMMControlNet(io.ComfyNode):
                     default="",
                     advanced=True,
                     tooltip=(
-                        "Two-stream blocks of FLUX that are copied and acted on, as numbers from 0 separated by commas, "
+                        "Two-stream blocks of FLUX that are copied and acted on: numbers from 0 separated by commas, "
                         "one per layer. Empty: spread evenly (0, 2, ... 16 for 9 of 19)."
                     ),
                 ),

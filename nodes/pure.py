@@ -129,7 +129,6 @@ def text_inputs() -> list[Any]:
             "description",
             default="",
             multiline=True,
-            optional=True,
             tooltip="What the image shows, in your words. Empty: the model writes a description itself.",
         ),
         io.Combo.Input(
@@ -285,7 +284,15 @@ class ARTokenRestorer(io.ComfyNode):
 
     @classmethod
     def validate_inputs(
-        cls, description: str | None = "", guidance: str = "full", instruction: str | None = INSTRUCTION
+        cls,
+        description: str | None = "",
+        guidance: str = "full",
+        instruction: str | None = INSTRUCTION,
+        # The host passes every dynamic input, asked for or not.
+        resize=None,
+        sampling=None,
+        decoding=None,
+        tiling=None,
     ):
         return text_error(description or "", guidance, instruction or "") or True
 
@@ -295,6 +302,7 @@ class ARTokenRestorer(io.ComfyNode):
         model,
         image,
         resize: dict[str, Any],
+        description: str,
         guidance: str,
         tile_description: str,
         seed: int,
@@ -309,7 +317,6 @@ class ARTokenRestorer(io.ComfyNode):
         instruction: str,
         batch_size: int,
         preview: bool,
-        description: str = "",
     ) -> io.NodeOutput:
         if error := text_error(description, guidance, instruction):
             raise ValueError(error)
@@ -341,6 +348,8 @@ class ARTokenRestorer(io.ComfyNode):
 
 def text_error(description: str, guidance: str, instruction: str) -> str | None:
     """What is wrong with the texts, if anything."""
+    if guidance not in ANSWERS:
+        return f"Unknown guidance '{guidance}': choose one of {', '.join(ANSWERS)}."
     if description.strip() and guidance not in WITH_DESCRIPTION:
         return (
             f"There is a description, and guidance '{guidance}' gives the model none. Empty the description, or choose "

@@ -16,7 +16,7 @@ from ..host.vlm import generate_text, managed, weight_dtypes
 from ..host.vlm_folders import find_vlm, vlm_choices
 from ..services.addresses import check_key_variable, normalize_base_url
 from ..services.answers import excerpt
-from ..services.chat import ChatEndpoint, Detail
+from ..services.chat import ChatEndpoint, Detail, check_model
 from ..services.pictures import fit
 from ..services.questions import Answer, AnswerError, Poll, Question, SetupError, VisionLanguageModel, one_by_one
 from ..services.vision_language import LocalVLM, load_local_vlm
@@ -52,7 +52,7 @@ def one_image(node: str, name: str, image: torch.Tensor) -> torch.Tensor:
         raise ValueError(
             f"{node}: {name} is a batch of {image.shape[0]} images, and each image needs a prompt of its own. Put "
             "Rebatch Images (batch size 1) before it: the node then runs once per image and gives a list of prompts. "
-            "Or choose one image with Image From Batch."
+            "Or choose one image with Get Image from Batch."
         )
     return image[0]
 
@@ -207,11 +207,15 @@ class ChatEndpointNode(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, base_url: str | None = None, key_variable: str | None = None) -> bool | str:
+    def validate_inputs(
+        cls, base_url: str | None = None, model: str | None = None, key_variable: str | None = None
+    ) -> bool | str:
         # A linked input is None here and is checked when the node runs.
         try:
             if base_url is not None:
                 normalize_base_url(base_url)
+            if model is not None:
+                check_model(model)
             if key_variable is not None:
                 check_key_variable(key_variable)
         except SetupError as error:

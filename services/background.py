@@ -24,15 +24,11 @@ class _Loop(threading.Thread, Generic[T]):
         self.work = work
         self.found: queue.Queue[tuple[T] | None] = queue.Queue()
         self.error: BaseException | None = None
-        self.loop = asyncio.new_event_loop()
-        self.task: asyncio.Task[None] | None = None
+        self.running = threading.Event()
 
     def run(self) -> None:
         try:
-            with contextlib.closing(self.loop):
-                self.task = self.loop.create_task(self._main())
-                self.loop.run_until_complete(self.task)
-                self.loop.run_until_complete(self.loop.shutdown_asyncgens())
+            asyncio.run(self._main())
         except asyncio.CancelledError:
             pass
         except BaseException as error:
@@ -41,13 +37,16 @@ class _Loop(threading.Thread, Generic[T]):
             self.found.put(None)
 
     async def _main(self) -> None:
+        self.loop, self.task = asyncio.get_running_loop(), asyncio.current_task()
+        self.running.set()
         await self.work(lambda item: self.found.put((item,)))
 
     def cancel(self) -> None:
         """Stop the work, closing its connections, and wait shortly for that."""
-        # Raised for a loop that has ended in this moment.
-        with contextlib.suppress(RuntimeError):
-            self.loop.call_soon_threadsafe(lambda: self.task and self.task.cancel())
+        if self.running.wait(STOP_TIMEOUT) and self.task is not None:
+            # Raised for a loop that has ended in this moment.
+            with contextlib.suppress(RuntimeError):
+                self.loop.call_soon_threadsafe(self.task.cancel)
         self.join(STOP_TIMEOUT)
 
 

@@ -54,8 +54,7 @@ class ChatEndpoint:
     def __post_init__(self) -> None:
         object.__setattr__(self, "base_url", normalize_base_url(self.base_url))
         check_key_variable(self.key_variable)
-        if not self.model.strip():
-            raise SetupError("model is empty. Give the name of a model that reads images, as the endpoint lists it.")
+        check_model(self.model)
 
     def answers(self, questions: Sequence[Question], poll: Poll, in_flight: int = 1) -> Iterator[Answer]:
         """Answers as they arrive; see VisionLanguageModel. Raises SetupError when the library or the key is missing."""
@@ -74,6 +73,12 @@ class ChatEndpoint:
                 await asyncio.gather(*(answer(index, question) for index, question in enumerate(questions)))
 
         yield from iterate(work, poll)
+
+
+def check_model(name: str) -> None:
+    """Raises SetupError for a model without a name."""
+    if not name.strip():
+        raise SetupError("model is empty. Give the name of a model that reads images, as the endpoint lists it.")
 
 
 def import_openai() -> ModuleType:
@@ -207,7 +212,7 @@ class _Session:
         except self.openai.OpenAIError:
             names = None
         else:
-            names = wire.model_names(raw.http_response.text)
+            names = wire.model_names(redact(raw.http_response.text, self.key))
         if names is None:
             return f"There is no OpenAI-compatible endpoint at this address. {wire.USUAL_ADDRESSES}"
         if self.endpoint.model in names:

@@ -13,10 +13,12 @@ import argparse
 import fnmatch
 import json
 import shutil
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -41,12 +43,17 @@ class Thin:
 
 @dataclass(frozen=True)
 class Keep:
-    """What stays of one file: tensors by shell pattern, then without `drop`; `cases` by name; metadata updates."""
+    """What stays of one file: tensors by shell pattern, then without `drop`; `cases` by name; metadata updates.
+
+    rows: of a tensor, the only indices of its first axis that tests use. They are stored as `<name>@rows`, with the
+    indices and the full length as `<name>@index`.
+    """
 
     tensors: tuple[str, ...] = ("*",)
     drop: tuple[str, ...] = ()
     cases: tuple[str, ...] | None = None
     thin: dict[str, tuple[Thin, ...]] = field(default_factory=dict)
+    rows: dict[str, Sequence[int] | Callable[[Path], list[int]]] = field(default_factory=dict)
     metadata: dict[str, Any] = field(default_factory=dict)
     case_metadata: dict[str, Any] = field(default_factory=dict)
 
@@ -119,7 +126,41 @@ FLUX = {
         "multidiffusion",
     )
 }
-METHODS = {"flux": FLUX, "vosr": VOSR}
+
+
+def token_ids(source: Path) -> list[int]:
+    """Every token the generation network is fed: the rows of its embedding that matter."""
+    used: set[int] = set()
+    for name in ("generation", "jacobi_run"):
+        with safe_open(source / f"{name}.safetensors", "pt") as file:
+            for key in file.keys():
+                if key.endswith(("prompt_ids", "generated_ids", "input_ids")):
+                    used.update(file.get_tensor(key).flatten().tolist())
+    return sorted(used)
+
+
+# PURE's decoder is there as transformer_b (every option of the class) and as the generation network (its own wiring).
+PURE = {
+    "generation_embed.weights": Keep(rows={"model.embed_tokens.weight": token_ids}),
+    "generation_head.weights": Keep(),
+    "generation_layers.weights": Keep(),
+    "generation": Keep(),
+    "transformer_b.weights": Keep(),
+    "transformer_b": Keep(drop=("mid.hidden_states.[01]",)),
+    "vq_encoder.weights": Keep(drop=("quantize.codebook_used",)),
+    "vq_decoder.weights": Keep(),
+    "vq": Keep(drop=("square.*",)),
+    "lq_tokens": Keep(drop=("big_landscape.*", "crop_wide.*", "square_96.*")),
+    "logits_stages": Keep(
+        tensors=("in.*", "ktable.*", "text_tie.*", "size_h_slot.*", "image_fourth_peaked.*", "newline_slot.*", "end_slot.*"),
+        drop=("newline_slot.after_guidance*", "end_slot.after_guidance*"),
+        rows={"in.cond_logits": (0, 1, 5), "in.uncond_logits": (3,)},
+    ),
+    "jacobi_accept": Keep(drop=("*.in.accept_uniforms_full",)),
+    "jacobi_run": Keep(),
+    "wavelet": Keep(drop=("0.*", "1.mid.*")),
+}
+METHODS = {"flux": FLUX, "pure": PURE, "vosr": VOSR}
 
 
 def matches(key: str, patterns: tuple[str, ...]) -> bool:
@@ -148,17 +189,38 @@ def trim(tensors: dict[str, Tensor], golden: dict[str, Any], keep: Keep) -> tupl
     return kept, golden
 
 
+def trim_rows(tensors: dict[str, Tensor], keep: Keep, source: Path) -> dict[str, Tensor]:
+    """Replace the tensors of `keep.rows` by their rows that are used."""
+    out = dict(tensors)
+    for key, chosen in keep.rows.items():
+        tensor = out.pop(key)
+        rows = chosen(source) if callable(chosen) else list(chosen)
+        out[f"{key}@rows"] = tensor[rows].contiguous()
+        out[f"{key}@index"] = torch.tensor([*rows, len(tensor)])
+    return out
+
+
+def trim_strings(strings: dict[str, str], kept: dict[str, Tensor]) -> dict[str, str]:
+    """Metadata of a PURE file, several JSON strings, without cases that have no tensor left."""
+    if "cases" not in strings:
+        return strings
+    names = {key.partition(".")[0] for key in kept}
+    cases = [case for case in json.loads(strings["cases"]) if case["case"] in names]
+    return {**strings, "cases": json.dumps(cases)}
+
+
 def trim_folder(source: Path, target: Path, keeps: dict[str, Keep]) -> int:
     """Write the trimmed copy of `source` into `target`; returns its size in bytes."""
     target.mkdir(parents=True, exist_ok=True)
     total = 0
     for name, keep in keeps.items():
         with safe_open(source / f"{name}.safetensors", "pt") as file:
-            golden = json.loads(file.metadata()["golden"])
+            metadata = file.metadata()
             tensors = {key: file.get_tensor(key) for key in file.keys()}
-        kept, golden = trim(tensors, golden, keep)
+        kept, golden = trim(tensors, json.loads(metadata.get("golden", "{}")), keep)
+        strings = {"golden": json.dumps(golden)} if "golden" in metadata else trim_strings(metadata, kept)
         path = target / f"{name}.safetensors"
-        save_file(kept, path, metadata={"golden": json.dumps(golden)})
+        save_file(trim_rows(kept, keep, source), path, metadata=strings)
         size = path.stat().st_size
         total += size
         print(f"{size:>9,}  {name}")

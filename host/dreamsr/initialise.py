@@ -104,7 +104,10 @@ def control_config(model, layers: int) -> MMControlNetConfig:
         )
     params = network.params
     if params.hidden_size // params.num_heads != HEAD_DIM:
-        raise ValueError(f"FLUX.1 has attention heads of {HEAD_DIM}; this MODEL has {params.hidden_size}/{params.num_heads}.")
+        raise ValueError(
+            f"FLUX.1 has attention heads of {HEAD_DIM}, this MODEL of {params.hidden_size // params.num_heads}. "
+            "Load FLUX.1-dev with Load Diffusion Model."
+        )
     hidden = int(params.hidden_size * params.mlp_ratio)
     return MMControlNetConfig(
         hidden_size=params.hidden_size,

@@ -76,7 +76,7 @@ def read_control_config(source: str, state_dict: dict[str, Any]) -> MMControlNet
         ) from error
     with torch.device("meta"):
         expected = MMControlNet(config).state_dict()
-    require_keys("MM-ControlNet", source, expected, state_dict, QUANTISATION_KEYS)
+    require_keys("DreamSR MM-ControlNet", source, expected, state_dict, QUANTISATION_KEYS)
     return config
 
 

@@ -146,14 +146,20 @@ def leave_out_of_range(executor, x: Tensor, t: Tensor, *args, **kwargs):
     return executor(x, t, *args, **kwargs)
 
 
-def prepare(executor, model: ModelPatcher, noise_shape: Sequence[int], conds: dict[str, list[dict[str, Any]]], *args, **kwargs):
+def prepare(
+    executor,
+    model: ModelPatcher,
+    noise_shape: Sequence[int],
+    conds: dict[str, list[dict[str, Any]]],
+    *args,
+    **kwargs,
+):
     """Before the host makes room for a run (PREPARE_SAMPLING): MODEL and conditions must belong together, and the
     features kept through a call are part of what it needs."""
     carried = [list(carried_runs(entry.get("model_conds", {}))) for branch in conds.values() for entry in branch]
     require_same_controls(model, [run.control for runs in carried for run in runs])
-    most = max(carried, key=lambda runs: sum(feature_size(run.control, noise_shape) for run in runs))
-    taller = with_room(model.model, noise_shape, sum(feature_size(run.control, noise_shape) for run in most))
-    return executor(model, taller, conds, *args, **kwargs)
+    size = max(sum(feature_size(run.control, noise_shape) for run in runs) for runs in carried)
+    return executor(model, with_room(model.model, noise_shape, size), conds, *args, **kwargs)
 
 
 def carried_runs(model_conds: dict[str, Any]) -> list[ControlRun]:

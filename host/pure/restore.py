@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import comfy.model_management
 import torch
@@ -19,6 +18,7 @@ from ...models.pure.generation import (
     generate,
 )
 from ...models.pure.prompt import INSTRUCTION, image_block, prompt_ids
+from ...models.pure.text_only import split_text, write_texts
 from ...models.pure.vocabulary import PATCH_PIXELS
 from ...models.resize import resize, to_bytes, upscale
 from ...models.tiling import Box, TileGrid, merge_tiles
@@ -34,10 +34,6 @@ SEED_STRIDE = 0x9E3779B97F4A7C15
 """Between the seeds of one image's tiles: odd and large, so that they meet no other image's."""
 
 TEXTS_BETWEEN_TILES = " | "
-
-
-def generate_text(**arguments):  # TEMPORARY until models.pure.generation has it
-    return generate(**arguments)
 
 
 @dataclass(frozen=True)
@@ -239,25 +235,21 @@ class Restoration:
 
     def describe(self, jobs: Sequence[Job], progress: TokenProgress) -> list[str]:
         """What the model writes about each image."""
-        observer = RunObserver(progress, self.restorer.tokenizer.decode)
-        return [self.texts(written)[1] for written in generate_text(**self.arguments(jobs), observer=observer)]
-
-    def arguments(self, jobs: Sequence[Job]) -> dict[str, Any]:
         restorer = self.restorer
-        return {
-            "network": restorer.network,
-            "prompts": [job.prompt for job in jobs],
-            "draws": [job.seed for job in jobs],
-            "options": self.options.generation,
-            "vocabulary": restorer.vocabulary,
-            "tokenizer": restorer.tokenizer,
-            "device": restorer.backbone.load_device,
-            "dtype": restorer.dtype,
-        }
+        written = write_texts(
+            restorer.network,
+            [job.prompt for job in jobs],
+            [job.seed for job in jobs],
+            self.options.generation,
+            RunObserver(progress, restorer.tokenizer.decode),
+            restorer.backbone.load_device,
+            restorer.dtype,
+        )
+        return [split_text(ids, restorer.tokenizer)[1] for ids in written]
 
     def texts(self, result: Generated) -> tuple[str, str]:
         """Degradation sentence and description that the model wrote; the latter only where it was let finish."""
-        sentence, description = result.sentence_and_description(self.restorer.tokenizer)
+        sentence, description = split_text(result.written_ids, self.restorer.tokenizer)
         return sentence, "" if self.options.generation.guidance == "perception" else description
 
     def draw(self, jobs: Sequence[Job], descriptions: list[str | None], progress: TokenProgress) -> None:
@@ -266,7 +258,18 @@ class Restoration:
         canvas = self.canvas_of(shown) if self.options.preview else None
         boxes = [job.box if job.image == shown else None for job in jobs]
         observer = RunObserver(progress, restorer.tokenizer.decode, canvas, boxes)
-        results = generate(**self.arguments(jobs), descriptions=descriptions, observer=observer)
+        results = generate(
+            restorer.network,
+            [job.prompt for job in jobs],
+            [job.seed for job in jobs],
+            self.options.generation,
+            restorer.vocabulary,
+            tokenizer=restorer.tokenizer,
+            descriptions=descriptions,
+            observer=observer,
+            device=restorer.backbone.load_device,
+            dtype=restorer.dtype,
+        )
         restorer.load_vqgan(self.options.tiles.side, self.options.tiles.side)
         for job, given, result in zip(jobs, descriptions, results, strict=True):
             comfy.model_management.throw_exception_if_processing_interrupted()

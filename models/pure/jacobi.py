@@ -128,7 +128,7 @@ class JacobiDecoder:
         drafts = self.drafts[:, 1:]
         ratio = probability_of(q[:, :-1], drafts) / probability_of(self.draft_p[:, 1:], drafts)
         free = fed_forced[:, 1:] < 0
-        stood = leading((accept_u[:, 1:] < ratio * 1.5) | ~free)
+        stood = leading((accept_u[:, 1:] < ratio) | ~free)
         final = self.final_token(q, stood, final_u)
         self.store(torch.cat([drafts, final[:, None]], dim=1), final, stood, entropy, k, active)
 

@@ -97,8 +97,8 @@ def test_more_rounds_run_only_the_new_ones_and_fewer_run_none(comfy: ComfyServer
     more = comfy.client.run(restoration(chat.url, rounds=4))
     assert len(chat.requests) == 3
     assert set(executed(more)) == {
-        "loop", "loop.round_2.result", "loop.round_3.result",  # kept, and only handed on
-        *(f"loop.round_4.{name}" for name in ("agent", *BODY, "result")),
+        "loop", "loop.result_2", "loop.result_3",  # kept, and only handed on
+        "loop.agent_4", *(f"loop.round_4.{name}" for name in BODY), "loop.result_4",
         "loop.candidates", "save", "prompts", "report",
     }
     assert prompts(more) == PROMPTS
@@ -107,7 +107,7 @@ def test_more_rounds_run_only_the_new_ones_and_fewer_run_none(comfy: ComfyServer
 
     fewer = comfy.client.run(restoration(chat.url, rounds=2))
     assert set(executed(fewer)) == {
-        "loop", "loop.round_2.result", "loop.candidates", "save", "prompts", "report",
+        "loop", "loop.result_2", "loop.candidates", "save", "prompts", "report",
     }
     assert prompts(fewer) == PROMPTS[:2]
     assert len(chat.requests) == 3
@@ -116,7 +116,7 @@ def test_more_rounds_run_only_the_new_ones_and_fewer_run_none(comfy: ComfyServer
 def test_another_noise_seed_restores_all_rounds_again(comfy: ComfyServer, chat: ChatServer):
     comfy.client.run(restoration(chat.url, rounds=2, seed=11))
     again = comfy.client.run(restoration(chat.url, rounds=2, seed=12))
-    assert {"noise", "sample", "loop.round_2.agent", "loop.round_2.sample"} <= set(executed(again))
+    assert {"noise", "sample", "loop.agent_2", "loop.round_2.sample"} <= set(executed(again))
     assert not {"unet", "vae", "builder", "text", "lq", "start"} & set(executed(again))
     assert len(chat.requests) == 2
 
@@ -131,7 +131,7 @@ def test_previews_and_progress_of_a_round_are_shown_on_the_artists_nodes(comfy: 
     running = {
         (data["node"], data["display_node"]) for kind, data in result.messages if kind == "executing" and data["node"]
     }
-    assert {("sample", "sample"), ("loop.round_2.sample", "sample"), ("loop.round_2.agent", "loop")} <= running
+    assert {("sample", "sample"), ("loop.round_2.sample", "sample"), ("loop.agent_2", "loop")} <= running
 
 
 def test_one_round_needs_no_agent(comfy: ComfyServer, chat: ChatServer):

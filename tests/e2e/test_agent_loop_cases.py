@@ -264,7 +264,7 @@ def test_cancel_while_an_agent_does_not_answer(server: ComfyServer, chat: ChatSe
     pressed: list[float] = []
 
     def cancel(kind: str, data: dict[str, Any]) -> None:
-        if kind == "executing" and data["node"] == "loop.round_3.agent":
+        if kind == "executing" and data["node"] == "loop.agent_3":
             time.sleep(0.3)
             pressed.append(time.monotonic())
             server.client.interrupt()

@@ -64,5 +64,6 @@ def test_the_table_is_drawn_on_the_nodes(frontend):
     assert plain[0] == ["", "piqe ↓", "entropy ↑"]
     (chosen,) = [row for row in ranked[1:] if "★" in row[0]]
     assert [cell.split(" ")[0] for cell in chosen[1:3]] == plain[1][1:3]
+    fits = "() => window.app.graph.nodes.every((node) => node.size[1] >= node.computeSize()[1] && node.size[1] > 80)"
+    assert frontend.page.evaluate(fits)
     assert frontend.errors == []
-    import pathlib; frontend.screenshot(pathlib.Path('/tmp/w/F/table.png'))

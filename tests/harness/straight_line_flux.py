@@ -1,4 +1,4 @@
-"""FLUX with an MM-ControlNet written out in one line of thought, from state dicts alone, in float64 but for the timestep sinusoid.
+"""FLUX with an MM-ControlNet written out from state dicts alone, in float64 but for the timestep sinusoid.
 
 Nothing of the pack, the host or diffusers: products, softmax and sums, as the papers print them.
 """

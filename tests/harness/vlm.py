@@ -21,11 +21,14 @@ CHAT_TEMPLATE = (
 
 
 def tiny_tokenizer():
-    """A handful of words, and single characters for everything else."""
+    """A handful of words, and letters, digits and a few marks for everything else.
+
+    No braces: an answer that looks like JSON and is none is refused.
+    """
     from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
-    pieces = [*SPECIAL, *WORDS, *(char for char in string.printable.strip() if char not in WORDS)]
+    pieces = [*SPECIAL, *WORDS, *sorted({*string.ascii_lowercase, *string.digits, *",.:"} - {*WORDS})]
     tokenizer = Tokenizer(models.WordLevel({piece: number for number, piece in enumerate(pieces)}, unk_token="<unk>"))
     tokenizer.normalizer = normalizers.Lowercase()
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(rf"\b({'|'.join(WORDS)})\b|\S"), "removed", invert=True)
@@ -69,7 +72,7 @@ TINY_VISION = {"hidden_size": 128, "intermediate_size": 64, "depth": 2, "deepsta
 def save_tiny_llava(folder: Path, seed: int = 0, stop_often: bool = True, chat_template: bool = True) -> Path:
     """Write a random LLaVA (2 + 2 layers, width 32) into `folder`.
 
-    stop_often: a good part of its words end the answer, so that sampled answers are short.
+    stop_often: a good part of its words end the answer, so that sampled answers are short; without it none does.
     """
     from transformers import (
         CLIPImageProcessor,
@@ -94,8 +97,8 @@ def save_tiny_llava(folder: Path, seed: int = 0, stop_often: bool = True, chat_t
         image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
     )
     network = LlavaForConditionalGeneration(config)
-    stops = range(len(tokenizer) - 12, len(tokenizer)) if stop_often else ()
-    network.generation_config.eos_token_id = [tokenizer.eos_token_id, *stops]
+    stops = range(len(tokenizer) - 12, len(tokenizer))
+    network.generation_config.eos_token_id = [tokenizer.eos_token_id, *stops] if stop_often else None
     network.generation_config.pad_token_id = tokenizer.pad_token_id
     processor = LlavaProcessor(
         image_processor=CLIPImageProcessor(size={"shortest_edge": 28}, crop_size={"height": 28, "width": 28}),

@@ -98,7 +98,8 @@ def test_copied_blocks_compute_what_the_dit_does(model, scene, layers, dit_block
 def test_fresh_layers(model):
     first, same, other = initialise(model), initialise(model), initialise(model, seed=1)
     for one, again, different in zip(*(c.network.context_attn for c in (first, same, other)), strict=True):
-        assert torch.equal(one.to_q.weight, again.to_q.weight) and not torch.equal(one.to_q.weight, different.to_q.weight)
+        assert torch.equal(one.to_q.weight, again.to_q.weight)
+        assert not torch.equal(one.to_q.weight, different.to_q.weight)
         assert one.to_v.weight.abs().max() > 0.05
     zeros = [*first.network.controlnet_blocks, *(mlp.net[2] for mlp in first.network.context_mlp)]
     assert all(not parameter.any() for layer in zeros for parameter in layer.parameters())
@@ -175,7 +176,10 @@ def test_from_flux_fill(host):
 
 @pytest.mark.parametrize(
     ("changes", "said"),
-    [({"layers": 4}, "4 control blocks and this model only 3"), ({"dit_blocks": "0,7"}, "block 7 and this model has 3")],
+    [
+        ({"layers": 4}, "4 control blocks and this model only 3"),
+        ({"dit_blocks": "0,7"}, "block 7 and this model has 3"),
+    ],
 )
 def test_initialising_more_than_there_is(model, changes, said):
     with pytest.raises(ValueError, match=said):
@@ -262,6 +266,27 @@ def test_file_without_metadata_or_guidance(host, model, scene):
     assert torch.equal(controlled(model, control, scene), controlled(model, same, scene))
 
 
+def test_nodes(host, model, weights, scene):
+    """What the nodes hand on, from file to sampler."""
+    from realisr.nodes.mm_controlnet import ApplyMMControlNet, InitialiseMMControlNet, LoadMMControlNet
+
+    name = save_control(host, "by_node.safetensors", weights, {"dit_blocks": [0, 2]})
+    (control,) = host.run(LoadMMControlNet, control_name=name, weight_dtype="fp32")
+    settings = {"strength": 0.7, "start_percent": 0.0, "end_percent": 0.9, "text_branch": False}
+    patched, positive, negative = host.run(
+        ApplyMMControlNet, model=model, mm_controlnet=control, positive=scene.positive, latent=scene.latent,
+        local_positive=scene.local, negative=scene.negative, **settings,
+    )
+    same = apply_control(
+        model, load_control(host, "by_node.safetensors", weights, {"dit_blocks": [0, 2]}), scene,
+        negative=scene.negative, strength=0.7, end=0.9, text_branch=False,
+    )
+    assert torch.equal(velocity(patched, positive, scene), velocity(same[0], same[1], scene))
+    assert torch.equal(velocity(patched, negative, scene), velocity(same[0], same[2], scene))
+    (fresh,) = host.run(InitialiseMMControlNet, model=model, layers=1, dit_blocks="2", dtype="bf16", seed=3)
+    assert fresh.injection.dit_blocks == (2,) and fresh.network.x_embedder.weight.dtype == torch.bfloat16
+
+
 # --- the wrong thing -------------------------------------------------------------------------------------------------
 
 
@@ -269,24 +294,24 @@ def test_wrong_files(host, flux_weights, weights):
     def load(state, stated=None):
         return load_control(host, "wrong.safetensors", state, stated)
 
-    with pytest.raises(ValueError, match="not an MM-ControlNet: it lacks 'x_embedder.weight'.*a FLUX diffusion model"):
+    with pytest.raises(ValueError, match=r"not an MM-ControlNet: it lacks 'x_embedder.weight'.*a FLUX diffusion model"):
         load(flux_weights)
     ordinary = {name: value for name, value in weights.items() if not name.startswith(("context_attn", "context_mlp"))}
-    with pytest.raises(ValueError, match="lacks 'context_mlp.0.net.0.proj.weight'"):
+    with pytest.raises(ValueError, match=r"lacks 'context_mlp.0.net.0.proj.weight'"):
         load(ordinary)
     incomplete = {name: value for name, value in weights.items() if name != "controlnet_blocks.1.bias"}
-    with pytest.raises(ValueError, match="does not fit a MM-ControlNet: missing controlnet_blocks.1.bias"):
+    with pytest.raises(ValueError, match=r"does not fit a DreamSR MM-ControlNet: missing controlnet_blocks.1.bias"):
         load(incomplete)
-    with pytest.raises(ValueError, match="unexpected single_transformer_blocks.0.norm.linear.weight"):
+    with pytest.raises(ValueError, match=r"unexpected single_transformer_blocks.0.norm.linear.weight"):
         load({**weights, "single_transformer_blocks.0.norm.linear.weight": torch.zeros(2, 2)})
-    with pytest.raises(ValueError, match="wrong.safetensors cannot be used: .*not 2 different block numbers"):
+    with pytest.raises(ValueError, match=r"wrong.safetensors cannot be used: .*not 2 different block numbers"):
         load(weights, {"dit_blocks": [0, 1, 2]})
 
 
 def test_control_for_another_width(host, model, scene):
     wide = control_weights(control_config(hidden_size=384, mlp_hidden=256, context_hidden=256, layers=1))
     control = load_control(host, "wide.safetensors", wide)
-    with pytest.raises(ValueError, match="wide.safetensors expects hidden 384, this model has 256"):
+    with pytest.raises(ValueError, match=r"wide.safetensors expects hidden 384, this model has 256"):
         apply_control(model, control, scene)
 
 
@@ -299,9 +324,9 @@ def test_control_for_a_deeper_model(host, model, weights, scene):
 def test_other_kinds_of_model(multi_step, host, weights, scene):
     control = load_control(host, "plain.safetensors", weights)
     vosr = multi_step.load()
-    with pytest.raises(ValueError, match="steers FLUX.1 models; this MODEL is VOSRModel"):
+    with pytest.raises(ValueError, match=r"steers FLUX.1 models; this MODEL is VOSRModel"):
         apply_control(vosr, control, scene)
-    with pytest.raises(ValueError, match="made from a FLUX.1 model; this MODEL is VOSRModel"):
+    with pytest.raises(ValueError, match=r"made from a FLUX.1 model; this MODEL is VOSRModel"):
         initialise(vosr)
 
 
@@ -309,13 +334,13 @@ def test_inputs_that_do_not_fit(host, model, weights, scene):
     control = load_control(host, "plain.safetensors", weights)
     with pytest.raises(ValueError, match=r"shape \[1, 4, 4, 6\], but plain.safetensors reads 16 channels.*ae.safe"):
         apply_control(model, control, scene, latent={"samples": torch.zeros(1, 4, 4, 6)})
-    with pytest.raises(ValueError, match="local_positive has text tokens 77 wide.*reads 32 and 768"):
+    with pytest.raises(ValueError, match=r"local_positive has text tokens 77 wide.*reads 32 and 768"):
         apply_control(model, control, scene, local=[[torch.zeros(1, 3, 77), {}]])
     with pytest.raises(ValueError, match="negative has text tokens 32 wide and pooled text 5 wide"):
         apply_control(model, control, scene, negative=[[scene.text, {"pooled_output": torch.zeros(1, 5)}]])
     with pytest.raises(ValueError, match="local_positive holds 2 prompts"):
         apply_control(model, control, scene, local=scene.local * 2)
-    with pytest.raises(ValueError, match="start_percent 0.5 and end_percent 0.5 leave no step"):
+    with pytest.raises(ValueError, match=r"start_percent 0.5 and end_percent 0.5 leave no step"):
         apply_control(model, control, scene, start=0.5, end=0.5)
 
 
@@ -339,5 +364,5 @@ def test_model_that_was_not_connected(host, model, weights, scene):
     control, other = (load_control(host, f"{name}.safetensors", weights) for name in ("one", "other"))
     _, positive, _ = apply_control(model, control, scene)
     patched, both, _ = apply_control(model, other, scene, positive=positive)
-    with pytest.raises(ValueError, match="for the MM-ControlNet one.safetensors, which the MODEL does not have"):
+    with pytest.raises(ValueError, match=r"for the MM-ControlNet one.safetensors, which the MODEL does not have"):
         velocity(patched, both, scene)

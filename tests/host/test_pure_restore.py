@@ -268,6 +268,7 @@ def test_texts_that_do_not_go_together(model):
     check = ARTokenRestorer.validate_inputs
     assert check(description="", guidance="none", instruction="Restore. <|image|>") is True
     assert "guidance 'none' gives the model none" in check(description="A cat.", guidance="none")
+    assert "Unknown guidance 'half'" in check(guidance="half")
     assert "<|image|> 2 times" in check(instruction="<|image|> and <|image|>")
     with pytest.raises(ValueError, match="guidance 'perception only' gives the model none"):
         run_restorer(model, picture(), description="A cat.", guidance="perception only")

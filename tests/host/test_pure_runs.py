@@ -147,13 +147,14 @@ def caches(monkeypatch):
     """Weak references to the key-value caches made, and their bytes."""
     from realisr.models.pure.cache import KVCache
 
-    made, original = [], KVCache.__init__
+    made, original = [], KVCache.allocate
 
-    def watched(self, *args, **kwargs):
-        original(self, *args, **kwargs)
-        made.append((weakref.ref(self.keys), self.nbytes))
+    def watched(*args, **kwargs):
+        cache = original(*args, **kwargs)
+        made.append((weakref.ref(cache.keys), cache.nbytes))
+        return cache
 
-    monkeypatch.setattr(KVCache, "__init__", watched)
+    monkeypatch.setattr(KVCache, "allocate", watched)
     return made
 
 
@@ -211,7 +212,12 @@ def test_as_many_together_as_memory_allows(model, monkeypatch):
 
     batches = []
     original = module.generate
-    monkeypatch.setattr(module, "generate", lambda **inputs: batches.append(len(inputs["prompts"])) or original(**inputs))
+
+    def generate(network, prompts, *inputs, **named):
+        batches.append(len(prompts))
+        return original(network, prompts, *inputs, **named)
+
+    monkeypatch.setattr(module, "generate", generate)
     monkeypatch.setattr(comfy.model_management, "minimum_inference_memory", lambda: 0)
     images, options = picture(width=32, height=32, batch=5), {**pure.QUICK, "preview": False}
     run = module.Restoration(model, images, module.RestoreOptions(32, 32, tiles=module.Tiles(32, 0), preview=False))
@@ -239,7 +245,9 @@ def test_partly_offloaded_gives_the_same_tokens(host, model, monkeypatch, keep, 
     with torch.inference_mode():
         restorer = load_ar_restorer("PURE", weight_dtype=weight_dtype)
     whole = run_restorer(restorer, picture(width=32, height=32), **pure.QUICK)
-    comfy.model_management.unload_all_models()
+    # Tensors made in inference mode, as the executor makes them, can be moved in it only.
+    with torch.inference_mode():
+        comfy.model_management.unload_all_models()
     load_for = module.load_for
 
     def partly(restorer, *args):
@@ -252,7 +260,8 @@ def test_partly_offloaded_gives_the_same_tokens(host, model, monkeypatch, keep, 
     result = run_restorer(restorer, picture(width=32, height=32), **pure.QUICK)
     assert restorer.backbone.model.model_lowvram
     assert torch.equal(result[4].codes, whole[4].codes)
-    comfy.model_management.unload_all_models()
+    with torch.inference_mode():
+        comfy.model_management.unload_all_models()
 
 
 def test_the_host_can_take_the_memory_back(model):

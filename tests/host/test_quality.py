@@ -198,6 +198,22 @@ def test_a_metric_is_loaded_once_and_freed_with_the_rest(host):
     assert not set(loaded().values()) & set(before.values())
 
 
+@pytest.mark.usefixtures("weights")
+def test_a_metric_is_moved_as_a_whole_however_little_memory_there_is(host):
+    """Its layers are ordinary ones, which do not compute with a part of the weights elsewhere."""
+    from realisr.host.iqa import LoadedMetrics, Metric, weights_folder
+    from realisr.services.iqa import create_network, parse_metrics
+
+    (info,) = parse_metrics("liqe")
+    patcher = LoadedMetrics().load(Metric("liqe", lambda: create_network(info, weights_folder()), lambda *_: 0.0))
+    elsewhere = torch.device("meta")  # any device but the CPU will do
+    patcher.load(elsewhere, lowvram_model_memory=0.1)
+    assert all(parameter.device == elsewhere for parameter in patcher.model.parameters())
+    assert patcher.loaded_size() == patcher.model_size() > 0
+    assert patcher.partially_unload(torch.device("cpu"), 1) == 0
+    assert not patcher.released
+
+
 def test_a_replaced_file_is_read_again(host, weights):
     from realisr.nodes.quality import NRIQAScore
 
@@ -273,6 +289,30 @@ def test_the_choice_is_the_rules(host):
     assert [row["rank_sum"] for row in rows] == ranking.rank_sum.tolist()
 
 
+@pytest.mark.slow
+def test_the_four_default_metrics_choose(host, weights, monkeypatch: pytest.MonkeyPatch):
+    """MANIQA at its real size, with one crop of its twenty: ViT-B/8 is heavy on a CPU."""
+    from realisr.models.best_of_n import best_of_n
+    from realisr.nodes import quality as nodes
+    from realisr.services.iqa import DEFAULT_METRICS, create_network
+
+    def create(info, folder):
+        return create_network(info, folder, **({"test_sample": 1} if info.name == "maniqa" else {}))
+
+    published = quality.save_maniqa(weights)
+    monkeypatch.setattr(nodes, "create_network", create)
+    output = select([pictures(1, 224, seed=seed) for seed in (1, 2)], metrics=", ".join(DEFAULT_METRICS))
+    assert loaded().keys() == {"LIQE", "MUSIQ", "MANIQA", "CLIPIQA"}
+    state_dict = loaded()["MANIQA"].network.net.state_dict()
+    assert state_dict.keys() == published.keys()
+    assert all(torch.equal(state_dict[key], value.to(state_dict[key].dtype)) for key, value in published.items())
+    rows = output.ui["score_table"][0]["sections"][0]["rows"]
+    scores = torch.tensor([row["scores"] for row in rows], dtype=torch.float64)
+    assert scores.isfinite().all() and (scores[0] != scores[1]).sum() >= 3
+    assert output.result[1] == [best_of_n(scores, [True] * 4).best]
+    (weights / quality.MANIQA).unlink()
+
+
 def test_batches_through_the_rounds_choose_image_by_image(host):
     rounds = [pictures(3, seed=seed) for seed in (1, 2)]
     scores = torch.tensor([[piqe(image) for image in batch] for batch in rounds])
@@ -303,6 +343,14 @@ def test_a_list_of_batches_of_candidates(host):
         scores = [piqe(candidate) for candidate in entry]
         assert index == scores.index(min(scores)) and torch.equal(image[0], entry[index])
     assert prompts == ["abc"[indices[0]], "de"[indices[1]]]
+
+
+def test_candidates_of_one_image_may_differ_in_size(host):
+    rounds = [pictures(1, 64, seed=1), pictures(1, 96, seed=2)]
+    (image,), (index,), _, _ = select(rounds).result
+    assert torch.equal(image, rounds[index])
+    with pytest.raises(ValueError, match=r"differ in size \(64 x 64 \(3 channels\), 96 x 96"):
+        select([pictures(2, 64), pictures(2, 96)])
 
 
 def test_a_single_candidate_is_itself(host):

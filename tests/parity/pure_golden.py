@@ -67,13 +67,20 @@ class Case:
         return key in self.keys()
 
     def __getitem__(self, key: str) -> Tensor:
-        with safe_open(self.path, "pt") as file:
-            return file.get_tensor(self.prefix + key)
+        return self.shared(self.prefix + key)
 
     def shared(self, key: str) -> Tensor:
         """A tensor that belongs to the file, not to the case."""
         with safe_open(self.path, "pt") as file:
-            return file.get_tensor(key)
+            return tensor_of(file, key)
+
+
+def tensor_of(file: Any, key: str) -> Tensor:
+    """A tensor of an open file; of one that is stored as some of its rows, the others are zero."""
+    if f"{key}@rows" not in file.keys():
+        return file.get_tensor(key)
+    rows, index = file.get_tensor(f"{key}@rows"), file.get_tensor(f"{key}@index")
+    return rows.new_zeros(int(index[-1]), *rows.shape[1:]).index_copy(0, index[:-1], rows)
 
 
 def read_cases(path: Path) -> list[Case]:
@@ -107,7 +114,8 @@ def weights(*names: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
         if not path.is_file():
             pytest.skip(f"golden weights {path.name} are not in {path.parent}")
         with safe_open(path, "pt") as file:
-            tensors |= {key: as_float32(file.get_tensor(key)) for key in file.keys()}
+            keys = {key.partition("@")[0] for key in file.keys()}
+            tensors |= {key: as_float32(tensor_of(file, key)) for key in keys}
     return metadata(golden.folder(METHOD) / f"{names[0]}{golden.WEIGHTS_SUFFIX}"), tensors
 
 

@@ -89,13 +89,14 @@ def test_image_to_tokens(case, autoencoder):
 def test_color_fix(case):
     restored, reference = (from_bytes(case[f"in.{name}_u8"])[None] for name in ("restored", "reference"))
     planes = restored.movedim(-1, 1)
-    for radius in (1, 8):
+    for radius in (int(key.rpartition("_")[2]) for key in case.keys("mid.blur_radius_*")):
         blurred = color.dilated_blur(planes, radius)
         golden.assert_within(blurred, case[f"mid.blur_radius_{radius}"], COLOR_TOLERANCE, f"blur {radius}")
     low = color.lowest_band(reference.movedim(-1, 1))
-    golden.assert_within(low, case["mid.reference_low"], COLOR_TOLERANCE, "low")
     high = planes - color.lowest_band(planes)
-    golden.assert_within(high, case["mid.restored_high"], COLOR_TOLERANCE, "high")
+    for key, band in (("mid.reference_low", low), ("mid.restored_high", high)):
+        if key in case:
+            golden.assert_within(band, case[key], COLOR_TOLERANCE, key)
     golden.assert_within(high + low, case["out.reconstruction"], COLOR_TOLERANCE, "sum")
     fixed = color.swap_lowest_band(restored, reference)
     golden.assert_levels(truncate_to_bytes(fixed)[0], case["out.fixed_u8"], 1, 0.99)

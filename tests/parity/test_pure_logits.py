@@ -39,9 +39,11 @@ def expected_probabilities(case, size: int) -> torch.Tensor:
 def test_stages(case):
     params, entry = case.metadata["params"], case.parameters
     logits, slot = guided_logits(case)
-    probe = logits[case.shared("in.probe_ids").long()]
-    golden.assert_within(probe, case["after_guidance_probe"], GUIDANCE_TOLERANCE, "guided")
-    golden.assert_within(logits.logsumexp(-1)[None], case["after_guidance_lse"], GUIDANCE_TOLERANCE, "guided lse")
+    # A trimmed copy keeps no logits for the forced slots, where they do not matter.
+    if "after_guidance_probe" in case:
+        probe = logits[case.shared("in.probe_ids").long()]
+        golden.assert_within(probe, case["after_guidance_probe"], GUIDANCE_TOLERANCE, "guided")
+        golden.assert_within(logits.logsumexp(-1)[None], case["after_guidance_lse"], GUIDANCE_TOLERANCE, "guided lse")
 
     masked = stages.mask_slot(logits, slot)
     assert int((masked > -torch.inf).sum()) == entry["n_allowed_after_mask"]

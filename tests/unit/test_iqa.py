@@ -289,16 +289,3 @@ def test_musiq_from_its_file(tmp_path: Path, no_network):
     first, second = scores(network, info)
     assert first != second
     assert no_network == []
-
-
-@pytest.mark.slow
-def test_maniqa_from_its_file(tmp_path: Path, no_network):
-    """At its real size, with one crop of the twenty: ViT-B/8 is heavy on a CPU."""
-    published = quality.save_maniqa(tmp_path)
-    info = metric("maniqa")
-    network = iqa.create_network(info, tmp_path, test_sample=1)
-    assert_weights(network.net, published)
-    with torch.no_grad():
-        value = iqa.score(network, info, picture(seed=1))
-    assert value == value
-    assert no_network == []

@@ -34,7 +34,9 @@ def arguments(scene: Scene) -> dict[str, torch.Tensor]:
     }
 
 
-@pytest.mark.parametrize("sizes", [{}, {"layers": 3, "has_guidance": False}, {"mlp_hidden": 512, "context_hidden": 320}])
+@pytest.mark.parametrize(
+    "sizes", [{}, {"layers": 3, "has_guidance": False}, {"mlp_hidden": 512, "context_hidden": 320}]
+)
 def test_sizes_are_read_off_the_tensors(sizes):
     config = control_config(**sizes)
     with torch.device("meta"):

@@ -9,7 +9,16 @@ from _pack import load_pack
 
 load_pack()
 
-from realisr.models.tiling import TileGrid, gaussian_weight, merge_tiles, vosr_tile_grid  # noqa: E402
+from realisr.models.tiling import (  # noqa: E402
+    WEIGHTS,
+    Box,
+    Panes,
+    TileGrid,
+    gaussian_weight,
+    merge_tiles,
+    tile_weight,
+    vosr_tile_grid,
+)
 
 GRIDS = [(24, 32, 16, 4), (16, 16, 16, 0), (17, 40, 16, 15), (65, 64, 64, 8), (33, 18, 8, 1), (10, 10, 4, 0)]
 
@@ -70,3 +79,56 @@ def test_wrong_number_of_predictions_is_an_error():
 def test_vosr_grid(height, width, tile, overlap, expected):
     grid = vosr_tile_grid(height, width, tile, overlap)
     assert (grid and (grid.tile_height, grid.overlap)) == expected
+
+
+FITTED = [
+    # (field), (tile), (overlap), align -> (tile), rows, columns
+    ((24, 30), (16, 12), (6, 4), 2, (16, 12), [0, 8], [0, 8, 16, 18]),
+    ((24, 30), (17, 13), (6, 5), 2, (16, 12), [0, 8], [0, 6, 12, 18]),
+    ((24, 30), (17, 13), (6, 5), 1, (17, 13), [0, 7], [0, 8, 16, 17]),
+    ((8, 40), (16, 16), (0, 15), 4, (8, 16), [0], [0, 4, 8, 12, 16, 20, 24]),
+    ((40, 8), (64, 64), (32, 32), 2, (40, 8), [0], [0]),
+    ((16, 16), (1, 8), (0, 0), 2, (2, 8), [0, 2, 4, 6, 8, 10, 12, 14], [0, 8]),
+]
+
+
+@pytest.mark.parametrize(("size", "tile", "overlap", "align", "fitted", "rows", "columns"), FITTED)
+def test_fitted_grid(size, tile, overlap, align, fitted, rows, columns):
+    """Tiles of whole alignment steps, no larger than the field; strides rounded down, so that overlap is the least."""
+    grid = TileGrid.fitted(size, tile, overlap, align)
+    assert (grid.tile_height, grid.tile_width) == fitted
+    assert (grid.rows, grid.columns) == (rows, columns)
+    assert len(grid) == len(rows) * len(columns)
+
+
+@pytest.mark.parametrize("kind", WEIGHTS)
+@pytest.mark.parametrize(("height", "width"), [(8, 8), (6, 9), (1, 4)])
+def test_weights_are_symmetric_positive_and_separable(kind, height, width):
+    weight = tile_weight(kind, height, width)
+    assert weight.shape == (1, 1, height, width) and weight.dtype == torch.float32
+    assert weight.min() > 0
+    torch.testing.assert_close(weight, weight.flip(-1, -2))
+    middle = weight[0, 0, height // 2, width // 2]
+    torch.testing.assert_close(weight[0, 0] * middle, weight[0, 0, :, width // 2, None] * weight[0, 0, height // 2])
+    assert (weight.max() == weight.min()) == (kind == "uniform")
+
+
+def test_linear_weight_counts_cells_to_the_nearer_border():
+    expected = torch.tensor([[1.0, 2, 2, 1], [2, 4, 4, 2], [1, 2, 2, 1]])
+    assert torch.equal(tile_weight("linear", 3, 4)[0, 0], expected)
+
+
+def test_another_kind_of_weight_is_an_error():
+    with pytest.raises(ValueError, match="uniform, gaussian, linear, got 'box'"):
+        tile_weight("box", 4, 4)
+
+
+@pytest.mark.parametrize(("dim", "size"), [(-1, (4, 12)), (-2, (12, 4))])
+def test_a_tile_of_panes_is_the_same_crop_of_each(dim, size):
+    panes = Panes(3, dim)
+    assert panes.size(4, 4) == size
+    field = torch.arange(2 * 48).reshape(2, *size)
+    split = panes.split(field)
+    assert torch.equal(panes.join(split), field)
+    tile = panes.crop(field, Box(1, 2, 2, 2))
+    assert torch.equal(tile, torch.cat([pane[:, 1:3, 2:4] for pane in split], dim))

@@ -1,0 +1,161 @@
+"""Properties of PURE's entropy-based top-k, draws and prompts that hold for any logits."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from _pack import load_pack
+
+load_pack()
+
+from realisr.models.pure import crop, prompt  # noqa: E402
+from realisr.models.pure import logits as stages  # noqa: E402
+from realisr.models.pure.draws import SeededDraws  # noqa: E402
+from realisr.models.pure.grid import Slot, next_slot  # noqa: E402
+from realisr.models.pure.logits import Sampling  # noqa: E402
+from realisr.models.pure.vocabulary import BOI, EOI, EOT, NL, VOCABULARY, image_ids  # noqa: E402
+
+ENTROPIES = torch.linspace(-1, 13, 500)
+
+
+@pytest.mark.parametrize("bounds", [(1, 2000), (5, 5), (10, 300)])
+@pytest.mark.parametrize("mu", [0.0, 5.0, 9.0])
+def test_k_grows_with_entropy_between_its_bounds(bounds, mu):
+    sampling = Sampling(k_min=bounds[0], k_max=bounds[1], mu=mu)
+    k = sampling.k(ENTROPIES)
+    assert k.min() >= bounds[0] and k.max() <= bounds[1] and (k.diff() >= 0).all()
+    halfway = sampling.k(torch.tensor(mu))
+    assert abs(int(halfway) - sum(bounds) / 2) <= 1
+    assert torch.equal(k[ENTROPIES <= 0], sampling.k(torch.zeros(int((ENTROPIES <= 0).sum()))))
+
+
+def test_paper_bounds_of_k():
+    """Entropy is clamped to 0..10 first, so k_min 1 and k_max 2000 are never reached; images end at ln 16384."""
+    k = Sampling().k(torch.tensor([0.0, 10.0, math.log(16384)]))
+    assert k.tolist() == [14, 1987, 1982]
+
+
+def test_fixed_top_k_ignores_entropy():
+    assert Sampling(top_k=7).k(ENTROPIES).unique().tolist() == [7]
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"k_min": 0}, "k_min 0"),
+        ({"k_min": 9, "k_max": 8}, "k_min 9 and k_max 8"),
+        ({"top_k": 0}, "top_k is 0"),
+        ({"temperature": 0.0}, "temperature is 0.0"),
+        ({"temperature": float("nan")}, "temperature is nan"),
+    ],
+)
+def test_unusable_sampling_is_named(values, message):
+    with pytest.raises(ValueError, match=message):
+        Sampling(**values)
+
+
+@pytest.mark.parametrize("scale", [0.1, 1.0, 5.0])
+def test_entropy_of_uniform_and_certain_logits(scale):
+    assert float(stages.entropy(torch.full((16384,), scale))) == pytest.approx(math.log(16384), abs=1e-4)
+    certain = torch.full((100,), -torch.inf)
+    certain[3] = scale
+    assert float(stages.entropy(certain)) == pytest.approx(0, abs=1e-6)
+
+
+@pytest.mark.parametrize("k", [1, 2, 3, 4, 50])
+def test_ties_at_the_cut_survive(k):
+    logits = torch.tensor([[3.0, 1.0, 3.0, 2.0, 2.0, 0.0]])
+    kept = stages.keep_top_k(logits, torch.tensor([k]), 50)
+    cut = logits[0].sort(descending=True).values[min(k, 6) - 1]
+    assert torch.equal(kept > -torch.inf, logits >= cut)
+
+
+def test_restricted_logits_give_the_distribution_of_the_whole_vocabulary():
+    logits = 3 * torch.randn(4, VOCABULARY)
+    p, entropy, k = stages.distribution(stages.mask_slot(logits, Slot.IMAGE), Sampling())
+    alone = stages.distribution(logits[:, image_ids()], Sampling())
+    assert torch.allclose(p[:, image_ids()], alone[0], atol=1e-7)
+    assert torch.allclose(entropy, alone[1], atol=1e-5) and torch.equal(k, alone[2])
+    u = torch.rand(4, dtype=torch.float64)
+    assert torch.equal(stages.draw(p, u), image_ids()[stages.draw(alone[0], u)])
+
+
+def test_draws_follow_the_probabilities():
+    p = torch.tensor([0.5, 0.0, 0.3, 0.2, 0.0])
+    u = (torch.arange(1000, dtype=torch.float64) + 0.5) / 1000
+    assert stages.draw(p.expand(1000, -1), u).bincount(minlength=5).tolist() == [500, 0, 300, 200, 0]
+    assert stages.draw(4 * p, torch.tensor(0.0)) == 0
+    assert stages.draw(p, torch.tensor(1 - 1e-12, dtype=torch.float64)) == 3
+    assert 0 <= int(stages.draw(p * torch.nan, torch.tensor(0.5))) < 5
+
+
+@pytest.mark.parametrize("temperature", [1e-38, 1e-3, 1.0, 1e3, 1e38])
+def test_no_temperature_overflows(temperature):
+    logits = torch.tensor([1e4, -1e4, 3.0, -torch.inf])
+    p = stages.probabilities(logits, temperature)
+    assert p.isfinite().all() and float(p.sum()) == pytest.approx(1) and p[3] == 0
+
+
+def test_streams_are_independent_of_each_other_and_of_the_batch():
+    draws = SeededDraws([3, 4])
+    first = draws.take("image", 5)
+    draws.take("text", 100)
+    continued = torch.cat([first, draws.take("image", 5)], dim=1)
+    assert torch.equal(continued[1], SeededDraws([4]).take("image", 10)[0])
+    assert not torch.equal(continued[0], continued[1])
+    part = draws.select([1])
+    assert torch.equal(part.take("image", 2), SeededDraws([4]).take("image", 12)[:, 10:])
+
+
+def test_slots_follow_the_tokens():
+    sizes = [8805, 8805]
+    assert next_slot([0, EOT])[0] is Slot.TEXT
+    assert next_slot([BOI])[0] is Slot.SIZE and next_slot([BOI, sizes[0]])[0] is Slot.SIZE
+    assert next_slot([BOI, *sizes])[0] is Slot.IMAGE
+    assert next_slot([BOI, *sizes, *[9] * 4])[0] is Slot.NEWLINE
+    body = ([9] * 4 + [NL]) * 4
+    assert next_slot([BOI, *sizes, *body])[0] is Slot.END
+    assert next_slot([BOI, *sizes, *body, EOI])[0] is Slot.TEXT
+    with pytest.raises(ValueError, match="2 images are open"):
+        next_slot([BOI, BOI])
+
+
+class Letters:
+    def encode(self, text: str) -> list[int]:
+        return [16384 + ord(letter) for letter in text]
+
+
+def test_prompt_has_the_image_where_the_instruction_says():
+    block = prompt.image_block(torch.full((4, 8), 7))
+    assert block[:3] == [BOI, 8805, 8806] and block[-1] == EOI and block.count(NL) == 4 and len(block) == 4 * 9 + 4
+    text = Letters().encode("Do it. ")
+    assert prompt.prompt_ids(Letters(), "Do it. <|image|>", block) == [0, *text, *block, EOT]
+    assert prompt.prompt_ids(Letters(), "Do it.", block) == [0, *text, *block, EOT]
+    assert prompt.prompt_ids(Letters(), "<|image|>x", block) == [0, *block, *Letters().encode("x"), EOT]
+    assert prompt.prompt_ids(Letters(), "", block) == [0, *block, EOT]
+    with pytest.raises(ValueError, match="2 times"):
+        prompt.prompt_ids(Letters(), "<|image|><|image|>", block)
+    with pytest.raises(ValueError, match="grid of 5 x 8"):
+        prompt.image_block(torch.zeros(5, 8))
+
+
+def test_answers_split_at_the_first_full_stop():
+    text = "Medium blur, small noise. The image features a majestic lion. It roars."
+    assert prompt.split_answer(text) == (text[:25], text[26:])
+    assert prompt.split_answer("No stop") == ("No stop", "")
+
+
+def test_crop_list_of_the_paper():
+    sizes = crop.crop_sizes()
+    assert len(sizes) == 49 and sizes[0] == (1024, 256) and sizes[-1] == (256, 1024) and (512, 512) in sizes
+    assert crop.choose_crop(300, 300) == (512, 512)
+    assert crop.choose_crop(1000, 10) == (1024, 256)
+
+
+def test_transparent_pixels_become_white():
+    image = torch.tensor([[[10, 20, 30, 0], [10, 20, 30, 255], [0, 0, 0, 128]]], dtype=torch.uint8)
+    assert crop.to_rgb(image).tolist() == [[[255, 255, 255], [10, 20, 30], [127, 127, 127]]]
+    assert crop.to_rgb(image[..., :1]).shape == (1, 3, 3)
