@@ -2,7 +2,7 @@
 
     python3 tools/host_env.py run -- benchmarks/vicr.py overhead [--panel 512]
     python3 tools/host_env.py run -- benchmarks/vicr.py area     [--panels 512,1024,2048,4096]
-    python3 tools/host_env.py run -- benchmarks/vicr.py loop     [--panel 1024 --tile 512 --overlap 128]
+    python3 tools/host_env.py run -- benchmarks/vicr.py loop     [--panel 896 --tile 512 --overlap 128]
 
 overhead: what bridge and builder add to one forward of FLUX Fill. Counted in floating-point operations at full size
 (without memory, on torch's meta device), and measured at a reduced width, where FLUX is cheaper and the builder is not,
@@ -254,7 +254,7 @@ def main() -> None:
     area_parser = commands.add_parser("area")
     area_parser.add_argument("--panels", default="512,1024,2048,4096", help="sides in pixels")
     loop_parser = commands.add_parser("loop")
-    loop_parser.add_argument("--panel", type=int, default=1024)
+    loop_parser.add_argument("--panel", type=int, default=896)
     loop_parser.add_argument("--overlap", type=int, default=128)
     loop_parser.add_argument("--steps", type=int, default=1)
     for each in (area_parser, loop_parser):

@@ -8,12 +8,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal, TypeAlias, get_args
 
 import torch
 from torch import Tensor
 
-Device = torch.device | str | None
+Device: TypeAlias = torch.device | str | None
 
 GAUSSIAN_VARIANCE = 0.01
 """Variance of VOSR's blending weight, in units of the squared tile side."""

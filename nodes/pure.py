@@ -199,10 +199,7 @@ def expert_inputs() -> list[Any]:
             default=INSTRUCTION,
             multiline=True,
             advanced=True,
-            tooltip=(
-                f"What the model is told; the image follows it, or stands where {PLACEHOLDER} is written. It was "
-                "trained with this sentence only."
-            ),
+            tooltip="What the model is told; the image follows it. It was trained with this sentence only.",
         ),
         io.Int.Input(
             "batch_size",
@@ -211,7 +208,7 @@ def expert_inputs() -> list[Any]:
             max=64,
             advanced=True,
             tooltip=(
-                "Images or tiles drawn at the same time: nearly as quick as one, and each needs up to 6 GB at 512 "
+                "Images or tiles drawn at the same time: nearly as quick as one, and each needs up to 7 GB at 512 "
                 "pixels. 0: as many as fit."
             ),
         ),

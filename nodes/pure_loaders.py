@@ -21,7 +21,7 @@ class LoadARRestorer(io.ComfyNode):
             description=(
                 "Loads PURE as released: the nonwhy/PURE folder (config.json, the *.safetensors with their index, "
                 "tokenizer.json) in models/LLM, and LlamaGen's vq_ds8_c2i.pt in models/vae or in that folder. "
-                "7 B parameters: 14 GB in bf16, about 8 GB in fp8, and 6 GB more for each image while it is drawn. "
+                "7 B parameters: 14 GB in bf16, about 8 GB in fp8, and 7 GB more for each image while it is drawn. "
                 "What does not fit on the GPU is offloaded."
             ),
             search_aliases=["pure", "autoregressive", "chameleon", "lumina-mgpt", "load llm", "vqgan", "llamagen"],

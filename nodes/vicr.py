@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 from comfy_api.latest import io
 
-from ..models.vicr.diptych import LAYOUTS, build_diptych, crop_target, nearest_to_square
+from ..models.vicr.diptych import LAYOUTS, Layout, build_diptych, crop_target, nearest_to_square
 from ..models.vicr.sigmas import BASE_SHIFT, MAX_SHIFT, flow_match_sigmas
 from .sizes import resize_input, target_size
 
@@ -68,7 +68,7 @@ class DiptychBuilder(io.ComfyNode):
     @classmethod
     def execute(cls, image, resize: dict[str, Any], layout: str) -> io.NodeOutput:
         width, height = target_size(image, resize)
-        chosen = nearest_to_square(width, height) if layout == AUTO_LAYOUT else layout
+        chosen = nearest_to_square(width, height) if layout == AUTO_LAYOUT else cast(Layout, layout)
         made = build_diptych(image, width, height, chosen)
         diptych = made.diptych
         return io.NodeOutput(

@@ -15,7 +15,7 @@ from . import wire
 from .addresses import check_key_variable, find_key, is_this_machine, key_hint, normalize_base_url, redact
 from .background import iterate
 from .pictures import jpeg_data_url
-from .questions import Answer, AnswerError, Poll, Question, SetupError, UnusableAnswer
+from .questions import Answer, AnswerError, Poll, Question, SetupError, UnusableAnswer, complaint
 from .wire import Dialect
 
 log = logging.getLogger(__name__)
@@ -131,7 +131,7 @@ class _Session:
                     return AnswerError(f"{error}{asked}")
                 wait = self._backoff(attempt) if error.wait is None else error.wait
                 if isinstance(error, UnusableAnswer):
-                    note = f"Your last answer could not be used. {error}"
+                    note = complaint(error)
                 log.warning("RealISR: %s Asking again in %.1f s (%d of %d).",
                             error, wait, attempt + 1, self.endpoint.retries)
                 await asyncio.sleep(wait)

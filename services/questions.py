@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from torch import Tensor
 
 TEMPLATE_MARK = re.compile(r"<(?=\S)")
+
+ATTEMPTS = 3
+"""Of a model in this process; endpoints have a setting of their own."""
 
 Poll = Callable[[], None]
 """Called several times a second while an answer is awaited; raises to give up."""
@@ -115,9 +118,25 @@ def ask(model: VisionLanguageModel, question: Question, poll: Poll) -> object:
 def one_by_one(questions: Iterable[Question], answer: Callable[[Question], str], poll: Poll) -> Iterator[Answer]:
     """Answers of a model in this process, which works on one question at a time. answer: question -> text."""
     for index, question in enumerate(questions):
+        yield Answer(index, _settle(question, answer, poll))
+
+
+def _settle(question: Question, answer: Callable[[Question], str], poll: Poll) -> object:
+    """The answer, or the error of the last attempt. A further one is told what was wrong and has another seed."""
+    asked = question
+    for attempt in range(1, ATTEMPTS + 1):
         poll()
         try:
-            value = question.read(answer(question))
+            return question.read(answer(asked))
+        except UnusableAnswer as error:
+            last = AnswerError(f"{error} (asked {attempt} times)")
+            text = f"{question.text}\n\n{complaint(error)}"
+            asked = replace(question, text=text, seed=(question.seed or 0) + attempt)
         except AnswerError as error:
-            value = error
-        yield Answer(index, value)
+            return error
+    return last
+
+
+def complaint(error: UnusableAnswer) -> str:
+    """What a model is told about its last answer."""
+    return f"Your last answer could not be used. {error}"

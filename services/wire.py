@@ -53,9 +53,10 @@ class Dialect:
             return replace(self, response_format=SIMPLER_FORMAT[self.response_format])
         if self.limit and self.limit in text:
             return replace(self, limit=SIMPLER_LIMIT[self.limit])
-        for name in ("temperature", "seed"):
-            if getattr(self, name) and name in text:
-                return replace(self, **{name: False})
+        if self.temperature and "temperature" in text:
+            return replace(self, temperature=False)
+        if self.seed and "seed" in text:
+            return replace(self, seed=False)
         if self.system and "system" in text and ("role" in text or "message" in text):
             return replace(self, system=False)
         return replace(self, response_format="") if formatted else None

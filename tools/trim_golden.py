@@ -152,7 +152,7 @@ PURE = {
     "vq": Keep(drop=("square.*",)),
     "lq_tokens": Keep(drop=("big_landscape.*", "crop_wide.*", "square_96.*")),
     "logits_stages": Keep(
-        tensors=("in.*", "ktable.*", "text_tie.*", "size_h_slot.*", "image_fourth_peaked.*", "newline_slot.*", "end_slot.*"),
+        tensors=("in.*", "ktable.*", "text_tie.*", "size_h_slot.*", "image_fourth*", "newline_slot.*", "end_slot.*"),
         drop=("newline_slot.after_guidance*", "end_slot.after_guidance*"),
         rows={"in.cond_logits": (0, 1, 5), "in.uncond_logits": (3,)},
     ),

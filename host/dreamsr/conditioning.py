@@ -117,9 +117,9 @@ def with_control(entry: Sequence[Any], run: ControlRun, latent: Tensor, prompt: 
     return [entry[0], {**entry[1], "model_conds": {**carried, **conditions}}]
 
 
-def local_prompt_conditions(model_conds: Mapping[str, Any], prompt: LocalPrompt) -> dict[str, comfy.conds.CONDRegular]:
-    """The model conditions that change when every MM-ControlNet gets another local prompt: a tile's own."""
-    changed: dict[str, comfy.conds.CONDRegular] = {}
+def with_local_prompt(model_conds: Mapping[str, Any], prompt: LocalPrompt) -> dict[str, Any]:
+    """Model conditions with another local prompt, a tile's, for every MM-ControlNet they carry."""
+    changed = dict(model_conds)
     for keys in ControlKeys.used(model_conds):
         changed |= prompt.conditions(keys)
     return changed

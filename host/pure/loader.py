@@ -38,6 +38,11 @@ WEIGHT_DTYPES: dict[str, torch.dtype | None] = {
 COMPUTE_DTYPES = [torch.bfloat16, torch.float32]
 """What the host may choose from by itself: the released weights are bfloat16, whose range half precision lacks."""
 
+CACHES = 7 * 2**30
+"""Bytes of the caches of one image of 512 pixels in bfloat16."""
+
+SHARE_OF_MEMORY = 0.85
+
 QUANTISED = ("qkv_proj.weight", "o_proj.weight", "gate_up_proj.weight", "down_proj.weight")
 EXACT = ("q_norm.weight", "q_norm.bias", "k_norm.weight", "k_norm.bias")
 """A few numbers per layer that always stay in float32."""
@@ -152,6 +157,17 @@ def converted(tensors: dict[str, Tensor], kept: torch.dtype, computed: torch.dty
     return result
 
 
+def fits_whole(device: torch.device, weights: int) -> bool:
+    """Whether a GPU has room for all weights and an image's caches at once, with a margin.
+
+    Then the host's dynamic memory, which pages weights in as they are used, would only cost time: a step over weights
+    that stay can be replayed as a CUDA graph.
+    """
+    if not comfy.model_management.is_device_cuda(device):
+        return False
+    return weights + CACHES < SHARE_OF_MEMORY * comfy.model_management.get_total_memory(device)
+
+
 def load_backbone(
     files: RestorerFiles, config: ChameleonConfig, weight_dtype: str = AUTO, disable_dynamic: bool = False
 ) -> tuple[Any, torch.dtype]:
@@ -180,7 +196,9 @@ def load_backbone(
     weights = converted(fuse(tensors, config), kept, computed, fast=weight_dtype.endswith("_fast"))
     network.load_state_dict(weights, strict=True, assign=True)
     network.requires_grad_(False)
-    patcher_class = comfy.model_patcher.ModelPatcher if disable_dynamic else comfy.model_patcher.CoreModelPatcher
+    whole = fits_whole(load_device, comfy.model_management.module_size(network))
+    plain = disable_dynamic or whole
+    patcher_class = comfy.model_patcher.ModelPatcher if plain else comfy.model_patcher.CoreModelPatcher
     return patcher_class(Backbone(network), load_device=load_device, offload_device=offload_device), computed
 
 

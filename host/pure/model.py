@@ -53,6 +53,17 @@ class ARRestorer:
     def vq(self) -> VQGAN:
         return self.vqgan.model
 
+    @property
+    def weights_stay(self) -> bool:
+        """Whether the transformer, once loaded, lies whole on a CUDA device and is used as it lies there."""
+        model = self.backbone.model
+        return (
+            comfy.model_management.is_device_cuda(self.backbone.load_device)
+            and not self.backbone.is_dynamic()
+            and not model.model_lowvram
+            and not any(getattr(module, "comfy_cast_weights", False) for module in model.modules())
+        )
+
     def load_vqgan(self, height: int, width: int, *together: Any) -> None:
         """The VQGAN on its device with room for one image of that size, and other patchers with it."""
         comfy.model_management.load_models_gpu([self.vqgan, *together], memory_required=self.vq_memory(height, width))

@@ -262,7 +262,7 @@ class Restoration:
             restorer.network,
             [job.prompt for job in jobs],
             [job.seed for job in jobs],
-            self.options.generation,
+            replace(self.options.generation, cuda_graphs=restorer.weights_stay),
             restorer.vocabulary,
             tokenizer=restorer.tokenizer,
             descriptions=descriptions,
@@ -277,6 +277,10 @@ class Restoration:
             sentence, written = self.texts(result)
             tile = DrawnTile(picture, result.codes, result.entropy, sentence, written if given is None else given)
             self.drawn[job.image].append(tile)
+            if canvas is not None and job.image == shown:
+                canvas.paste(job.box, picture[0])
+        if canvas is not None:
+            progress.show(observer.tokens, canvas.picture())
 
     def canvas_of(self, index: int) -> Canvas:
         """What a preview starts from: the image with the tiles that are done."""

@@ -6,20 +6,24 @@ text. All else an entry holds is the whole canvas's; what has the canvas's shape
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import comfy.conds
 import comfy.utils
 import torch
+from comfy.controlnet import ControlBase
 from torch import Tensor
 
 from ...models.tiling import Box, Panes, TileGrid
 
 TILE_OPTIONS = "realisr_tile_options"
 
-UNCROPPED = {"control": "a ControlNet", "gligen": "GLIGEN boxes"}
+MODEL_CONDS = "model_conds"
+"""The host's own name for conditions in the form that models take."""
+
+UNCROPPED = {"gligen": "GLIGEN boxes"}
 """Options of an entry that speak of the whole canvas and cannot be cropped here."""
 
 
@@ -37,8 +41,9 @@ class NeedsTiledModel:
 class TileOptions:
     """What one entry of a CONDITIONING says differently for each tile of `grid`, in the order of its boxes.
 
-    options: per tile, names and values as in the entry itself; `cross_attn` holds text tokens `[b, N, E]`. Tensors
-    of the canvas's kind have a tile's size. Raises ValueError when there is not one for each tile.
+    options: per tile, names and values as in the entry itself; `cross_attn` holds text tokens `[b, N, E]`, and
+    MODEL_CONDS ready-made conditions of the host. Tensors of the canvas's kind have a tile's size. Raises ValueError
+    when there is not one for each tile.
     """
 
     grid: TileGrid
@@ -50,7 +55,9 @@ class TileOptions:
 
     def signature(self, tile: int) -> tuple[tuple[str, tuple[int, ...]], ...]:
         """Tiles whose tensors have equal shapes can share a forward."""
-        tensors = {name: value for name, value in self.options[tile].items() if torch.is_tensor(value)}
+        options = self.options[tile]
+        ready = {name: value.cond for name, value in options.get(MODEL_CONDS, {}).items()}
+        tensors = {name: value for name, value in {**options, **ready}.items() if torch.is_tensor(value)}
         return tuple(sorted((name, tuple(value.shape)) for name, value in tensors.items()))
 
 
@@ -94,19 +101,28 @@ class TileBatch:
         return cond._copy_with(self.spread(cond.cond))
 
 
-def tile_cond(model, cond: dict[str, Any], tiles: TileBatch, x: Tensor, prompt_type: str) -> dict[str, Any]:
+def tile_cond(
+    model,
+    cond: dict[str, Any],
+    tiles: TileBatch,
+    x: Tensor,
+    prompt_type: str,
+    cut_control: Callable[[ControlBase], ControlBase],
+) -> dict[str, Any]:
     """An entry, as the host prepared it for the canvas, for a batch of tiles.
 
-    model: the host's BaseModel. x: the tiles' crops `[tiles * batch, C, h, w]`. Raises ValueError for options that
-    cannot be cropped.
+    model: the host's BaseModel. x: the tiles' crops `[tiles * batch, C, h, w]`. cut_control: gives a ControlNet the
+    tiles' part of its hint. Raises ValueError for options that cannot be cropped.
     """
     for key, what in UNCROPPED.items():
         if cond.get(key) is not None:
             raise ValueError(f"The conditioning carries {what}, which covers the whole canvas and cannot be tiled.")
     own: TileOptions | None = cond.get(TILE_OPTIONS)
     made = {} if own is None else own_conds(model, cond, own, tiles, x, prompt_type)
-    shared = {key: tiles.crop_cond(value) for key, value in cond["model_conds"].items() if key not in made}
-    out = {**cond, "model_conds": shared | made}
+    shared = {key: tiles.crop_cond(value) for key, value in cond[MODEL_CONDS].items() if key not in made}
+    out = {**cond, MODEL_CONDS: shared | made}
+    if cond.get("control") is not None:
+        out["control"] = cut_control(cond["control"])
     mask = area_mask(cond, x, tiles.canvas)
     if mask is not None:
         out.pop("area", None)
@@ -143,10 +159,8 @@ def own_conds(
             "height": noise.shape[-2] * 8,
             "prompt_type": prompt_type,
         }
-        per_tile.append({
-            key: value.process_cond(batch_size=tiles.batch, area=None)
-            for key, value in model.extra_conds(**options).items()
-        })
+        conds = model.extra_conds(**options) | own.options[tiles.first + index].get(MODEL_CONDS, {})
+        per_tile.append({key: value.process_cond(batch_size=tiles.batch, area=None) for key, value in conds.items()})
     first, *others = per_tile
     joined = {}
     for key, value in first.items():

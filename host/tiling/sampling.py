@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from itertools import groupby
 from typing import Any
 
+import comfy.model_base
 import comfy.model_management
 import comfy.utils
 import torch
@@ -16,6 +18,7 @@ from torch import Tensor
 from ...models.tiling import ONE_PANE, Box, Panes, TileGrid, Weights, merge_tiles, tile_weight
 from ..progress import TileProgress
 from .conditions import TILE_OPTIONS, NeedsTiledModel, TileBatch, tile_cond
+from .controls import TileControls
 
 KEY = "realisr_tiling"
 
@@ -24,6 +27,11 @@ CELLS_PER_FORWARD = 128 * 128
 
 MEMORY_MARGIN = 1.5
 """Of the host's estimate of a forward, as the host itself leaves it when it batches conditions."""
+
+POSITIONED = (comfy.model_base.Flux, comfy.model_base.Lumina2)
+"""Image models whose rotary positions the host can shift, all with patches of PATCH latent cells a side."""
+
+PATCH = 2
 
 PROMPT_TYPES = ("positive", "negative")
 
@@ -34,7 +42,8 @@ class Tiling:
 
     grid: tiles over a pane of the latent, in latent cells. panes: how panes make up the latent. weights: of the mean
     where tiles overlap. per_forward: tiles run together; 0 for as many as free memory holds, up to CELLS_PER_FORWARD.
-    own_options: every condition must bring its TileOptions. node: name of the node that tiles, for messages.
+    own_options: every condition must bring its TileOptions. true_positions: tiles' rotary positions are those they
+    have in the canvas, not counted from 0; they then run one by one. node: name of the node that tiles, for messages.
     """
 
     grid: TileGrid
@@ -42,6 +51,7 @@ class Tiling:
     weights: Weights = "uniform"
     per_forward: int = 0
     own_options: bool = False
+    true_positions: bool = False
     node: str = "Tiled MultiDiffusion"
 
     @property
@@ -54,9 +64,17 @@ class Tiling:
         return self.panes.size(self.grid.height, self.grid.width)
 
     def apply(self, model):
-        """A clone of the MODEL that works in tiles. Raises ValueError when it does already."""
+        """A clone of the MODEL that works in tiles.
+
+        Raises ValueError when it does already, or has no positions to shift where true_positions asks for it.
+        """
         if model.get_wrappers(WrappersMP.CALC_COND_BATCH, KEY):
             raise ValueError(f"The model already works in tiles. Connect the model from before that to {self.node}.")
+        if self.true_positions and not isinstance(model.model, POSITIONED):
+            raise ValueError(
+                f"{self.node}: ComfyUI cannot shift the positions of this model ({type(model.model).__name__}). Turn "
+                "true_positions off; it is for FLUX and Lumina models."
+            )
         model = model.clone()
         model.add_wrapper_with_key(WrappersMP.PREPARE_SAMPLING, KEY, self.prepare)
         model.add_wrapper_with_key(WrappersMP.SAMPLER_SAMPLE, KEY, self.start_run)
@@ -75,8 +93,12 @@ class Tiling:
 
     def start_run(self, executor, guider, sigmas, extra_args, *args, **kwargs):
         """Gives a sampling run its own state, which the host hands back at every evaluation."""
-        options = {**extra_args["model_options"], KEY: TilingRun(len(self.grid), self.per_forward)}
+        options = {**extra_args["model_options"], KEY: self.new_run()}
         return executor(guider, sigmas, {**extra_args, "model_options": options}, *args, **kwargs)
+
+    def new_run(self) -> TilingRun:
+        per_forward = 1 if self.true_positions else self.per_forward
+        return TilingRun(len(self.grid), per_forward, TileControls(self.panes, self.canvas_size))
 
     def evaluate(self, executor, model, conds, x, timestep, model_options) -> list[Tensor]:
         """The host's calc_cond_batch, tile by tile: denoised `[B, C, H, W]` for each of `conds`.
@@ -84,7 +106,7 @@ class Tiling:
         Merging what is denoised equals merging velocities, both being evaluated at the same noisy latent.
         """
         self.check(conds, x)
-        run = model_options.get(KEY) or TilingRun(len(self.grid), self.per_forward)
+        run = model_options.get(KEY) or self.new_run()
         call = _Evaluation(self, run, executor, model, conds, x, timestep, model_options)
         if len(self.grid) == 1:
             return call.forward(0, self.grid.boxes)
@@ -131,9 +153,10 @@ def without_canvas(concat_cond: Callable[..., Tensor | None]) -> Callable[..., T
 class TilingRun:
     """What one sampling run keeps between evaluations: its progress, and how many tiles memory has held."""
 
-    def __init__(self, tiles: int, per_forward: int):
+    def __init__(self, tiles: int, per_forward: int, controls: TileControls):
         self.tiles = tiles
         self.per_forward = per_forward
+        self.controls = controls
         self.most = tiles
         self.progress: TileProgress | None = None
 
@@ -177,14 +200,27 @@ class _Evaluation:
         batch = self.x.shape[0]
         tiles = TileBatch(first, boxes, self.tiling.panes, self.tiling.canvas_size, batch)
         x = tiles.crop(self.x)
+        cut_control = cache(lambda control: self.run.controls.cut(control, first, boxes, batch))
         conds = [
             None if entries is None else [
-                tile_cond(self.model, cond, tiles, x, PROMPT_TYPES[min(index, 1)]) for cond in entries
+                tile_cond(self.model, cond, tiles, x, PROMPT_TYPES[min(index, 1)], cut_control) for cond in entries
             ]
             for index, entries in enumerate(self.conds)
         ]
         timestep = comfy.utils.repeat_to_batch_size(self.timestep, tiles.items)
-        return self.executor(self.model, conds, x, timestep, self.model_options)
+        return self.executor(self.model, conds, x, timestep, self.options_of(boxes[0]))
+
+    def options_of(self, box: Box) -> dict[str, Any]:
+        """The model's options for a tile: with true_positions, rotary positions that start where the tile does."""
+        if not self.tiling.true_positions:
+            return self.model_options
+        transformer = self.model_options.get("transformer_options", {})
+        positions = transformer.get("rope_options", {})
+        moved = {
+            f"shift_{axis}": positions.get(f"shift_{axis}", 0.0) + positions.get(f"scale_{axis}", 1.0) * cells / PATCH
+            for axis, cells in (("y", box.top), ("x", box.left))
+        }
+        return {**self.model_options, "transformer_options": {**transformer, "rope_options": {**positions, **moved}}}
 
     def predict(self, first: int, boxes: Sequence[Box]) -> list[Tensor]:
         """Per tile, denoised panes `[conditions, B, C, panes, h, w]`."""

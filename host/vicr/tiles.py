@@ -20,6 +20,7 @@ from torch import Tensor
 from ...models.tiling import Panes, TileGrid, Weights
 from ...models.vicr.diptych import PANEL_MULTIPLE, Diptych, empty_target, seam_dim, split, target_mask
 from ..tiling.conditions import TILE_OPTIONS, NeedsTiledModel, TileOptions
+from ..tiling.prompts import Conditioning, Entry, prompts_of, text_options
 from ..tiling.sampling import Tiling
 
 NODE = "Diptych Tiles"
@@ -28,12 +29,6 @@ CELL = 8
 """Pixels per latent cell, as the diptych's record counts them."""
 
 ALIGN = PANEL_MULTIPLE // CELL
-
-Entry = list[Any]
-Conditioning = list[Entry]
-
-NOT_PER_TILE = ("area", "mask", "control", "gligen", "hooks", "start_percent", "end_percent", TILE_OPTIONS)
-"""Options of a tile's prompt that would speak of the canvas or of the schedule."""
 
 
 @dataclass(frozen=True)
@@ -104,7 +99,7 @@ def encode_tiles(vae, panel: Tensor, diptych: Diptych, grid: TileGrid) -> Iterat
     for box in grid.boxes:
         comfy.model_management.throw_exception_if_processing_interrupted()
         crop = box.crop(panel, CELL)
-        mask = target_mask(*crop.shape[-2:], diptych.layout)
+        mask = target_mask(crop.shape[-2], crop.shape[-1], diptych.layout)
         # The host's arithmetic for masked pixels, to the bit: a tile that is the whole canvas is the untiled method.
         pixels = (empty_target(crop, diptych.layout) - 0.5) * (1.0 - mask[:, None]) + 0.5
         yield vae.encode(rearrange(pixels, "b c h w -> b h w c"))
@@ -129,53 +124,6 @@ def check_model(model, latent: Tensor, mask: Tensor) -> None:
             f"{NODE}: this model ({type(model.model).__name__}) reads no masked image, so it cannot complete a "
             "diptych. Load FLUX.1-Fill-dev, or another inpainting model of its kind."
         )
-
-
-def text_options(entry: Entry, tile_entry: Entry) -> dict[str, Any]:
-    """What a tile's prompt replaces in an entry: the text, and all else the prompt's conditioning says.
-
-    Columns that the entry's pooled output has beyond the prompt's (the bridge's vector) are the whole image's and
-    stay.
-    """
-    tokens, options = tile_entry
-    made = {"attention_mask": None, **options, "cross_attn": tokens}
-    pooled, whole = options.get("pooled_output"), entry[1].get("pooled_output")
-    if pooled is None:
-        made["pooled_output"] = whole
-    elif whole is not None and whole.shape[-1] > pooled.shape[-1]:
-        rest = comfy.utils.repeat_to_batch_size(whole[:, pooled.shape[-1] :].to(pooled), len(pooled))
-        made["pooled_output"] = torch.cat([pooled, rest], dim=-1)
-    return made
-
-
-def prompts_of(tile_prompts: Sequence[Conditioning], tiles: int) -> list[Entry]:
-    """One entry per tile, from a list with one conditioning per tile or from one conditioning with as many entries.
-
-    Raises ValueError when the numbers differ, and for prompts that carry areas, masks, ControlNets or hooks.
-    """
-    if len(tile_prompts) == 1:
-        entries = list(tile_prompts[0])
-    else:
-        combined = [index for index, conditioning in enumerate(tile_prompts) if len(conditioning) != 1]
-        if combined:
-            raise ValueError(
-                f"{NODE}: tile_prompts {combined[:5]} hold several prompts each (combined conditionings). Give one "
-                "per tile."
-            )
-        entries = [conditioning[0] for conditioning in tile_prompts]
-    if len(entries) != tiles:
-        raise ValueError(
-            f"{NODE}: got {len(entries)} tile prompts for {tiles} tiles. Give one prompt per tile, row by row, or "
-            "none; Diptych Tile Images shows the tiles."
-        )
-    for index, (_, options) in enumerate(entries):
-        found = [key for key in NOT_PER_TILE if options.get(key) is not None]
-        if found:
-            raise ValueError(
-                f"{NODE}: the prompt of tile {index} carries {', '.join(found)}, which a tile's prompt cannot. Put it "
-                "on the positive conditioning, or leave it out."
-            )
-    return entries
 
 
 def with_tiles(
@@ -229,10 +177,10 @@ def tile_diptych(
     grid, panes = options.grid(diptych), Panes(2, seam_dim(diptych.layout))
     tiling = Tiling(grid, panes, options.weights, options.per_forward, own_options=True, node=NODE)
     tiled = tiling.apply(model)
-    prompts = None if not tile_prompts else prompts_of(tile_prompts, len(grid))
+    prompts = None if not tile_prompts else prompts_of(tile_prompts, len(grid), NODE)
     panel = lq_panel(canvas, diptych)
     mask = target_mask(grid.tile_height * CELL, grid.tile_width * CELL, diptych.layout)[:, None]
-    images = []
+    images: list[dict[str, Any]] = []
     for latent in encode_tiles(vae, panel, diptych, grid):
         if not images:
             check_latents(model, vae, latent, tiling.tile_size)

@@ -92,6 +92,10 @@ class VisionCond(comfy.conds.CONDRegular):
         self.memo = memo
         self.batch = batch
 
+    def _copy_with(self, cond: Tensor) -> VisionCond:
+        """For other items than the memo's: a tiler's batch of crops, say."""
+        return VisionCond(cond, self.tiles, ContextMemo(0), self.batch)
+
     def process_cond(self, batch_size: int, **kwargs) -> VisionCond:
         return VisionCond(self.cond, self.tiles, self.memo, batch_size)
 

@@ -61,7 +61,7 @@ class ChameleonConfig:
         """Raises ValueError unless the vocabulary has all 16384 image codes."""
         if self.has_image_vocabulary:
             return
-        looks = " That is Chameleon's and Lumina-mGPT's, whose image codes are 8192." if self.vocab_size == 65536 else ""
+        looks = " That is Chameleon's and Lumina-mGPT's, with 8192 image codes." if self.vocab_size == 65536 else ""
         raise ValueError(
             f"the model has {self.vocab_size} tokens, PURE has {VOCABULARY}.{looks} Choose the folder of nonwhy/PURE."
         )

@@ -46,7 +46,7 @@ def choose_crop(width: int, height: int, target: int = TARGET_SIZE) -> tuple[int
         ratios = size[0] / width, size[1] / height
         return min(ratios) / max(ratios)
 
-    return max(((score(size), size) for size in crop_sizes(target)))[1]
+    return max((score(size), size) for size in crop_sizes(target))[1]
 
 
 def crop(image: Tensor, size: tuple[int, int], randint: Randint | None = None) -> Tensor:

@@ -190,9 +190,7 @@ def write_text(
     written: list[list[int]] = [[] for _ in descriptions]
     only_sentence = guidance == "perception" or (guidance == "full" and None not in descriptions)
     if any(needs_writing(guidance, text) for text in descriptions):
-        writer = Writer(
-            session, hidden, options.text_top_k, options.sampling.temperature, options.max_text_tokens
-        )
+        writer = Writer(session, hidden, options.text_top_k, options.sampling.temperature, options.max_text_tokens)
         written = writer.write(tokenizer if only_sentence else None)
     pairs = zip(written, descriptions, strict=True)
     kept = [kept_ids(ids, guidance, text, tokenizer) for ids, text in pairs]

@@ -1,4 +1,4 @@
-"""Speculative Jacobi decoding of an image: several guesses are checked per forward, and the distribution stays the same.
+"""Speculative Jacobi decoding: several guesses are checked per forward, and the distribution stays the same.
 
 A window holds the last token and drafts of the next ones. One forward gives the distribution q of every slot in it. A
 draft d, drawn from p, stands with probability min(1, q(d) / p(d)); at the first that falls a token is drawn from the
@@ -9,6 +9,8 @@ computed. Images of a batch advance each at its own pace.
 """
 
 from __future__ import annotations
+
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -88,14 +90,15 @@ class JacobiDecoder:
         return slots, fresh, accept, final[:, 0]
 
     def forward(self, ids: Tensor, positions: Tensor, length: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Feed `[B, T]` at `[B, T]` positions in the image (BOI is 0): probabilities, entropies, k of each next slot."""
+        """Feed ids `[B, T]` at positions `[B, T]` in the image (BOI is 0); p, entropy and k of the next slots."""
         for cache, start in zip(self.caches, (max(self.session.starts), 0), strict=False):
             cache.set_span(start + length)
         rows = self.offsets + positions.repeat(self.branches, 1)
         hidden = self.session.forward(ids.repeat(self.branches, 1), rows, self.caches)
         logits = self.session.network.image_logits(hidden)
         if self.branches == 2:
-            logits = stages.guide(*logits.chunk(2), self.guidance_scale)
+            conditional, unconditional = logits.chunk(2)
+            logits = stages.guide(conditional, unconditional, self.guidance_scale)
         self.forwards += 1
         return stages.distribution(logits, self.sampling)
 
@@ -105,7 +108,7 @@ class JacobiDecoder:
         opening = torch.tensor([[BOI, *self.grid.sizes()]], device=device).expand(batch, -1)
         positions = torch.arange(3, device=device).expand(batch, -1)
         p, entropy, k = self.forward(opening, positions, 3)
-        slots, fresh, _, final = self.uniforms()
+        _, fresh, _, final = self.uniforms()
         first = stages.draw(p[:, -1], final)
         self.buffers.index[:, 0], self.buffers.entropy[:, 0], self.buffers.k[:, 0] = first, entropy[:, -1], k[:, -1]
         self.drafts[:, 0] = first
@@ -191,7 +194,7 @@ class JacobiDecoder:
             session.observer.step("image", done, grid.tokens)
             if done // grid.columns > rows:
                 rows = done // grid.columns
-                session.observer.rows(rows, lambda rows=rows: self.codes(rows))
+                session.observer.rows(rows, partial(self.codes, rows))
             if done == grid.tokens:
                 break
             self.advance(max(committed))

@@ -18,7 +18,7 @@ from . import logits as stages
 from .cache import KVCache
 from .grid import Slot, next_slot
 from .transformer import Chameleon
-from .vocabulary import BOI, EOI, EOT, IMAGE_RANGES, IMAGE_TOKENS, image_ids
+from .vocabulary import BOI, EOI, EOT, IMAGE_RANGES, image_ids
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class ReferenceDraws(Protocol):
 
 
 def window_slots(context: Sequence[int], size: int) -> list[Slot]:
-    """What the next `size` tokens are if the grid of `context` simply goes on; the end of an image wins over a row's."""
+    """What the next `size` tokens are if the grid of `context` simply goes on; EOI wins over a row's end."""
     slot, grid, n = next_slot(context)
     if grid is None:
         return [slot] * size
@@ -88,7 +88,8 @@ def residual_logits(target: Tensor, draft: Tensor) -> Tensor:
 def accepted_drafts(drafts: Tensor, draft_p: Tensor, target_p: Tensor, uniforms: Tensor) -> Tensor:
     """Which drafts stand, bool `[L - 1]`, each judged alone.
 
-    drafts, draft_p: of window places 1..L-1. target_p: distributions `[L - 1, V]` of the same places. uniforms: `[L - 1]`.
+    drafts, draft_p: of window places 1..L-1. target_p: distributions `[L - 1, V]` of the same places.
+    uniforms: `[L - 1]`.
     """
     q, p = (x.gather(-1, drafts[:, None])[:, 0] for x in (target_p, draft_p))
     return uniforms < (q / p).clamp(max=1)

@@ -8,6 +8,7 @@ them and never computed, so there are as many forwards as image tokens.
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -134,7 +135,8 @@ class SequentialDecoder:
         hidden = self.session.network(ids, positions, self.caches, dtype=self.session.dtype)
         logits = self.session.network.image_logits(hidden[:, -1])
         if self.branches == 2:
-            logits = stages.guide(*logits.chunk(2), self.guidance_scale)
+            conditional, unconditional = logits.chunk(2)
+            logits = stages.guide(conditional, unconditional, self.guidance_scale)
         p, entropy, k = stages.distribution(logits, self.sampling)
         index = stages.draw(p, self.uniforms.index_select(1, self.slot)[:, 0])
         self.buffers.index.index_copy_(1, self.slot, index[:, None])
@@ -169,7 +171,7 @@ class SequentialDecoder:
             row_done = token % columns == 0
             if row_done:
                 check_finite(session, self.buffers.entropy[:, :token], self.grid)
-                session.observer.rows(token // columns, lambda token=token: self.codes(token // columns))
+                session.observer.rows(token // columns, partial(self.codes, token // columns))
             if token < self.grid.tokens:
                 width = 2 if row_done else 1
                 length += width
@@ -177,4 +179,3 @@ class SequentialDecoder:
         session.forwards += self.forwards
         buffers = self.buffers
         return Drawn(buffers.index.cpu(), buffers.entropy.cpu(), buffers.k.cpu(), self.forwards)
-

@@ -47,9 +47,9 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 class HeadNorm(nn.Module):
-    """LayerNorm over each head's width, with one weight and bias per block of heads; float32 throughout.
+    """Weight and bias of LayerNorm over each head's width, one row per block of heads.
 
-    A few kilobytes: kept in float32 so that 8-bit weights do not quantise it.
+    A few kilobytes: kept in float32 so that 8-bit weights do not quantise them.
     """
 
     def __init__(self, rows: int, head_dim: int, device=None):
@@ -57,16 +57,11 @@ class HeadNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(rows, head_dim, dtype=torch.float32, device=device))
         self.bias = nn.Parameter(torch.zeros(rows, head_dim, dtype=torch.float32, device=device))
 
-    def per_head(self, table: Tensor, x: Tensor) -> Tensor:
-        table = table.to(device=x.device, dtype=torch.float32)
-        if table.shape[0] != 1:
-            table = table.repeat_interleave(x.shape[1] // table.shape[0], dim=0)
-        return table[:, None]
-
-    def forward(self, x: Tensor) -> Tensor:
-        """x `[R, H, T, d]` -> the same shape in float32."""
-        normed = F.layer_norm(x.float(), (x.shape[-1],), eps=QK_NORM_EPS)
-        return normed * self.per_head(self.weight, x) + self.per_head(self.bias, x)
+    def per_head(self, heads: int, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Weight and bias of each head, float32 `[heads, 1, d]`."""
+        tables = (table.to(device=device, dtype=torch.float32) for table in (self.weight, self.bias))
+        weight, bias = (rows.repeat_interleave(heads // rows.shape[0], dim=0)[:, None] for rows in tables)
+        return weight, bias
 
 
 class Attention(nn.Module):
@@ -81,10 +76,21 @@ class Attention(nn.Module):
         self.k_norm = HeadNorm(config.qk_norm_rows, self.head_dim, device)
 
     def project(self, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """x `[R, T, D]` -> q, k (normalised, then rotated), v, each `[R, heads, T, d]` in the dtype of x."""
+        """x `[R, T, D]` -> q, k (normalised, then rotated), v, each `[R, heads, T, d]` in the dtype of x.
+
+        Norm and rotation are done in float32, on queries and keys together.
+        """
         heads = rearrange(self.qkv_proj(x), "r t (h d) -> r h t d", d=self.head_dim)
-        q, k, v = heads.split([self.heads, self.kv_heads, self.kv_heads], dim=1)
-        return rotate(self.q_norm(q), cos, sin).to(v.dtype), rotate(self.k_norm(k), cos, sin).to(v.dtype), v
+        qk, v = heads.split([self.heads + self.kv_heads, self.kv_heads], dim=1)
+        tables = zip(
+            self.q_norm.per_head(self.heads, x.device), self.k_norm.per_head(self.kv_heads, x.device), strict=True
+        )
+        weight, bias = (torch.cat(pair) for pair in tables)
+        normed = F.layer_norm(qk.float(), (self.head_dim,), eps=QK_NORM_EPS)
+        q, k = (
+            rotate(torch.addcmul(bias, normed, weight), cos, sin).to(v.dtype).split([self.heads, self.kv_heads], dim=1)
+        )
+        return q, k, v
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, attention: AttentionFn) -> Tensor:
         if self.kv_heads != self.heads:
@@ -234,7 +240,9 @@ class Chameleon(nn.Module):
 
     def image_logits(self, hidden: Tensor) -> Tensor:
         """Next-token logits of the image tokens alone, float32 `[..., 16384]` in ascending order of their ids."""
-        return self.lm_head.image(hidden).float()
+        head = self.lm_head.image
+        assert head is not None, "a model without PURE's vocabulary has no image tokens"
+        return head(hidden).float()
 
     def initialise(self, std: float = 0.02, generator: torch.Generator | None = None) -> Chameleon:
         """Random weights: normal with deviation `std`, norms at one."""

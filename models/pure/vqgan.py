@@ -189,9 +189,7 @@ class Half(nn.Module):
 class Encoder(Half):
     def __init__(self, config: VQConfig, dtype=None, device=None, operations: Any = nn):
         widths = config.widths
-        super().__init__(
-            (3, config.base), (widths[-1], config.latent_channels), widths[-1], dtype, device, operations
-        )
+        super().__init__((3, config.base), (widths[-1], config.latent_channels), widths[-1], dtype, device, operations)
         factory = {"dtype": dtype, "device": device, "operations": operations}
         last = len(widths) - 1
         self.conv_blocks = nn.ModuleList(
@@ -275,9 +273,7 @@ class VQGAN(nn.Module):
         self.encoder = Encoder(config, **layers)
         self.quant_conv = operations.Conv2d(config.latent_channels, config.code_channels, kernel_size=1, **factory)
         self.quantize = Codebook(config, **layers)
-        self.post_quant_conv = operations.Conv2d(
-            config.code_channels, config.latent_channels, kernel_size=1, **factory
-        )
+        self.post_quant_conv = operations.Conv2d(config.code_channels, config.latent_channels, kernel_size=1, **factory)
         self.decoder = Decoder(config, **layers)
 
     def encode(self, pixels: Tensor) -> Tensor:
@@ -285,7 +281,9 @@ class VQGAN(nn.Module):
         height, width = pixels.shape[-2:]
         scale = self.config.downscale
         if height % scale or width % scale:
-            raise ValueError(f"an image of {width} x {height} cannot be encoded: both sides must be multiples of {scale}")
+            raise ValueError(
+                f"an image of {width} x {height} cannot be encoded: both sides must be multiples of {scale}"
+            )
         return self.quantize.nearest(self.quant_conv(self.encoder(pixels)))
 
     def decode(self, codes: Tensor, dtype: torch.dtype | None = None) -> Tensor:

@@ -25,7 +25,7 @@ EMPTY = 0.5
 """Value of pixels still to be generated."""
 
 
-def seam_dim(layout: Layout) -> int:
+def seam_dim(layout: Layout) -> Literal[-1, -2]:
     """The dimension of a `[..., H, W]` field along which the panels are joined."""
     return -1 if layout == "side by side" else -2
 

@@ -74,6 +74,13 @@ def test_the_settings_are_the_papers():
         assert (loader["model_name"], loader["vq_name"]) == (pure.FOLDER, "auto (vq_ds8_c2i)")
 
 
+@pytest.mark.parametrize("name", WORKFLOWS)
+def test_the_notes_name_the_files(name: str):
+    drawn = json.loads((ROOT / "workflows" / f"{name}.json").read_text(encoding="utf-8"))
+    notes = " ".join(node["widgets_values"][0] for node in drawn["nodes"] if node["type"] == "MarkdownNote")
+    assert f"LLM/**{pure.FOLDER}**/" in notes and f"vae/**{pure.VQ_FILE}**" in notes
+
+
 def test_512(server: ComfyServer, released):
     graph = in_small_squares(with_picture(server, read("pure_512"), 29, 37))
     graph[node_of(graph, RESTORER)]["inputs"]["resize.width"] = 58

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +24,9 @@ MODEL, VAE = "tiny_fill.safetensors", "tiny_taesd.safetensors"
 
 def save_models(models: Path) -> None:
     """A tiny FLUX Fill and a TAESD for its latents."""
-    sizes = {"context_width": CONTEXT_WIDTH, "pooled_width": POOLED_WIDTH}
-    network = checkpoints.flux(fill_model=True, double_blocks=1, single_blocks=1, **sizes)
+    network = checkpoints.flux(
+        fill_model=True, double_blocks=1, single_blocks=1, context_width=CONTEXT_WIDTH, pooled_width=POOLED_WIDTH
+    )
     for folder, name, content in (
         ("diffusion_models", MODEL, network), ("vae", VAE, checkpoints.taesd()),
     ):
@@ -145,7 +145,3 @@ def prompts(result: PromptResult) -> list[str]:
 def difference(a: Image.Image, b: Image.Image) -> float:
     """Mean absolute difference in grey levels."""
     return float(np.abs(np.asarray(a, np.float64) - np.asarray(b, np.float64)).mean())
-
-
-def without(graph: Mapping[str, Any], *ids: str) -> Graph:
-    return {node_id: value for node_id, value in graph.items() if node_id not in ids}

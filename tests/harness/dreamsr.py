@@ -113,7 +113,9 @@ def apply_control(model: Any, control: Any, scene: Scene, **changes: Any) -> tup
     from realisr.host.dreamsr.apply import apply_mm_control
     from realisr.host.dreamsr.conditioning import ApplyOptions
 
-    inputs = {"positive": scene.positive, "negative": None, "latent": scene.latent, "local": scene.local}
+    inputs: dict[str, Any] = {
+        "positive": scene.positive, "negative": None, "latent": scene.latent, "local": scene.local,
+    }
     inputs |= {name: changes.pop(name) for name in list(changes) if name in inputs}
     return apply_mm_control(model, control, options=ApplyOptions(**changes), **inputs)
 

@@ -198,11 +198,13 @@ def tiny_vaes(seed: int = 5) -> tuple[Any, Any]:
     width, layers, channels = TINY_VAE.values()
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        theirs = AutoencoderKL(
+        # diffusers takes its models' common methods from bases it gives no types for.
+        theirs: Any = AutoencoderKL(
             block_out_channels=(width,) * 4, layers_per_block=layers, latent_channels=channels,
             down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4,
             norm_num_groups=32, scaling_factor=LATENT_SCALE, shift_factor=LATENT_SHIFT,
-        ).eval()
+        )
+        theirs.eval()
     with torch.no_grad():
         theirs.quant_conv.weight[channels:] = 0
         theirs.quant_conv.bias[channels:] = -30
@@ -225,7 +227,7 @@ def diffusers_fill(weights: StateDict, vae: Any) -> Any:
 
     renamed = flux_diffusers(weights)
     heads = weights["img_in.weight"].shape[0] // 128
-    transformer = FluxTransformer2DModel(
+    transformer: Any = FluxTransformer2DModel(
         in_channels=weights["img_in.weight"].shape[1], out_channels=64,
         num_layers=count(renamed, "transformer_blocks"), num_single_layers=count(renamed, "single_transformer_blocks"),
         attention_head_dim=128, num_attention_heads=heads, joint_attention_dim=weights["txt_in.weight"].shape[1],
@@ -236,7 +238,7 @@ def diffusers_fill(weights: StateDict, vae: Any) -> Any:
         use_dynamic_shifting=True, shift=3.0, base_shift=0.5, max_shift=1.15, base_image_seq_len=256,
         max_image_seq_len=4096,
     )
-    pipeline = FluxFillPipeline(scheduler, vae, None, None, None, None, transformer.eval())
+    pipeline: Any = FluxFillPipeline(scheduler, vae, None, None, None, None, transformer.eval())
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 

@@ -85,7 +85,7 @@ def test_a_copy_takes_inputs_of_any_name_and_values_in_place_of_links(host):
     from realisr.host.graph_expansion import copy_nodes
 
     odd = {"id": 3, "self": None, "class_type": "x", "size.width": 4, "round": ["start", 2], "several": ["a", "b"]}
-    graph = dynamic({"start": START, "n": node(**{}) | {"inputs": odd}})
+    graph = dynamic({"start": START, "n": {"class_type": "ImageInvert", "inputs": odd}})
     builder = GraphBuilder("l.round_4.")
     copy_nodes(builder, graph, {"n"}, {("start", 2): 4})
     assert builder.finalize()["l.round_4.n"]["inputs"] == odd | {"round": 4}

@@ -255,13 +255,12 @@ def test_the_model_that_went_in_stays_as_it_was(model, control, scene):
 
 def test_prompt_of_a_tile(model, control, scene):
     """What a tiled sampler does to the conditions of a tile."""
-    from realisr.host.dreamsr.conditioning import LocalPrompt, local_prompt_conditions
+    from realisr.host.dreamsr.conditioning import LocalPrompt, with_local_prompt
 
     patched, positive, _ = apply_control(model, control, scene, local=None)
     prompt = LocalPrompt(scene.local_text, scene.local_pooled)
     whole = positive[0][1]["model_conds"]
-    changed = local_prompt_conditions(whole, prompt)
-    tile = [[positive[0][0], {**positive[0][1], "model_conds": whole | changed}]]
+    tile = [[positive[0][0], {**positive[0][1], "model_conds": with_local_prompt(whole, prompt)}]]
     expected, local, _ = apply_control(model, control, scene)
     assert torch.equal(velocity(patched, tile, scene), velocity(expected, local, scene))
 

@@ -91,8 +91,8 @@ def test_previews_grow_row_by_row(model, shown):
     result = run_restorer(model, picture(), color_fix=False)
     pictures = [np.asarray(image).astype(int) for (image,) in of_kind(shown, "preview")]
     start = np.asarray((picture()[0] * 255).round(), dtype=int)
-    assert len(pictures) == 8, "after each of the 8 rows of tokens"
-    for row, seen in enumerate(pictures, start=1):
+    assert len(pictures) == 9, "after each of the 8 rows of tokens, and when all is decoded"
+    for row, seen in enumerate(pictures[:8], start=1):
         assert seen.shape == (64, 64, 3)
         changed = (np.abs(seen - start) > 2).any(axis=(1, 2))
         assert changed[: row * 8].mean() > 0.9 and not changed[row * 8 :].any()
@@ -105,9 +105,9 @@ def test_previews_show_the_tiles_that_are_done(model, shown):
 
     run_restorer(model, picture(width=112), batch_size=1, tile_description="per tile")
     pictures = [np.asarray(image).astype(int) for (image,) in of_kind(shown, "preview")]
-    assert len(pictures) == 16 and pictures[0].shape == (64, 112, 3)
+    assert len(pictures) == 18 and pictures[0].shape == (64, 112, 3)
     start = np.asarray((picture(width=112)[0] * 255).round(), dtype=int)
-    left_after_first = np.abs(pictures[8][:, :48] - start[:, :48])
+    left_after_first = np.abs(pictures[9][:, :48] - start[:, :48])
     assert (left_after_first > 2).any(axis=(1, 2)).mean() > 0.9
 
 
@@ -121,7 +121,7 @@ def test_previews_leave_time_for_the_work(model, shown, monkeypatch):
 
     monkeypatch.setattr(progress, "PREVIEW_SECONDS", 30.0)
     run_restorer(model, picture())
-    assert of_kind(shown, "preview") == []
+    assert len(of_kind(shown, "preview")) == 1, "the finished image"
 
 
 # --- cancel ----------------------------------------------------------------------------------------------------------
@@ -273,3 +273,22 @@ def test_the_host_can_take_the_memory_back(model):
     comfy.model_management.unload_all_models()
     assert comfy.model_management.current_loaded_models == []
     assert run_restorer(model, picture(width=32, height=32), **pure.QUICK)[1] == SENTENCE
+
+
+def test_steps_are_replayed_only_over_weights_that_stay(host, model, monkeypatch):
+    """On a GPU that holds the whole model in the precision it computes in; looked at after loading."""
+    import comfy.model_management
+
+    from realisr.host.pure.loader import CACHES, fits_whole, load_ar_restorer
+
+    run_restorer(model, picture(width=32, height=32), **pure.QUICK)
+    device = torch.device("cpu")
+    assert not model.weights_stay and not fits_whole(device, 0)
+    monkeypatch.setattr(comfy.model_management, "is_device_cuda", lambda _: True)
+    monkeypatch.setattr(comfy.model_management, "get_total_memory", lambda _: 2 * CACHES)
+    assert fits_whole(device, CACHES // 2) and not fits_whole(device, CACHES)
+    assert model.weights_stay
+    assert not load_ar_restorer("PURE", weight_dtype="bf16").weights_stay, "cast as they are used"
+    model.backbone.partially_unload(device, model.backbone.model_size())
+    assert not model.weights_stay
+    comfy.model_management.unload_all_models()

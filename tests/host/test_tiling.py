@@ -164,6 +164,16 @@ def test_masks_areas_and_time_ranges_of_prompts_hold(fill):
     torch.testing.assert_close(both[1], both[0], rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("per_forward", [1, 3])
+def test_images_of_a_batch_keep_their_own_prompts(fill, per_forward):
+    """A conditioning with one text for each image, as prompt schedules make."""
+    positive = text(0.0)
+    positive[0][0] = torch.arange(2.0)[:, None, None].expand(2, 3, 8)
+    plain, x = Network(scaled).on(fill), noise(batch=2)
+    both = [run(model, x, positive) for model in (plain, tiling(per_forward=per_forward).apply(plain))]
+    torch.testing.assert_close(both[1], both[0], rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize(("per_forward", "calls"), [(1, 6), (4, 2), (6, 1), (50, 1)])
 def test_number_of_calls_is_what_the_grid_implies(fill, per_forward, calls):
     network = Network(scaled)

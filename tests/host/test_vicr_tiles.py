@@ -115,6 +115,19 @@ def test_one_tile_is_the_untiled_method_to_the_bit(models, width, height, batch,
     assert torch.equal(ksampler(tiled, cfg=2.0), ksampler(plain, cfg=2.0))
 
 
+def test_the_masked_pixels_are_the_hosts_to_the_bit(models):
+    """What the VAE is given, where rounding shows most: in the darks."""
+    from realisr.models.vicr.diptych import build_diptych
+
+    seen = []
+    vae = SimpleNamespace(encode=lambda pixels: (seen.append(pixels.clone()), models.vae.encode(pixels))[1])
+    built = build_diptych(0.1 * torch.rand(1, 48, 64, 3), 64, 48, "side by side")
+    for make in (untiled, tile):
+        make(Models(models.fill, vae), built)
+    assert torch.equal(seen[-1], seen[0])
+    assert not torch.equal(seen[-1], built.canvas)
+
+
 @pytest.mark.parametrize(
     ("width", "height", "layout", "tiles", "tile_hw"),
     [

@@ -27,7 +27,7 @@ def inputs(case) -> golden.Case:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("case", [case for case in CASES if case.id is None or case.id.endswith("/features")])
+@pytest.mark.parametrize("case", [case for case in CASES if case.id.endswith("/features")])
 def test_features(case):
     config, state_dict = golden.weights("mm_controlnet", "flux")
     network = MMControlNet(MMControlNetConfig.from_shapes({key: value.shape for key, value in state_dict.items()}))
@@ -54,7 +54,7 @@ def scene_of(case) -> Scene:
     )
 
 
-@pytest.mark.parametrize("case", [case for case in CASES if case.id is None or not case.id.endswith("/features")])
+@pytest.mark.parametrize("case", [case for case in CASES if not case.id.endswith("/features")])
 def test_injected_velocity(host, flux, case):
     stated = {name: case.parameters[name] for name in ("dit_blocks", "text_residual")}
     control = load_control(host, "golden_control.safetensors", golden.weights("mm_controlnet", "flux")[1], stated)

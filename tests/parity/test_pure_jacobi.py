@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 import torch
 
@@ -33,7 +35,7 @@ def test_window_distribution(case):
     if mean is not None:
         assert mean == pytest.approx(entry["mean_entropy"], abs=ENTROPY_TOLERANCE)
     pointers = case["prob_ptr"].tolist()
-    for position, (begin, end) in enumerate(zip(pointers[:-1], pointers[1:], strict=True)):
+    for position, (begin, end) in enumerate(pairwise(pointers)):
         ids = case["prob_ids"][begin:end].long()
         assert torch.equal(p[position].nonzero()[:, 0], ids)
         golden.assert_within(p[position, ids], case["prob_values"][begin:end], PROBABILITY_TOLERANCE, f"{position}")

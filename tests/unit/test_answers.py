@@ -9,7 +9,7 @@ import torch
 
 from realisr.services.answers import excerpt, one_line, read_fields, within
 from realisr.services.prompting import RefinedPrompt, caption_question, instruction, refine_question
-from realisr.services.questions import AnswerError, UnusableAnswer
+from realisr.services.questions import AnswerError, Question, UnusableAnswer, one_by_one
 
 FIELDS = ("prompt", "changes", "reason")
 PROMPT = "a wooden door, weathered paint"
@@ -153,6 +153,28 @@ def test_a_caption_is_one_text(image):
     assert caption_question(image, "sentences").read("Caption of a door.") == "Caption of a door."
     assert caption_question(image, "tags").read(f"Prompt: {PROMPT}") == PROMPT
     assert caption_question(image, "tags").instruction != caption_question(image, "sentences").instruction
+
+
+def test_a_model_in_this_process_is_told_what_was_wrong_and_asked_again(image):
+    asked: list[Question] = []
+
+    def answer_with(*answers: str) -> object:
+        asked.clear()
+
+        def answer(question: Question) -> str:
+            asked.append(question)
+            return answers[len(asked) - 1]
+
+        (found,) = one_by_one([refine_question(image, "a door", seed=7)], answer, lambda: None)
+        return found.value
+
+    assert answer_with(JSON[:-9], JSON) == RefinedPrompt(*ANSWER.values())
+    assert [question.seed for question in asked] == [7, 8]
+    assert "could not be used. The answer is not valid JSON" in asked[1].text
+    error = answer_with("", JSON[:-9], "")
+    assert str(error) == "The answer is empty. (asked 3 times)"
+    assert "refused" in str(answer_with("I'm sorry, no."))
+    assert len(asked) == 1
 
 
 def test_a_prompt_cannot_pass_for_marks_of_a_chat_template(image):

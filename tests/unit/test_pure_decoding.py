@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 import torch
 
@@ -11,9 +13,12 @@ from harness.pure_tiny import PROMPT, TINY, answering_network, prefer, random_ne
 load_pack()
 
 from realisr.models.pure import generation, jacobi, sequential  # noqa: E402
+from realisr.models.pure.draws import SeededDraws  # noqa: E402
 from realisr.models.pure.generation import GenerationError, GenerationOptions, Observer, generate  # noqa: E402
 from realisr.models.pure.grid import Grid, Slot, next_slot  # noqa: E402
 from realisr.models.pure.logits import Sampling  # noqa: E402
+from realisr.models.pure.session import Session  # noqa: E402
+from realisr.models.pure.transformer import Chameleon  # noqa: E402
 from realisr.models.pure.vocabulary import BOI, BOS, EOI, EOT, SIZE_BASE, Vocabulary, id_to_index  # noqa: E402
 
 VOCABULARY = Vocabulary.formula()
@@ -37,7 +42,7 @@ def assert_valid(result, height: int, width: int) -> None:
     assert result.ids[-2:] == [EOI, EOT] and len(result.ids) == begin + 3 + grid.length + 1
     for table in (result.codes, result.entropy, result.k):
         assert table.shape == (grid.rows, grid.columns)
-    assert 0 <= result.codes.min() and result.codes.max() < 16384
+    assert result.codes.min() >= 0 and result.codes.max() < 16384
 
 
 HOSTILE = {
@@ -225,7 +230,7 @@ class Words:
 
 def storyteller(seed: int):
     chain = [EOT, 20001, 20002, 20003, 20004, 20005, BOI]
-    return prefer(random_network(seed), dict(zip(chain, chain[1:], strict=False)))
+    return prefer(random_network(seed), dict(pairwise(chain)))
 
 
 GUIDED = [
@@ -309,3 +314,46 @@ def test_slots_of_a_grid():
     free = (tables.forced[1:] < 0).tolist()
     assert free == [slot is Slot.IMAGE for slot in slots]
     assert tables.token[1:][torch.tensor(free)].tolist() == list(range(grid.tokens))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("decoding", DECODINGS)
+def test_steps_never_look_at_a_value(decoding):
+    """On the meta device there are no values: whatever made the host wait for one would raise."""
+    meta, grid = torch.device("meta"), Grid(1, 1)
+    network = Chameleon(TINY, device=meta)
+    cache = sequential.KVCache.allocate(TINY, 2, 64, torch.float32, meta)
+    session = Session(network, cache, [9, 12], SeededDraws([0, 1]), Observer(), torch.float32)
+    if decoding == "sequential":
+        decoder = sequential.SequentialDecoder(session, grid, Sampling(), 0.8, VOCABULARY)
+        for width in (1, 2):
+            decoder.advance(decoder.fed[:, :width], 10)
+    else:
+        decoder = jacobi.JacobiDecoder(session, grid, Sampling(), 0.8, VOCABULARY, window=4)
+        decoder.open()
+        decoder.advance(1)
+    assert decoder.forwards == 2
+
+
+@torch.no_grad()
+def test_steps_work_in_place():
+    """Every tensor a step reads or writes stays where it is, as a captured CUDA graph needs."""
+    session = Session(
+        random_network(15),
+        sequential.KVCache.allocate(TINY, 1, 64, torch.float32),
+        [9],
+        SeededDraws([0]),
+        Observer(),
+        torch.float32,
+    )
+    decoder = sequential.SequentialDecoder(session, Grid(1, 1), Sampling(), 0.8, VOCABULARY)
+
+    def places() -> list[int]:
+        buffers = [decoder.fed, decoder.position, decoder.slot, decoder.uniforms, decoder.offsets]
+        buffers += [decoder.buffers.index, decoder.buffers.entropy, decoder.buffers.k]
+        return [tensor.data_ptr() for tensor in (*buffers, *(cache.keys for cache in decoder.caches))]
+
+    before = places()
+    for width in (1, 2, 1):
+        decoder.step(decoder.fed[:, :width])
+    assert places() == before and int(decoder.slot) == 3 and int(decoder.position) == 4

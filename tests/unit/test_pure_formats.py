@@ -107,7 +107,7 @@ def test_config_of_another_model_is_named(change, message):
 
 def test_config_without_a_setting_and_lumina():
     values = read("pure.config.json")["config"]
-    with pytest.raises(ValueError, match="config.json lacks vocab_size"):
+    with pytest.raises(ValueError, match=r"config\.json lacks vocab_size"):
         ChameleonConfig.from_json({key: value for key, value in values.items() if key != "vocab_size"})
     config = ChameleonConfig.from_json({**values, "vocab_size": 65536, "mask_image_logits": True})
     with pytest.raises(ValueError, match="Lumina-mGPT"):
