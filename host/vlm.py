@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import comfy.model_management
 import comfy.model_patcher
@@ -12,6 +12,9 @@ import torch
 from comfy.text_encoders.llama import BaseGenerate
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
+
+T = TypeVar("T")
+R = TypeVar("R")
 
 SAMPLING = {"top_k": 64, "top_p": 0.95, "min_p": 0.05, "repetition_penalty": 1.05, "presence_penalty": 0.0}
 GAP = 16
@@ -37,6 +40,22 @@ def managed(network: nn.Module) -> comfy.model_patcher.ModelPatcher:
         load_device=comfy.model_management.text_encoder_device(),
         offload_device=comfy.model_management.text_encoder_offload_device(),
     )
+
+
+def within_memory(run: Callable[[Sequence[T]], list[R]], batch: Sequence[T]) -> list[R]:
+    """`run` of a batch; where memory does not suffice, of its halves one after the other.
+
+    Raises what `run` raises, and the host's OOM_EXCEPTION for a single item that does not fit.
+    """
+    try:
+        return run(batch)
+    except comfy.model_management.OOM_EXCEPTION:
+        if len(batch) == 1:
+            raise
+    # Out of the handler: the exception holds the failed run's tensors alive.
+    comfy.model_management.soft_empty_cache()
+    half = len(batch) // 2
+    return within_memory(run, batch[:half]) + within_memory(run, batch[half:])
 
 
 def weight_dtypes() -> dict[str, torch.dtype]:

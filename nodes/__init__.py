@@ -5,12 +5,14 @@ from __future__ import annotations
 from comfy_api.latest import ComfyExtension, io
 
 from . import (
+    acceleration,
     agent,
     agent_loop,
     captioning,
     color,
     degrade,
     mm_controlnet,
+    multidiffusion,
     pure,
     pure_entropy,
     pure_loaders,
@@ -37,7 +39,9 @@ MODULES = (
     vlm,
     agent,
     captioning,
+    multidiffusion,
     mm_controlnet,
+    acceleration,
     quality,
     pure_loaders,
     pure,

@@ -9,6 +9,7 @@ from comfy_api.latest import io
 
 from ..host.pure.model import ARRestorerType
 from ..host.pure.restore import RestoreOptions, Tiles, restore
+from ..models.pure.answer import Guidance
 from ..models.pure.generation import GenerationOptions
 from ..models.pure.logits import Sampling
 from ..models.pure.prompt import INSTRUCTION, PLACEHOLDER
@@ -24,7 +25,12 @@ ENTROPY_TOP_K, FIXED_TOP_K = "entropy top-k", "fixed top-k"
 SEQUENTIAL, JACOBI = "sequential", "speculative Jacobi"
 TILE_AUTO, TILE_CUSTOM, TILE_OFF = "auto", "custom", "off"
 SHARED, PER_TILE = "shared", "per tile"
-ANSWERS = {"full": "full", "perception only": "perception", "understanding only": "understanding", "none": "none"}
+ANSWERS: dict[str, Guidance] = {
+    "full": "full",
+    "perception only": "perception",
+    "understanding only": "understanding",
+    "none": "none",
+}
 WITH_DESCRIPTION = ("full", "understanding only")
 
 TokenGridType = io.Custom("REALISR_TOKEN_GRID")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import weakref
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,13 +13,13 @@ import comfy.utils
 import torch
 from comfy_api.latest import io
 
-from ..host.vlm import generate_text, managed, weight_dtypes
+from ..host.vlm import generate_text, managed, weight_dtypes, within_memory
 from ..host.vlm_folders import find_vlm, vlm_choices
 from ..services.addresses import check_key_variable, normalize_base_url
 from ..services.answers import excerpt
 from ..services.chat import ChatEndpoint, Detail, check_model
 from ..services.pictures import fit
-from ..services.questions import Answer, AnswerError, Poll, Question, SetupError, VisionLanguageModel, one_by_one
+from ..services.questions import Answer, AnswerError, Poll, Question, SetupError, VisionLanguageModel, in_batches
 from ..services.vision_language import LocalVLM, load_local_vlm
 
 CATEGORY = "RealISR/Agent"
@@ -57,10 +58,10 @@ def one_image(node: str, name: str, image: torch.Tensor) -> torch.Tensor:
     return image[0]
 
 
-def whole(text: str, complete: bool, max_tokens: int) -> str:
-    """The text of a model in this process. Raises AnswerError for one that was cut off: half a prompt is none."""
+def whole(text: str, complete: bool, max_tokens: int) -> str | AnswerError:
+    """The text of a model in this process, or an error for one that was cut off: half a prompt is none."""
     if not complete:
-        raise AnswerError(f"The model did not come to an end within {max_tokens} tokens: {excerpt(text)}")
+        return AnswerError(f"The model did not come to an end within {max_tokens} tokens: {excerpt(text)}")
     return text
 
 
@@ -70,11 +71,16 @@ class HostVLM:
 
     clip: comfy.sd.CLIP
 
+    @property
+    def identity(self) -> Hashable:
+        """The network while it lives, and what LoRAs have made of it."""
+        return weakref.ref(self.clip.cond_stage_model), self.clip.patcher.patches_uuid
+
     def answers(self, questions: Sequence[Question], poll: Poll, in_flight: int = 1) -> Iterator[Answer]:
         """See VisionLanguageModel; one question at a time."""
-        return one_by_one(questions, self._answer, poll)
+        return in_batches(questions, 1, lambda batch: [self._answer(question) for question in batch], poll)
 
-    def _answer(self, question: Question) -> str:
+    def _answer(self, question: Question) -> str | AnswerError:
         images = [fit(picture.image, HOST_IMAGE_SIZE) for picture in question.pictures]
         text, complete = generate_text(
             self.clip, question.as_one_text, images, HOST_MAX_TOKENS, HOST_TEMPERATURE, question.seed or 0
@@ -89,21 +95,28 @@ class ManagedVLM:
     local: LocalVLM
     patcher: Any
 
-    def answers(self, questions: Sequence[Question], poll: Poll, in_flight: int = 1) -> Iterator[Answer]:
-        """See VisionLanguageModel; one question at a time."""
+    @property
+    def identity(self) -> Hashable:
+        """The network while it lives, and how it is asked."""
+        return weakref.ref(self.local.network), self.local.temperature, self.local.image_size
 
-        def answer(question: Question) -> str:
+    def answers(self, questions: Sequence[Question], poll: Poll, in_flight: int = 1) -> Iterator[Answer]:
+        """See VisionLanguageModel; `in_flight` questions are answered as one batch, or fewer where memory is short."""
+
+        def answers(batch: Sequence[Question]) -> list[str | AnswerError]:
             comfy.model_management.load_models_gpu([self.patcher], force_full_load=True)
-            bar = comfy.utils.ProgressBar(self.local.max_tokens)
+            # The bar of several questions counts questions, and is their caller's.
+            bar = comfy.utils.ProgressBar(self.local.max_tokens) if len(questions) == 1 else None
 
             def advance() -> None:
                 poll()
-                bar.update(1)
+                if bar is not None:
+                    bar.update(1)
 
-            text, complete = self.local.answer(question, self.patcher.load_device, advance)
-            return whole(text, complete, self.local.max_tokens)
+            written = within_memory(lambda part: self.local.answers(part, self.patcher.load_device, advance), batch)
+            return [whole(text, complete, self.local.max_tokens) for text, complete in written]
 
-        return one_by_one(questions, answer, poll)
+        return in_batches(questions, in_flight, answers, poll)
 
 
 class ChatEndpointNode(io.ComfyNode):

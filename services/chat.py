@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any, Literal
@@ -55,6 +55,14 @@ class ChatEndpoint:
         object.__setattr__(self, "base_url", normalize_base_url(self.base_url))
         check_key_variable(self.key_variable)
         check_model(self.model)
+
+    @property
+    def identity(self) -> Hashable:
+        """What decides what is answered. How long is waited, how often and with which key does not."""
+        return (
+            type(self).__name__, self.base_url, self.model, self.temperature, self.image_detail, self.image_size,
+            self.jpeg_quality,
+        )
 
     def answers(self, questions: Sequence[Question], poll: Poll, in_flight: int = 1) -> Iterator[Answer]:
         """Answers as they arrive; see VisionLanguageModel. Raises SetupError when the library or the key is missing."""

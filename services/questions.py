@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
@@ -101,6 +102,11 @@ class Answer:
 class VisionLanguageModel(Protocol):
     """A service that answers questions about pictures. Made by the loaders, carried on the VLM wire."""
 
+    @property
+    def identity(self) -> Hashable:
+        """Equal for services that answer alike, so that answers of one stand for the other's. Holds no key."""
+        ...
+
     def answers(self, questions: Sequence[Question], poll: Poll, in_flight: int = 1) -> Iterator[Answer]:
         """Answers as they arrive, in any order; a question that fails gives its error and does not stop the others.
 
@@ -115,26 +121,57 @@ def ask(model: VisionLanguageModel, question: Question, poll: Poll) -> object:
     return answer.result()
 
 
-def one_by_one(questions: Iterable[Question], answer: Callable[[Question], str], poll: Poll) -> Iterator[Answer]:
-    """Answers of a model in this process, which works on one question at a time. answer: question -> text."""
-    for index, question in enumerate(questions):
-        yield Answer(index, _settle(question, answer, poll))
+def in_batches(
+    questions: Iterable[Question],
+    size: int,
+    answers: Callable[[Sequence[Question]], Sequence[str | AnswerError]],
+    poll: Poll,
+) -> Iterator[Answer]:
+    """Answers of a model in this process, which works on up to `size` questions together.
 
-
-def _settle(question: Question, answer: Callable[[Question], str], poll: Poll) -> object:
-    """The answer, or the error of the last attempt. A further one is told what was wrong and has another seed."""
-    asked = question
-    for attempt in range(1, ATTEMPTS + 1):
+    answers: questions -> a text or an error for each. What cannot be used is asked for again, after the others; the
+    model is then told what was wrong and has another seed.
+    """
+    waiting = deque(_Asked(index, question) for index, question in enumerate(questions))
+    while waiting:
         poll()
+        batch = [waiting.popleft() for _ in range(min(size, len(waiting)))]
+        for asked, text in zip(batch, answers([each.wording for each in batch]), strict=True):
+            value = asked.value(text)
+            if isinstance(value, _Asked):
+                waiting.append(value)
+            else:
+                yield Answer(asked.index, value)
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """An attempt at a question. trouble: with the attempt before."""
+
+    index: int
+    question: Question
+    attempt: int = 1
+    trouble: UnusableAnswer | None = None
+
+    @property
+    def wording(self) -> Question:
+        if self.trouble is None:
+            return self.question
+        text = f"{self.question.text}\n\n{complaint(self.trouble)}"
+        return replace(self.question, text=text, seed=(self.question.seed or 0) + self.attempt - 1)
+
+    def value(self, text: str | AnswerError) -> object:
+        """What the question's `read` makes of the answer, the error it ends with, or the next attempt."""
         try:
-            return question.read(answer(asked))
+            if isinstance(text, AnswerError):
+                raise text
+            return self.question.read(text)
         except UnusableAnswer as error:
-            last = AnswerError(f"{error} (asked {attempt} times)")
-            text = f"{question.text}\n\n{complaint(error)}"
-            asked = replace(question, text=text, seed=(question.seed or 0) + attempt)
+            if self.attempt < ATTEMPTS:
+                return replace(self, attempt=self.attempt + 1, trouble=error)
+            return AnswerError(f"{error} (asked {self.attempt} times)")
         except AnswerError as error:
             return error
-    return last
 
 
 def complaint(error: UnusableAnswer) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,34 +35,60 @@ class LocalVLM:
 
         advance: called after every token; raises to give up.
         """
+        return self.answers([question], device, advance)[0]
+
+    def answers(
+        self, questions: Sequence[Question], device: torch.device, advance: Callable[[], None]
+    ) -> list[tuple[str, bool]]:
+        """`answer` for several questions, written together; one by one where the tokenizer has nothing to pad with.
+
+        The first question's seed is that of all.
+        """
+        if len(questions) > 1 and self.processor.tokenizer.pad_token is None:
+            return [self.answer(question, device, advance) for question in questions]
         network: Any = self.network
-        inputs = self._inputs(question).to(device, dtype=network.dtype)
+        inputs = self._inputs(questions).to(device, dtype=network.dtype)
         sampling = {"do_sample": True, "temperature": self.temperature} if self.temperature > 0 else {
             "do_sample": False, "temperature": None, "top_p": None, "top_k": None,
         }
         kind = device.type if device.type in ("cuda", "xpu") else "cuda"
         devices = [device] if device.type == kind else []
         with torch.inference_mode(), torch.random.fork_rng(devices, device_type=kind):
-            torch.manual_seed(question.seed or 0)
+            torch.manual_seed(questions[0].seed or 0)
             tokens = network.generate(
                 **inputs, **sampling, max_new_tokens=self.max_tokens, stopping_criteria=_calling(advance)
             )
-        written = tokens[0, inputs["input_ids"].shape[1] :].tolist()
-        complete = len(written) < self.max_tokens or written[-1] in _stop_tokens(network)
-        return self.processor.tokenizer.decode(written, skip_special_tokens=True), complete
+        return [self._written(row) for row in tokens[:, inputs["input_ids"].shape[1] :].tolist()]
 
-    def _inputs(self, question: Question) -> Any:
-        """Tensors of the pictures and the text, in the model's chat template or, where it has none, LLaVA's."""
-        pictures = [to_pil(picture.image, self.image_size) for picture in question.pictures]
-        text = question.as_one_text
+    def _written(self, tokens: list[int]) -> tuple[str, bool]:
+        """The text of an answer up to its end, and whether it came to one."""
+        stops = set(_stop_tokens(self.network))
+        length = next((count for count, token in enumerate(tokens, 1) if token in stops), None)
+        complete = length is not None or len(tokens) < self.max_tokens
+        return self.processor.tokenizer.decode(tokens[:length], skip_special_tokens=True), complete
+
+    def _inputs(self, questions: Sequence[Question]) -> Any:
+        """Tensors of the pictures and the texts, in the model's chat template or, where it has none, LLaVA's."""
+        pictures = [[to_pil(picture.image, self.image_size) for picture in each.pictures] for each in questions]
+        # Answers are written on after the last token, so a shorter question is filled up in front.
+        padded = {"padding": True, "padding_side": "left"} if len(questions) > 1 else {}
         if getattr(self.processor, "chat_template", None) is None:
             mark = getattr(self.processor, "image_token", "<image>")
-            prompt = "USER: " + f"{mark}\n" * len(pictures) + f"{text} ASSISTANT:"
-            return self.processor(images=pictures, text=prompt, return_tensors="pt")
-        content = [{"type": "image", "image": picture} for picture in pictures] + [{"type": "text", "text": text}]
+            texts = [
+                "USER: " + f"{mark}\n" * len(shown) + f"{question.as_one_text} ASSISTANT:"
+                for question, shown in zip(questions, pictures, strict=True)
+            ]
+            together = [picture for shown in pictures for picture in shown]
+            return self.processor(images=together, text=texts, return_tensors="pt", **padded)
+        conversations = [
+            [{"role": "user", "content": [
+                *({"type": "image", "image": picture} for picture in shown),
+                {"type": "text", "text": question.as_one_text},
+            ]}]
+            for question, shown in zip(questions, pictures, strict=True)
+        ]
         return self.processor.apply_chat_template(
-            [{"role": "user", "content": content}],
-            add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt",
+            conversations, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt", **padded
         )
 
 

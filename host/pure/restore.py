@@ -22,7 +22,7 @@ from ...models.pure.text_only import split_text, write_texts
 from ...models.pure.vocabulary import PATCH_PIXELS
 from ...models.resize import resize, to_bytes, upscale
 from ...models.tiling import Box, TileGrid, merge_tiles
-from ..vosr.conditioning import check_image
+from ..image_latents import check_image
 from .model import ARRestorer
 from .progress import TEXT_ALLOWANCE, Canvas, RunObserver, TokenProgress
 

@@ -23,8 +23,14 @@ TILE_OPTIONS = "realisr_tile_options"
 MODEL_CONDS = "model_conds"
 """The host's own name for conditions in the form that models take."""
 
-UNCROPPED = {"gligen": "GLIGEN boxes"}
+UNCROPPED = {"gligen": "GLIGEN boxes", "attention_mask_img_shape": "an attention bias between text and image"}
 """Options of an entry that speak of the whole canvas and cannot be cropped here."""
+
+CELL = 8
+"""Pixels per latent cell, of masks in pixels."""
+
+FEATHER = 8
+"""Cells over which the host fades the inner borders of an area without a mask."""
 
 
 class NeedsTiledModel:
@@ -86,6 +92,16 @@ class TileBatch:
         field = comfy.utils.repeat_to_batch_size(field, self.batch)
         return torch.cat([self.panes.crop(field, box) for box in self.boxes])
 
+    def crop_option(self, value: Any, box: Box) -> Any:
+        """One tile's part of an option of an entry: of images as large as the canvas, in cells or in pixels."""
+        if isinstance(value, list):
+            return [self.crop_option(item, box) for item in value]
+        if not is_image(value):
+            return value
+        scale = value.shape[-2] // self.canvas[0]
+        fits = tuple(value.shape[-2:]) == tuple(side * scale for side in self.canvas) and scale in (1, CELL)
+        return self.panes.crop(value, box, scale) if fits else value
+
     def spread(self, value: Tensor) -> Tensor:
         """`[b, ...]` of all tiles alike -> `[tiles * batch, ...]`."""
         return comfy.utils.repeat_to_batch_size(comfy.utils.repeat_to_batch_size(value, self.batch), self.items)
@@ -108,8 +124,8 @@ def tile_cond(
     x: Tensor,
     prompt_type: str,
     cut_control: Callable[[ControlBase], ControlBase],
-) -> dict[str, Any]:
-    """An entry, as the host prepared it for the canvas, for a batch of tiles.
+) -> dict[str, Any] | None:
+    """An entry, as the host prepared it for the canvas, for a batch of tiles; None where its area meets none of them.
 
     model: the host's BaseModel. x: the tiles' crops `[tiles * batch, C, h, w]`. cut_control: gives a ControlNet the
     tiles' part of its hint. Raises ValueError for options that cannot be cropped.
@@ -117,53 +133,93 @@ def tile_cond(
     for key, what in UNCROPPED.items():
         if cond.get(key) is not None:
             raise ValueError(f"The conditioning carries {what}, which covers the whole canvas and cannot be tiled.")
-    own: TileOptions | None = cond.get(TILE_OPTIONS)
-    made = {} if own is None else own_conds(model, cond, own, tiles, x, prompt_type)
-    shared = {key: tiles.crop_cond(value) for key, value in cond[MODEL_CONDS].items() if key not in made}
-    out = {**cond, MODEL_CONDS: shared | made}
+    out = dict(cond)
+    if cond.get("area") is not None:
+        inside = tiles.crop(area_weight(cond, tiles.canvas))
+        if not inside.any():
+            return None
+        out.pop("area")
+        out["mask"] = inside.to(x.device)
+        if cond.get("mask") is not None:
+            out["mask"] = out["mask"] * tiles.crop(cond["mask"])
+    elif cond.get("mask") is not None:
+        out["mask"] = tiles.crop(cond["mask"])
     if cond.get("control") is not None:
         out["control"] = cut_control(cond["control"])
-    mask = area_mask(cond, x, tiles.canvas)
-    if mask is not None:
-        out.pop("area", None)
-        out["mask"] = tiles.crop(mask)
-    return out
+    own = own_conds(model, cond, tiles, x, prompt_type)
+    shared = {key: tiles.crop_cond(value) for key, value in cond[MODEL_CONDS].items() if key not in own}
+    return {**out, MODEL_CONDS: shared | own}
 
 
-def area_mask(cond: dict[str, Any], x: Tensor, canvas: tuple[int, int]) -> Tensor | None:
-    """Where an entry applies, `[b, H, W]`: its mask, limited to its area; None for everywhere.
+def area_weight(cond: dict[str, Any], canvas: tuple[int, int]) -> Tensor:
+    """How much an entry limited to an area counts in each cell, `[1, H, W]`, as the host has it.
 
     A tile may hold any part of an area, so that the model runs on the whole tile and the area only weighs the result.
     """
-    mask, area = cond.get("mask"), cond.get("area")
-    if area is None:
-        return mask
-    height, width, top, left = area
-    inside = torch.zeros(1, *canvas, device=x.device)
-    Box(top, left, height, width).crop(inside).fill_(1.0)
-    return inside if mask is None else mask * inside
+    area = list(cond["area"])
+    sizes, starts = area[: len(area) // 2][-2:], area[-2:]
+    rows, columns = (
+        side_weight(min(size, whole - start), start, whole, fade=cond.get("mask") is None)
+        for size, start, whole in zip(sizes, starts, canvas, strict=True)
+    )
+    return (rows[:, None] * columns[None, :])[None]
+
+
+def side_weight(size: int, start: int, whole: int, fade: bool) -> Tensor:
+    """Weight along one side of the canvas: 1 within [start, start + size), 0 outside, faded at inner borders."""
+    inside = torch.ones(size)
+    steps = min(FEATHER, size // 4) if fade else 0
+    ramp = torch.arange(1, steps + 1) / max(steps, 1)
+    if start > 0:
+        inside[:steps] *= ramp
+    if start + size < whole:
+        inside[size - steps :] *= ramp.flip(0)
+    weight = torch.zeros(whole)
+    weight[start : start + size] = inside
+    return weight
+
+
+def is_image(value: Any) -> bool:
+    """Whether an option is spatial: latents and masks, or a list of them; text has fewer dimensions."""
+    if isinstance(value, list | tuple):
+        return any(is_image(item) for item in value)
+    return torch.is_tensor(value) and value.ndim > 3
+
+
+def is_spatial(cond: comfy.conds.CONDRegular) -> bool:
+    return isinstance(cond, comfy.conds.CONDNoiseShape | comfy.conds.CONDList)
 
 
 def own_conds(
-    model, cond: dict[str, Any], own: TileOptions, tiles: TileBatch, x: Tensor, prompt_type: str
+    model, cond: dict[str, Any], tiles: TileBatch, x: Tensor, prompt_type: str
 ) -> dict[str, comfy.conds.CONDRegular]:
-    """What the model makes of the tiles' own options, as it does of an entry for a canvas of their size."""
+    """What the model makes of the tiles' own options, as it does of an entry for a canvas of their size.
+
+    Empty for an entry without such options. What is made of the canvas's images is not in it, unless tiles have
+    images of their own: the crop of what the host made of them is exact, whatever it knew besides the entry.
+    """
+    own: TileOptions | None = cond.get(TILE_OPTIONS)
+    if own is None:
+        return {}
+    said = own.options[tiles.first : tiles.first + len(tiles.boxes)]
     per_tile = []
-    for index, noise in enumerate(x.chunk(len(tiles.boxes))):
-        options = {
-            **cond,
-            **own.options[tiles.first + index],
+    for box, noise, options in zip(tiles.boxes, x.chunk(len(tiles.boxes)), said, strict=True):
+        conds = model.extra_conds(**{
+            **{name: tiles.crop_option(value, box) for name, value in cond.items()},
+            **options,
             "noise": noise,
             "device": x.device,
-            "width": noise.shape[-1] * 8,
-            "height": noise.shape[-2] * 8,
+            "width": noise.shape[-1] * CELL,
+            "height": noise.shape[-2] * CELL,
             "prompt_type": prompt_type,
-        }
-        conds = model.extra_conds(**options) | own.options[tiles.first + index].get(MODEL_CONDS, {})
+        })
+        conds = conds | options.get(MODEL_CONDS, {})
         per_tile.append({key: value.process_cond(batch_size=tiles.batch, area=None) for key, value in conds.items()})
+    images = any(is_image(value) for value in said[0].values())
+    cropped = set() if images else {key for key, value in cond[MODEL_CONDS].items() if is_spatial(value)}
     first, *others = per_tile
-    joined = {}
-    for key, value in first.items():
-        whole = value.concat([other[key] for other in others])
-        joined[key] = value._copy_with(whole)
-    return joined
+    return {
+        key: value._copy_with(value.concat([other[key] for other in others]))
+        for key, value in first.items()
+        if key not in cropped or key in said[0].get(MODEL_CONDS, {})
+    }

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import comfy.model_management
 
+from ...models.tile_layout import CELL
 from .sampling import MEMORY_MARGIN
 
 AUTO_TILES = (1024, 768, 512)
 """Tile sides in pixels, best first: more context, up to about the size FLUX was trained at. The last is the least."""
-
-CELL = 8
 
 
 def largest_tile(model) -> int:

@@ -20,17 +20,17 @@ NOT_PER_TILE = ("area", "mask", "control", "gligen", "hooks", "start_percent", "
 def prompts_of(tile_prompts: Sequence[Conditioning], tiles: int, node: str) -> list[Entry]:
     """One entry per tile, from a list with one conditioning per tile or from one conditioning with as many entries.
 
-    node: name of the node that tiles, for messages.
+    node: name of the node that tiles, for messages, in which tiles count from 1.
     Raises ValueError when the numbers differ, and for prompts that carry areas, masks, ControlNets or hooks.
     """
     if len(tile_prompts) == 1:
         entries = list(tile_prompts[0])
     else:
-        combined = [index for index, conditioning in enumerate(tile_prompts) if len(conditioning) != 1]
+        combined = [number for number, conditioning in enumerate(tile_prompts, 1) if len(conditioning) != 1]
         if combined:
             raise ValueError(
-                f"{node}: tile_prompts {combined[:5]} hold several prompts each (combined conditionings). Give one "
-                "per tile."
+                f"{node}: the prompts of tiles {combined[:5]} are not one prompt each (combined conditionings). Give "
+                "one per tile."
             )
         entries = [conditioning[0] for conditioning in tile_prompts]
     if len(entries) != tiles:
@@ -38,11 +38,11 @@ def prompts_of(tile_prompts: Sequence[Conditioning], tiles: int, node: str) -> l
             f"{node}: got {len(entries)} tile prompts for {tiles} tiles. Give one prompt per tile, row by row, or "
             "none."
         )
-    for index, (_, options) in enumerate(entries):
+    for number, (_, options) in enumerate(entries, 1):
         found = [key for key in NOT_PER_TILE if options.get(key) is not None]
         if found:
             raise ValueError(
-                f"{node}: the prompt of tile {index} carries {', '.join(found)}, which a tile's prompt cannot. Put it "
+                f"{node}: the prompt of tile {number} carries {', '.join(found)}, which a tile's prompt cannot. Put it "
                 "on the positive conditioning, or leave it out."
             )
     return entries

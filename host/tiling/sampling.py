@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ...models.tiling import ONE_PANE, Box, Panes, TileGrid, Weights, merge_tiles, tile_weight
 from ..progress import TileProgress
-from .conditions import TILE_OPTIONS, NeedsTiledModel, TileBatch, tile_cond
+from .conditions import MODEL_CONDS, TILE_OPTIONS, NeedsTiledModel, TileBatch, own_conds, tile_cond
 from .controls import TileControls
 
 KEY = "realisr_tiling"
@@ -28,10 +28,8 @@ CELLS_PER_FORWARD = 128 * 128
 MEMORY_MARGIN = 1.5
 """Of the host's estimate of a forward, as the host itself leaves it when it batches conditions."""
 
-POSITIONED = (comfy.model_base.Flux, comfy.model_base.Lumina2)
-"""Image models whose rotary positions the host can shift, all with patches of PATCH latent cells a side."""
-
-PATCH = 2
+POSITIONED = (comfy.model_base.Flux, comfy.model_base.Flux2, comfy.model_base.Lumina2)
+"""Image models whose rotary positions the host can shift. Not their subclasses: some have positions of their own."""
 
 PROMPT_TYPES = ("positive", "negative")
 
@@ -70,7 +68,7 @@ class Tiling:
         """
         if model.get_wrappers(WrappersMP.CALC_COND_BATCH, KEY):
             raise ValueError(f"The model already works in tiles. Connect the model from before that to {self.node}.")
-        if self.true_positions and not isinstance(model.model, POSITIONED):
+        if self.true_positions and type(model.model) not in POSITIONED:
             raise ValueError(
                 f"{self.node}: ComfyUI cannot shift the positions of this model ({type(model.model).__name__}). Turn "
                 "true_positions off; it is for FLUX and Lumina models."
@@ -109,9 +107,9 @@ class Tiling:
         run = model_options.get(KEY) or self.new_run()
         call = _Evaluation(self, run, executor, model, conds, x, timestep, model_options)
         if len(self.grid) == 1:
-            return call.forward(0, self.grid.boxes)
+            return call.untiled()
         run.start_evaluation(timestep, model_options)
-        size = run.tiles_per_forward(model, [x.shape[0], x.shape[1], *self.tile_size], x.device)
+        size = run.tiles_per_forward(model, [*x.shape[:-2], *self.tile_size], x.device)
         weight = tile_weight(self.weights, self.grid.tile_height, self.grid.tile_width, x.device)
         shape = (len(conds), *x.shape[:-2], self.panes.count, self.grid.height, self.grid.width)
         merged = merge_tiles(self.grid, x.new_empty(1).expand(shape), call.predict, size, weight)
@@ -123,7 +121,7 @@ class Tiling:
         if x.ndim < 4 or canvas != self.canvas_size:
             raise ValueError(
                 f"{self.node} laid its tiles over a latent of {self.canvas_size[0]}x{self.canvas_size[1]} cells "
-                f"(height x width), the one being sampled is {list(x.shape)}. Sample the latent output of that node."
+                f"(height x width), the one being sampled is {list(x.shape)}. Lay them over the latent that is sampled."
             )
         for cond in (cond for entries in conds for cond in entries or ()):
             own = cond.get(TILE_OPTIONS)
@@ -170,7 +168,7 @@ class TilingRun:
             self.progress.advance(tiles)
 
     def tiles_per_forward(self, model, tile_shape: list[int], device: torch.device) -> int:
-        """tile_shape: `[B, C, h, w]` of one tile."""
+        """tile_shape: `[B, C, ..., h, w]` of one tile."""
         if self.per_forward:
             return min(self.per_forward, self.most)
         batch, height, width = tile_shape[0], *tile_shape[-2:]
@@ -194,19 +192,36 @@ class _Evaluation:
     timestep: Tensor
     model_options: dict[str, Any]
 
+    def batch_of(self, first: int, boxes: Sequence[Box]) -> TileBatch:
+        return TileBatch(first, boxes, self.tiling.panes, self.tiling.canvas_size, self.x.shape[0])
+
+    def with_conds(self, change: Callable[[dict[str, Any], str], dict[str, Any] | None]) -> list[Any]:
+        """The conditions with every entry changed by `change(entry, prompt type)`, or left out where that is None."""
+        changed: list[Any] = []
+        for index, entries in enumerate(self.conds):
+            made = (change(cond, PROMPT_TYPES[min(index, 1)]) for cond in entries or ())
+            changed.append(None if entries is None else [cond for cond in made if cond is not None])
+        return changed
+
+    def untiled(self) -> list[Tensor]:
+        """With a single tile all is the host's own, but for what the tile says for itself."""
+        tiles = self.batch_of(0, self.tiling.grid.boxes)
+
+        def change(cond: dict[str, Any], prompt_type: str) -> dict[str, Any]:
+            return {**cond, MODEL_CONDS: cond[MODEL_CONDS] | own_conds(self.model, cond, tiles, self.x, prompt_type)}
+
+        return self.executor(self.model, self.with_conds(change), self.x, self.timestep, self.model_options)
+
     def forward(self, first: int, boxes: Sequence[Box]) -> list[Tensor]:
         """Denoised tiles `[tiles * B, C, h, w]` for each condition."""
         comfy.model_management.throw_exception_if_processing_interrupted()
-        batch = self.x.shape[0]
-        tiles = TileBatch(first, boxes, self.tiling.panes, self.tiling.canvas_size, batch)
+        tiles = self.batch_of(first, boxes)
         x = tiles.crop(self.x)
-        cut_control = cache(lambda control: self.run.controls.cut(control, first, boxes, batch))
-        conds = [
-            None if entries is None else [
-                tile_cond(self.model, cond, tiles, x, PROMPT_TYPES[min(index, 1)], cut_control) for cond in entries
-            ]
-            for index, entries in enumerate(self.conds)
-        ]
+        # One object for one control: the host runs only conditions with the same control together.
+        cut_control = cache(lambda control: self.run.controls.cut(control, first, boxes, tiles.batch))
+        conds = self.with_conds(
+            lambda cond, prompt_type: tile_cond(self.model, cond, tiles, x, prompt_type, cut_control)
+        )
         timestep = comfy.utils.repeat_to_batch_size(self.timestep, tiles.items)
         return self.executor(self.model, conds, x, timestep, self.options_of(boxes[0]))
 
@@ -216,8 +231,9 @@ class _Evaluation:
             return self.model_options
         transformer = self.model_options.get("transformer_options", {})
         positions = transformer.get("rope_options", {})
+        patch = self.model.diffusion_model.patch_size
         moved = {
-            f"shift_{axis}": positions.get(f"shift_{axis}", 0.0) + positions.get(f"scale_{axis}", 1.0) * cells / PATCH
+            f"shift_{axis}": positions.get(f"shift_{axis}", 0.0) + positions.get(f"scale_{axis}", 1.0) * cells / patch
             for axis, cells in (("y", box.top), ("x", box.left))
         }
         return {**self.model_options, "transformer_options": {**transformer, "rope_options": {**positions, **moved}}}

@@ -7,12 +7,19 @@ from typing import Any, Literal
 
 import comfy.model_management
 import torch
-import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
 from ...models.tiling import TileGrid, vosr_tile_grid
 from ...models.vosr.sampling import DEFAULT_WEAK_STRENGTH
+from ..image_latents import (
+    check_image,
+    check_vae_tile,
+    encode_image,
+    pad_to_multiple,
+    require_image_latent,
+    vae_tile_for,
+)
 from .vae import encode_moments
 from .vision import encode_vosr_features
 
@@ -21,8 +28,6 @@ PATCH_SIZE = 2
 
 FEATURE_TILES = 8
 """Tiles cut and encoded together: bounds the copies of the image that exist at one time."""
-
-VAE_TILE_STEP = 64
 
 Posterior = Literal["mean", "sample"]
 
@@ -69,11 +74,7 @@ class EncodeOptions:
     vae_tile: int = 0
 
     def __post_init__(self):
-        # The host's tiled encoding also runs half and double sides, which must fall on latent cells.
-        if self.vae_tile < 0 or self.vae_tile % VAE_TILE_STEP:
-            raise ValueError(
-                f"The VAE tile size must be 0 or a multiple of {VAE_TILE_STEP} pixels, got {self.vae_tile}."
-            )
+        check_vae_tile(self.vae_tile)
 
 
 @dataclass(frozen=True)
@@ -88,50 +89,17 @@ class VOSRConditioning:
     height: int
 
 
-def check_image(image: Tensor) -> None:
-    """Raises ValueError unless image is `[B, H, W, 3 or 4]` with finite values."""
-    if image.ndim != 4 or image.shape[-1] not in (3, 4) or 0 in image.shape:
-        raise ValueError(f"Expected images [batch, height, width, 3 or 4 channels], got {list(image.shape)}.")
-    if not torch.isfinite(image).all():
-        bad = int((~torch.isfinite(image)).sum())
-        raise ValueError(
-            f"The image holds {bad} values that are not numbers (NaN or infinite). The node before this one made "
-            "them: look at its output, often a half-precision VAE is the cause (--fp32-vae)."
-        )
-
-
-def pad_to_multiple(image: Tensor, multiple: int) -> Tensor:
-    """Repeat the right and bottom border of `[B, H, W, C]` until both sides are multiples."""
-    bottom, right = -image.shape[1] % multiple, -image.shape[2] % multiple
-    if not (bottom or right):
-        return image
-    padded = F.pad(image.movedim(-1, 1), (0, right, 0, bottom), mode="replicate")
-    return padded.movedim(1, -1)
-
-
-def vae_tile_for(vae, shape: tuple[int, ...], memory_used, vae_tile: int, default: int = 512) -> int:
-    """Side in pixels of VAE tiles: as told, else 0 (whole) when the host's estimate fits into free memory."""
-    if vae_tile:
-        return vae_tile
-    free = comfy.model_management.get_free_memory(vae.device)
-    return default if memory_used(shape, vae.vae_dtype) > free else 0
-
-
 def encode_latent(vae, image: Tensor, options: EncodeOptions) -> Tensor:
     """LQ latent `[B, C, h, w]` of `[B, H, W, 3]`, as the VAE encodes it (not normalised)."""
+    if options.posterior == "mean":
+        return encode_image(vae, image, options.vae_tile)
     batch, height, width, channels = image.shape
     tile = vae_tile_for(vae, (batch, channels, height, width), vae.memory_used_encode, options.vae_tile)
-    if options.posterior == "sample":
-        mean, logvar = encode_moments(vae, image, tile)
-        generator = torch.Generator().manual_seed(options.seed)
-        noise = torch.randn(mean.shape, generator=generator).to(mean)
-        latent = mean + torch.exp(0.5 * logvar) * noise
-    elif tile:
-        latent = vae.encode_tiled(image, tile_x=tile, tile_y=tile, overlap=tile // 8)
-    else:
-        latent = vae.encode(image)
-    if latent.ndim != 4:
-        raise ValueError(f"The VAE makes video latents {list(latent.shape)}; VOSR works on images. Use Load VOSR VAE.")
+    mean, logvar = encode_moments(vae, image, tile)
+    generator = torch.Generator().manual_seed(options.seed)
+    noise = torch.randn(mean.shape, generator=generator).to(mean)
+    latent = mean + torch.exp(0.5 * logvar) * noise
+    require_image_latent(latent)
     return latent
 
 

@@ -16,7 +16,8 @@ from torch import Tensor
 from ...models.color import Method, align_colors
 from ...models.resize import upscale
 from ...models.vosr.sampling import MULTI_STEP, Guidance, euler_times
-from .conditioning import EncodeOptions, Tiling, VOSRConditioning, build_conditioning, check_image, vae_tile_for
+from ..image_latents import check_image, decode_latent
+from .conditioning import EncodeOptions, Tiling, VOSRConditioning, build_conditioning
 from .guider import RestorationGuider
 from .model import VOSRInfo, VOSRModel
 
@@ -95,20 +96,11 @@ def sample(model, conditioning: VOSRConditioning, options: RestoreOptions) -> Te
     ).to(comfy.model_management.intermediate_device())
 
 
-def decode(vae, latent: Tensor, vae_tile: int) -> Tensor:
-    """Image `[B, H, W, 3]` in 0..1; vae_tile as in EncodeOptions."""
-    tile = vae_tile_for(vae, tuple(latent.shape), vae.memory_used_decode, vae_tile)
-    if not tile:
-        return vae.decode(latent)
-    side = max(1, tile // vae.spacial_compression_decode())
-    return vae.decode_tiled(latent, tile_x=side, tile_y=side, overlap=side // 4)
-
-
 def restore_item(model, vae, vision, image: Tensor, options: RestoreOptions) -> Tensor:
     """One image `[1, h, w, 3 or 4]` -> `[1, height, width, 3 or 4]`; alpha is resized by itself and rejoined."""
     upscaled = upscale(image, options.width, options.height)
     conditioning = build_conditioning(upscaled, vae, vision, options.encode)
-    restored = decode(vae, sample(model, conditioning, options), options.encode.vae_tile)
+    restored = decode_latent(vae, sample(model, conditioning, options), options.encode.vae_tile)
     restored = restored[:, : options.height, : options.width, :3]
     restored = align_colors(restored, upscaled[..., :3].to(restored), options.color)
     return torch.cat([restored, upscaled[..., 3:].to(restored)], dim=-1)

@@ -79,9 +79,9 @@ class Generated:
     """One answer.
 
     ids: the answer's token ids: text, image block, end of turn. text_ids: what the image was conditioned on.
-    written_ids: what the model wrote before any choice of text. index: image indices; codes: VQ codes, both
-    `[rows, columns]` long. entropy (nats) and k: of every image token, `[rows, columns]`. forwards: of the whole batch
-    this image was in. proposed, accepted: drafts tested and accepted by Jacobi decoding in that batch.
+    written_ids: what the model wrote before any choice of text. codes: VQ codes, `[rows, columns]` long. entropy (nats)
+    and k: of every image token, `[rows, columns]`. forwards: of the whole batch this image was in. proposed, accepted:
+    drafts tested and accepted by Jacobi decoding in that batch.
     """
 
     ids: list[int]

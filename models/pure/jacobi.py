@@ -36,6 +36,23 @@ def residual(target: Tensor, draft: Tensor) -> Tensor:
     return torch.where(left.sum(dim=-1, keepdim=True) > 0, left, target)
 
 
+def verify(
+    drafts: Tensor, draft_p: Tensor, target: Tensor, free: Tensor, accept_u: Tensor, final_u: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Speculative sampling: how many of the drafts stand, `[B]`, and the token that follows those, `[B]`.
+
+    drafts: `[B, n]`, drawn from draft_p `[B, n, V]`. target: distributions `[B, n + 1, V]` given what stands before.
+    free: `[B, n]`, False where a slot can take one token only, which then stands. accept_u, final_u: uniform numbers
+    `[B, n]` and `[B]`. Drafts that stand and the final token follow `target` exactly.
+    """
+    ratio = probability_of(target[:, :-1], drafts) / probability_of(draft_p, drafts)
+    stood = leading((accept_u < ratio) | ~free)
+    rows = torch.arange(len(stood), device=stood.device)
+    rejected_p = draft_p[rows, stood.clamp(max=drafts.shape[1] - 1)]
+    none_rejected = (stood == drafts.shape[1])[:, None]
+    return stood, stages.draw(residual(target[rows, stood], rejected_p.masked_fill(none_rejected, 0)), final_u)
+
+
 class SlotTables:
     """Per slot n after the sizes (index n, also some beyond the end): forced token or -1, and image token number."""
 
@@ -129,10 +146,8 @@ class JacobiDecoder:
         q, entropy, k = self.forward(ids, fed_slots + 2, furthest + 2 + size)
 
         drafts = self.drafts[:, 1:]
-        ratio = probability_of(q[:, :-1], drafts) / probability_of(self.draft_p[:, 1:], drafts)
         free = fed_forced[:, 1:] < 0
-        stood = leading((accept_u[:, 1:] < ratio) | ~free)
-        final = self.final_token(q, stood, final_u)
+        stood, final = verify(drafts, self.draft_p[:, 1:], q, free, accept_u[:, 1:], final_u)
         self.store(torch.cat([drafts, final[:, None]], dim=1), final, stood, entropy, k, active)
 
         tested = (self.ahead[: size - 1] <= stood[:, None]) & free & active[:, None]
@@ -140,13 +155,6 @@ class JacobiDecoder:
         self.draft(q, stood, final, slots_u, fresh_u)
         moved = torch.minimum(self.committed + stood + 1, torch.full_like(stood, self.last))
         self.committed.copy_(torch.where(active, moved, self.committed))
-
-    def final_token(self, q: Tensor, stood: Tensor, uniform: Tensor) -> Tensor:
-        """The token behind the drafts that stood: from the residual, or from q itself when all of them did."""
-        rows = torch.arange(len(stood), device=stood.device)
-        nothing_rejected = (stood == self.window - 1)[:, None]
-        rejected_p = self.draft_p[rows, (stood + 1).clamp(max=self.window - 1)]
-        return stages.draw(residual(q[rows, stood], rejected_p.masked_fill(nothing_rejected, 0)), uniform)
 
     def store(self, values: Tensor, final: Tensor, stood: Tensor, entropy: Tensor, k: Tensor, active: Tensor) -> None:
         """Write what was committed; window place i is slot committed + 1 + i."""

@@ -164,7 +164,7 @@ def tokenizer_json(names: Mapping[str, int] | None = None) -> str:
     byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
     flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
     added = [{"id": number, "content": name, **flags} for name, number in names.items() if name.startswith("<")]
-    model = {
+    model: dict[str, Any] = {
         "type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": None,
         "end_of_word_suffix": None, "fuse_unk": False, "byte_fallback": False, "vocab": dict(names), "merges": [],
     }
@@ -251,7 +251,7 @@ def save_sharded(folder: Path, tensors: Mapping[str, Tensor], shards: int = 2) -
     """Weights in `shards` files and their index, as transformers writes them."""
     names = sorted(tensors)
     parts = [names[start::shards] for start in range(shards)]
-    weight_map = {}
+    weight_map: dict[str, str] = {}
     for number, part in enumerate(parts, start=1):
         file = shard_name(number, shards)
         save_file({name: tensors[name].contiguous() for name in part}, folder / file, {"format": "pt"})

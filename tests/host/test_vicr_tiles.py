@@ -282,11 +282,11 @@ def test_another_number_of_prompts_is_refused(models, count):
 
 def test_prompts_that_speak_of_the_canvas_are_refused(models):
     built = build(96, 64)
-    with pytest.raises(ValueError, match="prompt of tile 1 carries area"):
+    with pytest.raises(ValueError, match="prompt of tile 2 carries area"):
         tile(models, built, tile_prompts=[text(), text(area=(8, 8, 0, 0))])
     with pytest.raises(ValueError, match="restricted to an area"):
         tile(models, built, positive=text(area=(8, 8, 0, 0)))
-    with pytest.raises(ValueError, match=r"tile_prompts \[1\] hold several"):
+    with pytest.raises(ValueError, match=r"prompts of tiles \[2\] are not one prompt each"):
         tile(models, built, tile_prompts=[text(), text() + text()])
     with pytest.raises(ValueError, match="combines 2 prompts"):
         tile(models, built, positive=text() + text(1), tile_prompts=[text(), text()])

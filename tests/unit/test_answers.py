@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 
 import pytest
 import torch
 
 from realisr.services.answers import excerpt, one_line, read_fields, within
 from realisr.services.prompting import RefinedPrompt, caption_question, instruction, refine_question
-from realisr.services.questions import AnswerError, Question, UnusableAnswer, one_by_one
+from realisr.services.questions import AnswerError, Question, UnusableAnswer, in_batches
 
 FIELDS = ("prompt", "changes", "reason")
 PROMPT = "a wooden door, weathered paint"
@@ -161,11 +162,11 @@ def test_a_model_in_this_process_is_told_what_was_wrong_and_asked_again(image):
     def answer_with(*answers: str) -> object:
         asked.clear()
 
-        def answer(question: Question) -> str:
-            asked.append(question)
-            return answers[len(asked) - 1]
+        def answer(batch: Sequence[Question]) -> list[str]:
+            asked.extend(batch)
+            return [answers[len(asked) - 1]]
 
-        (found,) = one_by_one([refine_question(image, "a door", seed=7)], answer, lambda: None)
+        (found,) = in_batches([refine_question(image, "a door", seed=7)], 1, answer, lambda: None)
         return found.value
 
     assert answer_with(JSON[:-9], JSON) == RefinedPrompt(*ANSWER.values())

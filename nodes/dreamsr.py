@@ -1,0 +1,216 @@
+"""DreamSR in one node (arXiv 2605.15682)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import folder_paths
+from comfy_api.latest import io
+
+from ..host.dreamsr.conditioning import ApplyOptions
+from ..host.dreamsr.restore import AccelerationLoRA, DreamSR, ImageOptions, StageOptions, restore_images
+from ..host.loading import load_state_dict_file, model_files
+from ..models.color import METHODS
+from ..models.dreamsr.schedule import TEXTURE_START, TEXTURE_STEPS
+from ..models.tiling import WEIGHTS
+from .mm_controlnet import MMControlType
+from .multidiffusion import TileGridType, only
+from .seeds import MAX_SEED
+from .sizes import resize_input, target_size
+
+CATEGORY = "RealISR/DreamSR"
+NAME = "DreamSR Restore"
+NO_LORA = "none"
+
+
+class DreamSRRestore(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="RealISR_DreamSRRestore",
+            display_name=NAME,
+            category=CATEGORY,
+            description=(
+                "DreamSR in one node: enlarges, removes the degradation in one forward with the acceleration LoRA, "
+                "then adds texture in 16 steps, both in tiles merged at every step. Any size; memory depends on the "
+                "tile, not on the image. Alpha is enlarged by itself and kept. Item i of a batch is what it would be "
+                "alone with seed + i."
+            ),
+            search_aliases=["dreamsr", "super resolution", "upscale", "restore", "4k", "8k", "tiled", "flux upscale"],
+            is_input_list=True,
+            inputs=[
+                io.Model.Input("model", tooltip="FLUX.1-dev (Load Diffusion Model)."),
+                io.Vae.Input("vae", tooltip="FLUX's VAE (ae.safetensors)."),
+                io.Image.Input("image", tooltip="Low-quality image or batch to restore."),
+                io.Conditioning.Input("positive", tooltip="The global prompt, with FluxGuidance 3.5."),
+                MMControlType.Input(
+                    "mm_controlnet",
+                    optional=True,
+                    tooltip="From Load MM-ControlNet. Unconnected: plain FLUX in tiles, which the input steers less.",
+                ),
+                io.Conditioning.Input(
+                    "patch_prompts",
+                    optional=True,
+                    tooltip=(
+                        "A list with one conditioning for each tile (Encode Patch Prompts): read by the "
+                        "MM-ControlNet, or by FLUX itself without one. Unconnected: the global prompt everywhere."
+                    ),
+                ),
+                TileGridType.Input(
+                    "tile_grid",
+                    optional=True,
+                    tooltip=(
+                        "The grid the patch prompts were made for. Takes the place of tile_size and overlap. Both "
+                        "sides of the result must then be multiples of 16."
+                    ),
+                ),
+                io.Combo.Input(
+                    "lora_name",
+                    options=[NO_LORA, *model_files("loras")],
+                    default=NO_LORA,
+                    tooltip=(
+                        "The restoration acceleration LoRA: on for the degradation removal only. none: no removal, the "
+                        "texture stage starts from the enlarged image."
+                    ),
+                ),
+                resize_input(),
+                io.Int.Input(
+                    "tile_size",
+                    default=512,
+                    min=64,
+                    max=4096,
+                    step=16,
+                    tooltip="Side of a tile in pixels. DreamSR was trained with 512.",
+                ),
+                io.Int.Input(
+                    "overlap",
+                    default=128,
+                    min=0,
+                    max=2048,
+                    step=16,
+                    tooltip="Pixels shared by neighbouring tiles, at least. A quarter to a half of a tile hides seams.",
+                ),
+                io.Combo.Input(
+                    "weights",
+                    options=list(WEIGHTS),
+                    default="uniform",
+                    tooltip="How overlapping predictions are averaged; gaussian and linear trust a tile's middle more.",
+                ),
+                io.Float.Input(
+                    "texture_start",
+                    default=TEXTURE_START,
+                    min=0.05,
+                    max=1.0,
+                    step=0.05,
+                    round=0.001,
+                    tooltip="Noise the texture stage starts from (t). Higher invents more detail, lower stays closer.",
+                ),
+                io.Int.Input("texture_steps", default=TEXTURE_STEPS, min=1, max=200, tooltip="Steps of that stage."),
+                io.Int.Input(
+                    "seed",
+                    default=42,
+                    min=0,
+                    max=MAX_SEED,
+                    control_after_generate=True,
+                    tooltip="Seed of the noise. Item i of a batch uses seed + i.",
+                ),
+                io.Combo.Input(
+                    "color_alignment",
+                    options=list(METHODS),
+                    default="none",
+                    tooltip=(
+                        "Takes colours from the input. none: as the paper. wavelet: the input's blurred colours, "
+                        "against colour shifts. adain: mean and spread of each channel."
+                    ),
+                ),
+                io.Float.Input(
+                    "control_strength",
+                    default=1.0,
+                    min=0.0,
+                    max=2.0,
+                    step=0.01,
+                    round=0.001,
+                    advanced=True,
+                    tooltip="Strength of the MM-ControlNet in both stages.",
+                ),
+                io.Float.Input(
+                    "lora_strength",
+                    default=1.0,
+                    min=-4.0,
+                    max=4.0,
+                    step=0.05,
+                    round=0.001,
+                    advanced=True,
+                    tooltip="Strength of the acceleration LoRA.",
+                ),
+                io.Int.Input(
+                    "tiles_per_batch",
+                    default=0,
+                    min=0,
+                    max=64,
+                    advanced=True,
+                    tooltip="Tiles the model runs on together. 0: as many as free memory holds.",
+                ),
+                io.Int.Input(
+                    "vae_tile_size",
+                    default=0,
+                    min=0,
+                    max=4096,
+                    step=64,
+                    advanced=True,
+                    tooltip=(
+                        "Side in pixels of the tiles the VAE works in. 0: the whole image at once when ComfyUI's "
+                        "estimate fits the free memory, else tiles of 512."
+                    ),
+                ),
+            ],
+            outputs=[io.Image.Output(display_name="image", tooltip="The restored image at the target size.")],
+        )
+
+    @classmethod
+    def execute(
+        cls, model, vae, image, positive, lora_name, resize, tile_size, overlap, weights, texture_start, texture_steps,
+        seed, color_alignment, control_strength, lora_strength, tiles_per_batch, vae_tile_size, mm_controlnet=None,
+        patch_prompts=None, tile_grid=None,
+    ) -> io.NodeOutput:
+        def one(name: str, values: list[Any] | None) -> Any:
+            return only(NAME, name, values)
+
+        images = one("image", image)
+        width, height = target_size(images, {name: one(f"resize.{name}", values) for name, values in resize.items()})
+        method = DreamSR(
+            model=one("model", model),
+            positive=one("positive", positive),
+            grid=None,
+            options=StageOptions(
+                start=one("texture_start", texture_start),
+                steps=one("texture_steps", texture_steps),
+                weights=one("weights", weights),
+                tiles_per_batch=one("tiles_per_batch", tiles_per_batch),
+                control=ApplyOptions(strength=one("control_strength", control_strength)),
+            ),
+            control=one("mm_controlnet", mm_controlnet),
+            lora=acceleration_lora(one("lora_name", lora_name), one("lora_strength", lora_strength)),
+            patch_prompts=patch_prompts,
+        )
+        options = ImageOptions(
+            width=width,
+            height=height,
+            tile=one("tile_size", tile_size),
+            overlap=one("overlap", overlap),
+            layout=one("tile_grid", tile_grid),
+            seed=one("seed", seed),
+            vae_tile=one("vae_tile_size", vae_tile_size),
+            color=one("color_alignment", color_alignment),
+        )
+        return io.NodeOutput(restore_images(method, one("vae", vae), images, options))
+
+
+def acceleration_lora(name: str, strength: float) -> AccelerationLoRA | None:
+    if name == NO_LORA:
+        return None
+    weights, _ = load_state_dict_file(folder_paths.get_full_path_or_raise("loras", name))
+    return AccelerationLoRA(weights, name, strength)
+
+
+NODES = [DreamSRRestore]
