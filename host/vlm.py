@@ -45,11 +45,12 @@ def managed(network: nn.Module) -> comfy.model_patcher.ModelPatcher:
 def within_memory(run: Callable[[Sequence[T]], list[R]], batch: Sequence[T]) -> list[R]:
     """`run` of a batch; where memory does not suffice, of its halves one after the other.
 
-    Raises what `run` raises, and the host's OOM_EXCEPTION for a single item that does not fit.
+    Raises what `run` raises, also for a single item that does not fit.
     """
     try:
         return run(batch)
-    except comfy.model_management.OOM_EXCEPTION:
+    except Exception as error:
+        comfy.model_management.raise_non_oom(error)
         if len(batch) == 1:
             raise
     # Out of the handler: the exception holds the failed run's tensors alive.

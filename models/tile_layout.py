@@ -19,6 +19,17 @@ COLORS = ((255, 99, 71), (64, 160, 255), (80, 200, 120), (250, 200, 60))
 """Of tile borders, so that neighbours differ in both directions."""
 
 
+def require_tile(tile: int, overlap: int, align: int) -> None:
+    """Raise ValueError for a tile below `align` cells, or an overlap that leaves no new pixels in a tile."""
+    if tile < align * CELL:
+        raise ValueError(f"The tile size must be at least {align * CELL} px (align {align}), got {tile} px.")
+    if not 0 <= overlap < tile:
+        raise ValueError(
+            f"The overlap must be at least 0 and smaller than the tile size {tile} px, got {overlap} px. A quarter of "
+            "the tile is a good overlap."
+        )
+
+
 @dataclass(frozen=True)
 class TileLayout:
     """grid: the tiles, in latent cells of CELL x CELL pixels."""
@@ -34,13 +45,7 @@ class TileLayout:
         """
         if height < CELL or width < CELL:
             raise ValueError(f"An image of {width}x{height} pixels is smaller than one latent cell ({CELL}x{CELL}).")
-        if tile < align * CELL:
-            raise ValueError(f"The tile size must be at least {align * CELL} pixels, got {tile}.")
-        if not 0 <= overlap < tile:
-            raise ValueError(
-                f"The overlap must be at least 0 and smaller than the tile size {tile} px, got {overlap} px. "
-                "A quarter of the tile is a good overlap."
-            )
+        require_tile(tile, overlap, align)
         size, side, shared = (height // CELL, width // CELL), tile // CELL, overlap // CELL
         return cls(TileGrid.fitted(size, (side, side), (shared, shared), align))
 

@@ -39,7 +39,7 @@ def instruction_input() -> io.String.Input:
         optional=True,
         advanced=True,
         tooltip="What the model is told to do, instead of the pack's instruction (shown on the help page). "
-        "{max_length} is replaced. Empty: the pack's.",
+        "The word max_length in braces becomes the limit. Empty: the pack's.",
     )
 
 

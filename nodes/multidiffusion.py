@@ -5,20 +5,25 @@ from __future__ import annotations
 import logging
 from typing import Any
 
+import comfy.model_management
 import comfy.samplers
+import comfy.utils
 import torch
 from comfy_api.latest import io
+from comfy_execution.graph_utils import ExecutionBlocker
 
 from ..host.dreamsr.patch_prompts import READERS, with_patch_prompts
 from ..host.tiling.memory import largest_tile
 from ..host.tiling.sampling import Tiling
-from ..models.tile_layout import CELL, TileLayout, draw_tiles
+from ..models.tile_layout import CELL, TileLayout, draw_tiles, require_tile
 from ..models.tiling import WEIGHTS
 
 CATEGORY = "RealISR/DreamSR"
 TileGridType = io.Custom("REALISR_TILE_GRID")
 GUIDER_NAME = "Tiled MultiDiffusion Guider"
 NODE_NAME = "Tiled MultiDiffusion"
+ENCODE_NAME = "Encode Patch Prompts"
+NO_POSITIVE = ExecutionBlocker(f"{NODE_NAME}: the positive output is used, but its positive input is not connected.")
 
 
 class TileGridNode(io.ComfyNode):
@@ -73,7 +78,8 @@ class TileGridNode(io.ComfyNode):
                     advanced=True,
                     tooltip=(
                         "Tiles start at multiples of this many latent cells (8 pixels): 2 for models that read latents "
-                        "in patches of 2x2 (FLUX, SD3, Qwen-Image), 1 for others, 8 for SD and SDXL."
+                        "in patches of 2x2 (FLUX, SD3, Qwen-Image), 8 for SD and SDXL, 1 for any. Tile sizes are "
+                        "rounded down to such multiples."
                     ),
                 ),
             ],
@@ -87,9 +93,14 @@ class TileGridNode(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, tile_size: int | None = None, overlap: int | None = None):
-        if tile_size and overlap is not None and overlap >= tile_size:
-            return f"The overlap must be smaller than the tile size {tile_size} px, got {overlap} px."
+    def validate_inputs(cls, tile_size: int | None = None, overlap: int | None = None, align: int | None = None):
+        # Values on wires are not known yet; 0 is chosen when it runs.
+        if not tile_size:
+            return True
+        try:
+            require_tile(tile_size, overlap or 0, align or 1)
+        except ValueError as error:
+            return str(error)
         return True
 
     @classmethod
@@ -128,8 +139,8 @@ def sampling_inputs() -> list[io.Input]:
             min=0,
             max=64,
             tooltip=(
-                "Tiles the model runs on together. 0: as many as free memory holds, for tiles up to 512. Memory "
-                "depends on this and the tile size, not on the image. Too many for the memory are halved."
+                "Tiles the model runs on together. 0: as many as free memory holds, up to an image of 1024x1024 in "
+                "all. Memory depends on this and the tile size, not on the image. Too many for the memory are halved."
             ),
         ),
         io.Boolean.Input(
@@ -137,8 +148,8 @@ def sampling_inputs() -> list[io.Input]:
             default=False,
             advanced=True,
             tooltip=(
-                "Tell the model where in the image a tile lies, instead of treating each as an image of its own. FLUX "
-                "and Lumina models; tiles then run one by one. DreamSR and MultiDiffusion leave it off."
+                "Tell the model where in the image a tile lies, instead of treating each as an image of its own. For "
+                "FLUX and Lumina models; tiles then run one by one. DreamSR and MultiDiffusion leave it off."
             ),
         ),
         io.Conditioning.Input(
@@ -154,8 +165,9 @@ def sampling_inputs() -> list[io.Input]:
             default="auto",
             advanced=True,
             tooltip=(
-                "Who reads the patch prompts. control: the ControlNets, ordinary or MM, and the model keeps the global "
-                "prompt, as in DreamSR. model: the model itself. auto: control where there is one, else model."
+                "Who reads the patch prompts. control: the ControlNets, ordinary or MM, while the model keeps the "
+                "global prompt, as in DreamSR. model: the model, in place of the global prompt. both: both. auto: "
+                "control where there is one, else model."
             ),
         ),
     ]
@@ -230,9 +242,9 @@ class TiledMultiDiffusion(io.ComfyNode):
         cls, model, tile_grid, weights, tiles_per_batch, true_positions, patch_prompt_reader, positive=None,
         patch_prompts=None,
     ) -> io.NodeOutput:
-        made = tiled(NODE_NAME, model, positive, tile_grid, weights, tiles_per_batch, true_positions, patch_prompts,
-                     patch_prompt_reader)
-        return io.NodeOutput(made[0], made[1] or [])
+        patched, conditioning = tiled(NODE_NAME, model, positive, tile_grid, weights, tiles_per_batch, true_positions,
+                                      patch_prompts, patch_prompt_reader)
+        return io.NodeOutput(patched, NO_POSITIVE if conditioning is None else conditioning)
 
 
 class TiledMultiDiffusionGuider(io.ComfyNode):
@@ -288,7 +300,7 @@ class EncodePatchPrompts(io.ComfyNode):
     def define_schema(cls):
         return io.Schema(
             node_id="RealISR_EncodePatchPrompts",
-            display_name="Encode Patch Prompts",
+            display_name=ENCODE_NAME,
             category=CATEGORY,
             description=(
                 "Encodes a list of texts, one for each tile, to a list of conditionings. A text that several tiles "
@@ -315,10 +327,15 @@ class EncodePatchPrompts(io.ComfyNode):
 
     @classmethod
     def execute(cls, clip, prompts: list[str]) -> io.NodeOutput:
-        encoder = only("Encode Patch Prompts", "clip", clip)
-        encoded = {
-            text: encoder.encode_from_tokens_scheduled(encoder.tokenize(text)) for text in dict.fromkeys(prompts)
-        }
+        encoder, encoded = only(ENCODE_NAME, "clip", clip), {}
+        if encoder is None:
+            raise ValueError(f"{ENCODE_NAME}: the checkpoint holds no text encoder. Load it with a CLIP loader.")
+        bar = comfy.utils.ProgressBar(len(prompts))
+        for number, text in enumerate(prompts, 1):
+            comfy.model_management.throw_exception_if_processing_interrupted()
+            if text not in encoded:
+                encoded[text] = encoder.encode_from_tokens_scheduled(encoder.tokenize(text))
+            bar.update_absolute(number)
         return io.NodeOutput([encoded[text] for text in prompts])
 
 

@@ -127,7 +127,10 @@ class FLUXFillSigmas(io.ComfyNode):
             inputs=[
                 io.Latent.Input(
                     "latent",
-                    tooltip="The latent to be sampled (InpaintModelConditioning's): its size sets the shift.",
+                    tooltip=(
+                        "InpaintModelConditioning's latent, or tile_latent of Diptych Tiles: what the model sees at "
+                        "once, whose size sets the shift."
+                    ),
                 ),
                 io.Int.Input("steps", default=30, min=1, max=1000, tooltip="Sampling steps. The paper uses 30."),
                 io.Float.Input(

@@ -31,6 +31,9 @@ from host_env import Host
 
 __all__ = ["ComfyClient", "ComfyServer", "PromptError", "PromptInterrupted", "PromptResult", "Workflow"]
 
+PREVIEW_IMAGE = 1
+"""Event number of a binary message that holds a picture; texts under nodes have another."""
+
 
 @dataclass
 class PromptResult:
@@ -109,7 +112,8 @@ class ComfyClient(HTTPClient):
         while True:
             received = connection.recv()
             if isinstance(received, bytes):
-                previews.append(received[8:])
+                if int.from_bytes(received[:4], "big") == PREVIEW_IMAGE:
+                    previews.append(received[8:])
                 continue
             message = json.loads(received)
             kind, data = message["type"], message["data"]

@@ -38,7 +38,8 @@ class GenerationOptions:
     pixels, or None to let the model write it. restrict_sizes: of the model's own size tokens, allow only those that
     state a side of 1 to 32 patches (the reference allows any token). guidance: which text the image is conditioned on.
     decoding: one token a forward, or speculative Jacobi windows of `window` tokens, whose result has the same
-    distribution. cuda_graphs: replay steps as CUDA graphs; only for weights that stay on the device.
+    distribution. cuda_graphs: replay sequential steps as CUDA graphs; only for weights that stay on
+    the device.
     """
 
     sampling: stages.Sampling = field(default_factory=stages.Sampling)

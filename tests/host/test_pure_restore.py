@@ -173,6 +173,18 @@ def test_tiles(model, monkeypatch, description):
     ))
 
 
+def test_every_tile_has_a_seed_of_its_own(model):
+    from realisr.host.pure.restore import Restoration, RestoreOptions, Tiles, tile_seed
+
+    images = picture(width=100, height=70, batch=2)
+    jobs = Restoration(model, images, RestoreOptions(100, 70, seed=2**64 - 1, tiles=Tiles(64, 16))).jobs()
+    assert [job.image for job in jobs] == [0] * 4 + [1] * 4
+    seeds = [job.seed for job in jobs]
+    assert (seeds[0], seeds[4]) == (2**64 - 1, 0), "the first tile has the image's: seed + i"
+    assert len({tile_seed(5, image, tile) for image in range(100) for tile in range(100)}) == 10_000
+    assert len(set(seeds)) == 8
+
+
 def test_one_description_for_all_tiles(model):
     result = run_restorer(model, picture(width=100))
     assert result[1:3] == (SENTENCE, CAPTION)
