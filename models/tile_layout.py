@@ -68,8 +68,8 @@ class TileLayout:
         found, expected = tuple(latent.shape[-2:]), (self.grid.height, self.grid.width)
         if found != expected:
             raise ValueError(
-                f"{node}: the tile grid is for a latent of {expected[0]}x{expected[1]} cells (height x width), this one "
-                f"has {found[0]}x{found[1]}. Give Tile Grid the image or latent at the size of the result."
+                f"{node}: the tile grid is for a latent of {expected[0]}x{expected[1]} cells (height x width), this "
+                f"one has {found[0]}x{found[1]}. Give Tile Grid the image or latent at the size of the result."
             )
 
     def tiles(self, image: Tensor, node: str) -> Iterator[Tensor]:

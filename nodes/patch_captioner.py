@@ -100,17 +100,17 @@ class PatchPromptCaptioner(io.ComfyNode):
                     "on_failure",
                     options=[STOP, FALL_BACK],
                     default=STOP,
-                    tooltip="When tiles get no usable answer after all retries: stop, once all others are asked for and "
-                    "remembered, and name these; queued again, only they are asked for. Or give them the global prompt, "
-                    "and name them in the log. Without a global prompt it always stops.",
+                    tooltip="When tiles get no usable answer after all retries: name them and stop, once all others "
+                    "are asked for and remembered; queued again, only the failed ones are asked for. Or give them the "
+                    "global prompt, and name them in the log. Without a global prompt it always stops.",
                 ),
                 length_input(),
                 io.String.Input(
                     "global_prompt",
                     optional=True,
                     force_input=True,
-                    tooltip="Your description of the whole picture, instead of one by the model. Tiles are asked for "
-                    "again when it changes.",
+                    tooltip="Your description of the whole picture; without one, or when it is empty, the model "
+                    "writes it. Tiles are asked for again when you change it.",
                 ),
                 override_input("global_instruction", "the global prompt"),
                 override_input("patch_instruction", "each tile"),

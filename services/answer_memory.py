@@ -45,7 +45,8 @@ class AnswerMemory:
                 yield Answer(index, self.kept[key])
             else:
                 new.append(index)
-        for answer in model.answers([questions[index].question for index in new], poll, in_flight):
+        asked = model.answers([questions[index].question for index in new], poll, in_flight) if new else ()
+        for answer in asked:
             index = new[answer.index]
             if not isinstance(answer.value, AnswerError):
                 self._keep(keys[index], answer.value)

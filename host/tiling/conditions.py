@@ -205,6 +205,8 @@ def own_conds(
     per_tile = []
     for box, noise, options in zip(tiles.boxes, x.chunk(len(tiles.boxes)), said, strict=True):
         conds = model.extra_conds(**{
+            # Inpainting models make something of it, which is not kept here.
+            "latent_image": noise,
             **{name: tiles.crop_option(value, box) for name, value in cond.items()},
             **options,
             "noise": noise,
