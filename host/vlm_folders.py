@@ -4,31 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import folder_paths
-
+from .llm_folders import INDEX_NAME, SINGLE_NAME, llm_folders, llm_places, read_json
 from .loading import first_few
-from .pure.files import FOLDER_KEY, INDEX_NAME, SINGLE_NAME, read_json
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
 
 
-def sees(config: Path) -> bool:
-    """Whether to offer a folder: of a model with a vision part, or so damaged that loading it should say so."""
-    try:
-        return "vision_config" in read_json(config)
-    except ValueError:
-        return True
-
-
 def vlm_folders() -> dict[str, Path]:
-    """Folders of vision-language models in the host's `LLM` folders, by relative names."""
-    found: dict[str, Path] = {}
-    for root in map(Path, folder_paths.get_folder_paths(FOLDER_KEY)):
-        for config in sorted(root.glob("*/config.json")) + sorted(root.glob("*/*/config.json")):
-            if sees(config):
-                found.setdefault(config.parent.relative_to(root).as_posix(), config.parent)
-    return found
+    """Folders of models with a vision part in the host's `LLM` folders, by relative names."""
+    return llm_folders(lambda config: "vision_config" in config)
 
 
 def vlm_choices() -> list[str]:
@@ -39,10 +24,9 @@ def find_vlm(name: str) -> Path:
     """The folder behind a loader choice. Raises ValueError naming what is missing in it."""
     folder = vlm_folders().get(name)
     if folder is None:
-        places = ", ".join(folder_paths.get_folder_paths(FOLDER_KEY))
         raise ValueError(
-            f"There is no folder {name} of a vision-language model in {places}. Put a whole transformers folder there, "
-            "for example that of huggingface.co/llava-hf/llava-1.5-7b-hf, and refresh the node list (R)."
+            f"There is no folder {name} of a vision-language model in {llm_places()}. Put a whole transformers folder "
+            "there, for example that of huggingface.co/llava-hf/llava-1.5-7b-hf, and refresh the node list (R)."
         )
     missing = missing_files(folder)
     if missing:

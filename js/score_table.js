@@ -4,7 +4,7 @@ import { app } from "../../scripts/app.js";
 const NODES = ["RealISR_NRIQAScore", "RealISR_NRIQABestOfN"];
 const ROW_HEIGHT = 20;
 const MAX_HEIGHT = 240;
-const COLUMN_WIDTH = 100;
+const COLUMN_WIDTH = 80;
 const STYLE = `
     .realisr-scores { overflow: auto; font: 12px sans-serif; color: var(--input-text); background: var(--comfy-input-bg); }
     .realisr-scores table { border-collapse: collapse; width: 100%; white-space: nowrap; }
@@ -38,7 +38,7 @@ function drawSection(metrics, { title, rows }) {
     if (title) table.append(element("caption", title));
     const ranked = rows.some((item) => item.ranks);
     const names = metrics.map(({ name, lower_is_better }) => `${name} ${lower_is_better ? "↓" : "↑"}`);
-    table.append(row(["", ...names, ...(ranked ? ["rank sum", "mean"] : [])].map((text) => element("th", text))));
+    table.append(row(["index", ...names, ...(ranked ? ["rank sum", "mean"] : [])].map((text) => element("th", text))));
     for (const item of rows) {
         const cells = [element("td", `${item.index}${item.chosen ? " ★" : ""}`)];
         cells.push(...item.scores.map((score, index) => scoreCell(score, item.ranks?.[index])));

@@ -15,9 +15,9 @@ from ..models.pure.logits import Sampling
 from ..models.pure.prompt import INSTRUCTION, PLACEHOLDER
 from ..models.pure.vocabulary import IMAGE_TOKENS
 from .pure_loaders import CATEGORY
+from .seeds import MAX_SEED
 from .sizes import resize_input, target_size
 
-MAX_SEED = 0xFFFFFFFFFFFFFFFF
 MAX_ENTROPY = math.log(IMAGE_TOKENS)
 """Nats of all codes being equally likely."""
 
@@ -280,7 +280,11 @@ class ARTokenRestorer(io.ComfyNode):
                     ),
                 ),
                 TokenGridType.Output(
-                    display_name="tokens", tooltip="The image codes drawn, 0 to 16383, for each tile."
+                    display_name="tokens",
+                    tooltip=(
+                        "The image codes drawn, 0 to 16383, row by row for each tile, to keep or compare: connect "
+                        "Preview as Text."
+                    ),
                 ),
             ],
         )
@@ -289,15 +293,16 @@ class ARTokenRestorer(io.ComfyNode):
     def validate_inputs(
         cls,
         description: str | None = "",
-        guidance: str = "full",
-        instruction: str | None = INSTRUCTION,
-        # The host passes every dynamic input, asked for or not.
+        guidance: str | None = "full",
+        *,
+        # The host passes every dynamic input, asked for or not; one that is asked for it would blame, too.
         resize=None,
         sampling=None,
         decoding=None,
         tiling=None,
     ):
-        return text_error(description or "", guidance, instruction or "") or True
+        # A linked input is None here and is checked when the node runs.
+        return text_error(description or "", guidance or "full", INSTRUCTION) or True
 
     @classmethod
     def execute(

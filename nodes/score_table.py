@@ -40,7 +40,7 @@ class ScoreTable:
         return "\n\n".join(self._section_text(section) for section in self.sections)
 
     def _section_text(self, section: Section) -> str:
-        header = ["", *(f"{metric.name} {'↓' if metric.lower_is_better else '↑'}" for metric in self.metrics)]
+        header = ["index", *(f"{metric.name} {'↓' if metric.lower_is_better else '↑'}" for metric in self.metrics)]
         if section.ranking is not None:
             header += ["rank sum", "mean"]
         if section.prompts:

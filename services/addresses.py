@@ -147,7 +147,11 @@ def key_hint(base_url: str, key_variable: str, environment: Mapping[str, str] = 
 
 
 def redact(text: str, key: str) -> str:
-    """The text without the key, however a server came to quote it."""
+    """The text without the key, however a server came to quote it: as it is, or escaped as JSON allows (\\/, \\u002d).
+
+    To be used on whole texts: in a shortened one the beginning of a key is not recognised.
+    """
     if len(key) < SHORTEST_SECRET:  # a stand-in such as "none", which is part of ordinary words
         return text
-    return text.replace(key, "[key]")
+    quoted = "".join(rf"(?:\\*{re.escape(char)}|\\+u(?i:{ord(char):04x}))" for char in key)
+    return re.sub(quoted, "[key]", text)

@@ -185,7 +185,7 @@ class _Session:
             raise slow from None
         except openai.APIStatusError as error:
             raise _Status(
-                error.status_code, redact(wire.error_message(error.response.text), self.key), error.response.headers
+                error.status_code, wire.error_message(redact(error.response.text, self.key)), error.response.headers
             ) from None
         except openai.APIConnectionError as error:
             cause = redact(str(error.__cause__ or error), self.key)
@@ -202,7 +202,7 @@ class _Session:
         said = f"{endpoint.base_url} answered {code}: {status.message.rstrip('.')}."
         if code in (401, 403):
             return AnswerError(f"{said} {key_hint(endpoint.base_url, endpoint.key_variable)}")
-        if code == 404:
+        if code in (404, 405):
             return AnswerError(f"{said} {await self._not_found()}")
         if code == 429 and "insufficient_quota" in status.message:
             return AnswerError(f"{said} The account has no credit left.")

@@ -55,13 +55,20 @@ NOT_OF_ONE_IMAGE = {
 
 
 class MissingWeights(ValueError):
-    """A metric's weight file is not on this machine; the message says which one, from where, and where it goes."""
+    """Weight files of metrics are not on this machine; the message says which ones, from where, and where they go.
 
-    def __init__(self, metric: str, urls: Sequence[str], folder: Path):
+    missing: name of a metric -> addresses of its files that are not in `folder`.
+    """
+
+    def __init__(self, missing: Mapping[str, Sequence[str]], folder: Path):
+        several = len(missing) > 1
+        names = ", ".join(f"'{name}'" for name in missing)
+        needs = f"The metrics {names} need" if several else f"The metric {names} needs"
+        urls = dict.fromkeys(url for each in missing.values() for url in each)
         files = "; ".join(f"{url.rpartition('/')[2]} from {url}" for url in urls)
         super().__init__(
-            f"The metric '{metric}' needs weights that are not in {folder}. Download and put there: {files}. "
-            "Nothing is downloaded on its own. Or take the metric out of the list."
+            f"{needs} weights that are not in {folder}. Download and put there: {files}. "
+            f"Nothing is downloaded on its own. Or take the metric{'s' if several else ''} out of the list."
         )
 
 
@@ -147,12 +154,13 @@ def describe(name: str, config: Mapping[str, Any]) -> MetricInfo:
 
 
 def require_weights(metrics: Sequence[MetricInfo], folder: Path) -> None:
-    """Raise MissingWeights for the first metric whose files, as far as they are known, are not in `folder`."""
+    """Raise MissingWeights where files of these metrics, as far as they are known, are not in `folder`."""
+    missing = {}
     for metric in metrics:
         urls = WEIGHT_URLS.get(metric.name, ())
-        missing = [url for url in urls if not (folder / url.rpartition("/")[2]).is_file()]
-        if missing:
-            raise MissingWeights(metric.name, missing, folder)
+        missing[metric.name] = [url for url in urls if not (folder / url.rpartition("/")[2]).is_file()]
+    if any(missing.values()):
+        raise MissingWeights({name: urls for name, urls in missing.items() if urls}, folder)
 
 
 def create_network(metric: MetricInfo, folder: Path, **options: Any) -> nn.Module:

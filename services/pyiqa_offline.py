@@ -109,12 +109,12 @@ def offline(metric: str, architecture: str, folder: Path) -> Iterator[None]:
     module = importlib.import_module(MODULES[architecture]) if architecture in MODULES else None
 
     def refuse(url: str, destination: str, *_: Any, **__: Any) -> NoReturn:
-        raise MissingWeights(metric, [url], Path(destination).parent)
+        raise MissingWeights({metric: [url]}, Path(destination).parent)
 
     def find_clip(url: str, _root: str) -> str:
         path = folder / url.rpartition("/")[2]
         if not path.is_file():
-            raise MissingWeights(metric, [url], folder)
+            raise MissingWeights({metric: [url]}, folder)
         return str(path)
 
     with contextlib.ExitStack() as stack:

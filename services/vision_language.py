@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +72,7 @@ class LocalVLM:
         """Tensors of the pictures and the texts, in the model's chat template or, where it has none, LLaVA's."""
         pictures = [[to_pil(picture.image, self.image_size) for picture in each.pictures] for each in questions]
         # Answers are written on after the last token, so a shorter question is filled up in front.
-        padded = {"padding": True, "padding_side": "left"} if len(questions) > 1 else {}
+        padding = {"padding": True, "padding_side": "left"} if len(questions) > 1 else {}
         if getattr(self.processor, "chat_template", None) is None:
             mark = getattr(self.processor, "image_token", "<image>")
             texts = [
@@ -79,7 +80,7 @@ class LocalVLM:
                 for question, shown in zip(questions, pictures, strict=True)
             ]
             together = [picture for shown in pictures for picture in shown]
-            return self.processor(images=together, text=texts, return_tensors="pt", **padded)
+            return self.processor(images=together, text=texts, return_tensors="pt", **padding)
         conversations = [
             [{"role": "user", "content": [
                 *({"type": "image", "image": picture} for picture in shown),
@@ -88,7 +89,8 @@ class LocalVLM:
             for question, shown in zip(questions, pictures, strict=True)
         ]
         return self.processor.apply_chat_template(
-            conversations, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt", **padded
+            conversations, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt",
+            **_template_options(self.processor, padding),
         )
 
 
@@ -131,6 +133,12 @@ def _dtype_name() -> str:
     from packaging.version import Version
 
     return "dtype" if Version(transformers.__version__) >= Version("4.56") else "torch_dtype"
+
+
+def _template_options(processor: Any, options: dict[str, Any]) -> dict[str, Any]:
+    """Options of the processor as apply_chat_template takes them, which transformers changed."""
+    takes_table = "processor_kwargs" in signature(processor.apply_chat_template).parameters
+    return {"processor_kwargs": options} if options and takes_table else options
 
 
 def _calling(advance: Callable[[], None]) -> Any:

@@ -129,9 +129,17 @@ class HTTPClient:
         return self.request(f"/view?{query}")
 
     def submit(self, workflow: Workflow) -> str:
-        """Queue a workflow and return its prompt id. Raises PromptError when ComfyUI refuses it."""
+        """Queue a workflow and return its prompt id.
+
+        Raises PromptError when ComfyUI refuses it, or a part of it: ComfyUI runs the other outputs then, and this
+        takes them out of the queue again.
+        """
         try:
-            return self.post("/prompt", {"prompt": workflow, "client_id": self.client_id})["prompt_id"]
+            answer = self.post("/prompt", {"prompt": workflow, "client_id": self.client_id})
+            if answer.get("node_errors"):
+                self.cancel(answer["prompt_id"])
+                raise PromptError.refused({"error": {"message": "a part of it"}, **answer})
+            return answer["prompt_id"]
         except urllib.error.HTTPError as error:
             if error.code == 400:
                 raise PromptError.refused(json.loads(error.read())) from None

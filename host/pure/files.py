@@ -2,27 +2,20 @@
 
 from __future__ import annotations
 
-import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import folder_paths
 
+from ..llm_folders import INDEX_NAME, SINGLE_NAME, llm_folders, llm_places, read_json
 from ..loading import first_few, model_files
 
-FOLDER_KEY = "LLM"
 VQ_NAME = "vq_ds8_c2i"
 VQ_SUFFIXES = (".pt", ".pth", ".safetensors", ".ckpt")
 VQ_AUTO = f"auto ({VQ_NAME})"
-INDEX_NAME = "model.safetensors.index.json"
-SINGLE_NAME = "model.safetensors"
 WHERE_FROM = "huggingface.co/nonwhy/PURE"
 VQ_WHERE_FROM = f"{VQ_NAME}.pt of huggingface.co/FoundationVision/LlamaGen"
-
-# Other packs and extra_model_paths.yaml may have the key already; the host keeps each path once.
-folder_paths.add_model_folder_path(FOLDER_KEY, os.path.join(folder_paths.models_dir, FOLDER_KEY))
 
 
 @dataclass(frozen=True)
@@ -38,33 +31,9 @@ class RestorerFiles:
     index: dict[str, str]
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON table. Raises ValueError, naming the file, when it is damaged or holds something else."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8", errors="replace"))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is not valid JSON ({error}). Download it again.") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} holds a {type(content).__name__}, not a table. Download it again.")
-    return content
-
-
-def may_be_chameleon(config: Path) -> bool:
-    """Whether to offer a folder: of PURE's family, or so damaged that loading it should say so."""
-    try:
-        return read_json(config).get("model_type") == "chameleon"
-    except ValueError:
-        return True
-
-
 def restorer_folders() -> dict[str, Path]:
     """Folders of the Chameleon family in the host's `LLM` folders, by relative names."""
-    found: dict[str, Path] = {}
-    for root in map(Path, folder_paths.get_folder_paths(FOLDER_KEY)):
-        for config in sorted(root.glob("*/config.json")) + sorted(root.glob("*/*/config.json")):
-            if may_be_chameleon(config):
-                found.setdefault(config.parent.relative_to(root).as_posix(), config.parent)
-    return found
+    return llm_folders(lambda config: config.get("model_type") == "chameleon")
 
 
 def restorer_choices() -> list[str]:
@@ -80,9 +49,8 @@ def find_restorer(name: str) -> RestorerFiles:
     """The files behind a loader choice. Raises ValueError naming what is missing."""
     folder = restorer_folders().get(name)
     if folder is None:
-        places = ", ".join(folder_paths.get_folder_paths(FOLDER_KEY))
         raise ValueError(
-            f"There is no folder {name} of a PURE model in {places}. Put the whole folder of {WHERE_FROM} there "
+            f"There is no folder {name} of a PURE model in {llm_places()}. Put the whole folder of {WHERE_FROM} there "
             "(config.json, *.safetensors with their index, tokenizer.json) and refresh the node list (R)."
         )
     tokenizer = folder / "tokenizer.json"
@@ -127,5 +95,5 @@ def find_vqgan(choice: str, restorer: Path) -> Path:
     found = [path for path in inside if path.is_file()]
     if found or shared:
         return found[0] if found else Path(folder_paths.get_full_path_or_raise("vae", shared[0]))
-    places = ", ".join([str(restorer), *folder_paths.get_folder_paths("vae")])
-    raise ValueError(f"{VQ_NAME}.pt is in none of {places}. Put {VQ_WHERE_FROM} into models/vae.")
+    searched = ", ".join([str(restorer), *folder_paths.get_folder_paths("vae")])
+    raise ValueError(f"{VQ_NAME}.pt is in none of {searched}. Put {VQ_WHERE_FROM} into models/vae.")

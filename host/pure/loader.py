@@ -18,7 +18,7 @@ from ...models.pure.config import ChameleonConfig
 from ...models.pure.released import IGNORED_PREFIXES, fuse, problems, with_stored_norms
 from ...models.pure.transformer import Chameleon
 from ...models.pure.vocabulary import Vocabulary, check_special_names
-from ...models.pure.vqgan import VQGAN, check_released
+from ...models.pure.vqgan import VQGAN, WrongCodebook, check_released
 from ..loading import describe_state_dict, load_state_dict_file
 from .files import VQ_AUTO, VQ_WHERE_FROM, WHERE_FROM, RestorerFiles, find_restorer, find_vqgan
 from .model import ARRestorer, Backbone
@@ -210,6 +210,8 @@ def load_vqgan(path: Path, disable_dynamic: bool = False):
     content, _ = load_state_dict_file(path)
     try:
         config, tensors = check_released(content)
+    except WrongCodebook as error:
+        raise ValueError(f"{path.name}: {error}.") from error
     except ValueError as error:
         tensors = content.get("model", content)
         looks = describe_state_dict(tensors) if isinstance(tensors, dict) else "no table of tensors"

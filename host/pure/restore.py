@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ...models.color import swap_lowest_band
+from ...models.pure.answer import split_text
 from ...models.pure.crop import TARGET_SIZE, to_image, to_pixels
 from ...models.pure.generation import (
     Generated,
@@ -18,7 +19,7 @@ from ...models.pure.generation import (
     generate,
 )
 from ...models.pure.prompt import INSTRUCTION, image_block, prompt_ids
-from ...models.pure.text_only import split_text, write_texts
+from ...models.pure.text_only import write_texts
 from ...models.pure.vocabulary import PATCH_PIXELS
 from ...models.resize import resize, to_bytes, upscale
 from ...models.tiling import Box, TileGrid, merge_tiles
@@ -92,6 +93,15 @@ class TokenGrids:
     height: int
     width: int
 
+    def __str__(self) -> str:
+        """What the host's text previews show: a line of codes for each row of tokens."""
+        lines = []
+        for image, tiles in enumerate(self.codes.tolist(), start=1):
+            for box, rows in zip(self.boxes, tiles, strict=True):
+                lines.append(f"image {image}, tile at x {box.left}, y {box.top}:")
+                lines += [" ".join(map(str, row)) for row in rows]
+        return "\n".join(lines)
+
 
 @dataclass(frozen=True)
 class Restored:
@@ -143,26 +153,27 @@ def memory_needed(restorer: ARRestorer, jobs: Sequence[Job], options: RestoreOpt
     return needed + (restorer.vq_memory(options.tiles.side, options.tiles.side) if options.preview else 0)
 
 
+def load(restorer: ARRestorer, jobs: Sequence[Job], options: RestoreOptions, sequences: int) -> None:
+    """Load what decoding needs, with room for that many sequences."""
+    patchers = [restorer.backbone, restorer.vqgan] if options.preview else [restorer.backbone]
+    needed = memory_needed(restorer, jobs, options, sequences)
+    comfy.model_management.load_models_gpu(patchers, memory_required=needed)
+
+
 def load_for(restorer: ARRestorer, jobs: Sequence[Job], options: RestoreOptions) -> int:
     """Load the models and make room; returns how many sequences are decoded together."""
-    management = comfy.model_management
-    backbone = restorer.backbone
-    patchers = [backbone, restorer.vqgan] if options.preview else [backbone]
-
-    def load(sequences: int) -> None:
-        management.load_models_gpu(patchers, memory_required=memory_needed(restorer, jobs, options, sequences))
-
+    management, backbone = comfy.model_management, restorer.backbone
     if options.together:
         together = min(options.together, len(jobs))
-        load(together)
+        load(restorer, jobs, options, together)
         return together
-    load(1)
+    load(restorer, jobs, options, 1)
     # What is not on the device yet comes there while running, if the model is one of dynamic memory.
     free = management.get_free_memory(backbone.load_device) - management.minimum_inference_memory()
     free -= max(0, backbone.model_size() - backbone.loaded_size())
     together = max(1, min(MAX_TOGETHER, len(jobs), int(free / memory_needed(restorer, jobs, options, 1))))
     if together > 1:
-        load(together)
+        load(restorer, jobs, options, together)
     return together
 
 
@@ -255,6 +266,8 @@ class Restoration:
     def draw(self, jobs: Sequence[Job], descriptions: list[str | None], progress: TokenProgress) -> None:
         """Decode one batch of tiles to tokens and these to pixels."""
         restorer, shown = self.restorer, jobs[0].image
+        # Decoding the batch before may have pushed the transformer out.
+        load(restorer, jobs, self.options, len(jobs))
         canvas = self.canvas_of(shown) if self.options.preview else None
         boxes = [job.box if job.image == shown else None for job in jobs]
         observer = RunObserver(progress, restorer.tokenizer.decode, canvas, boxes)

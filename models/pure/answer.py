@@ -34,6 +34,12 @@ def sentence_length(ids: Sequence[int], tokenizer: Tokenizer) -> int | None:
     return None
 
 
+def split_text(ids: Sequence[int], tokenizer: Tokenizer) -> tuple[str, str]:
+    """(degradation sentence, description) of text ids."""
+    end = sentence_length(ids, tokenizer) or len(ids)
+    return tokenizer.decode(ids[:end]).strip(), tokenizer.decode(ids[end:]).strip()
+
+
 def needs_writing(guidance: Guidance, description: str | None) -> bool:
     """Whether the model has to write anything itself."""
     return guidance in ("full", "perception") or (guidance == "understanding" and description is None)

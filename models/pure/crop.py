@@ -15,7 +15,7 @@ from einops import rearrange
 from PIL import Image
 from torch import Tensor
 
-from ..resize import BICUBIC, from_bytes, resize_bytes, truncate_to_bytes
+from ..resize import BICUBIC, from_bytes, truncate_to_bytes
 from .vocabulary import PATCH_PIXELS
 
 TARGET_SIZE = 512
@@ -68,11 +68,6 @@ def crop(image: Tensor, size: tuple[int, int], randint: Randint | None = None) -
 
 def to_picture(image: Tensor) -> Image.Image:
     return Image.fromarray(image.numpy())
-
-
-def fit_square(image: Tensor, side: int = TARGET_SIZE) -> Tensor:
-    """Stretch 8-bit `[H, W, C]` to a square, whatever its aspect ratio; one of that size is returned as it is."""
-    return image if image.shape[:2] == (side, side) else resize_bytes(image, side, side, BICUBIC)
 
 
 def to_rgb(image: Tensor) -> Tensor:

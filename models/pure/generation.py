@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 
 from . import logits as stages
-from .answer import GUIDANCE, Guidance, Writer, kept_ids, needs_writing, sentence_length
+from .answer import GUIDANCE, Guidance, Writer, kept_ids, needs_writing
 from .cache import KVCache, bytes_per_token
 from .config import ChameleonConfig
 from .draws import Draws, SeededDraws, uniforms_on
 from .grid import MAX_PATCHES, Grid, check_patches
 from .jacobi import WINDOW, JacobiDecoder
-from .observer import GenerationError, Observer
+from .observer import Observer
 from .prompt import Tokenizer
 from .sequential import Drawn, SequentialDecoder
 from .session import Session
@@ -95,11 +95,6 @@ class Generated:
     proposed: int = 0
     accepted: int = 0
 
-    def sentence_and_description(self, tokenizer: Tokenizer) -> tuple[str, str]:
-        """Text of the degradation sentence and of the description that the model wrote."""
-        end = sentence_length(self.written_ids, tokenizer) or len(self.written_ids)
-        return tokenizer.decode(self.written_ids[:end]).strip(), tokenizer.decode(self.written_ids[end:]).strip()
-
 
 def cache_bytes(
     config: ChameleonConfig, options: GenerationOptions, batch: int, prompt_tokens: int, dtype: torch.dtype
@@ -107,12 +102,6 @@ def cache_bytes(
     """Memory of the key-value caches of a run: prompt, text and image, and the image again when guided."""
     tokens = prompt_tokens + options.max_text_tokens + options.image_length * (2 if options.guided else 1)
     return batch * tokens * bytes_per_token(config, dtype)
-
-
-def expected_steps(options: GenerationOptions, batch: int) -> dict[str, int]:
-    """Totals that `Observer.step` will state per phase; image tokens are unknown (0) when the model sizes the image."""
-    tokens = 0 if options.size is None else Grid(*options.size).tokens
-    return {"prompt": batch, "text": options.max_text_tokens, "image": tokens}
 
 
 @torch.no_grad()
@@ -270,16 +259,3 @@ def assemble(
         proposed=drawn.proposed,
         accepted=drawn.accepted,
     )
-
-
-__all__ = [
-    "DECODING",
-    "GUIDANCE",
-    "Generated",
-    "GenerationError",
-    "GenerationOptions",
-    "Observer",
-    "cache_bytes",
-    "expected_steps",
-    "generate",
-]

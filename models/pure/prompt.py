@@ -1,4 +1,4 @@
-"""From an instruction and an image's tokens to the prompt, and from an answer to its text."""
+"""From an instruction and an image's tokens to the prompt."""
 
 from __future__ import annotations
 
@@ -51,9 +51,3 @@ def prompt_ids(tokenizer: Tokenizer, instruction: str, block: Sequence[int]) -> 
         pieces = [f"{instruction.rstrip()} " if instruction.strip() else "", ""]
     before, after = (tokenizer.encode(piece) if piece else [] for piece in pieces)
     return [BOS, *before, *block, *after, EOT]
-
-
-def split_answer(text: str) -> tuple[str, str]:
-    """(degradation sentence, description) of an answer, such as 'Medium blur, small noise. The image shows ...'."""
-    sentence, end, rest = text.partition(SENTENCE_END)
-    return (sentence + end).strip(), rest.strip()

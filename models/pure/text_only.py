@@ -6,12 +6,11 @@ from collections.abc import Sequence
 
 import torch
 
-from .answer import Writer, sentence_length
+from .answer import Writer
 from .cache import KVCache
 from .draws import SeededDraws
 from .generation import GenerationOptions
 from .observer import Observer
-from .prompt import Tokenizer
 from .session import Session
 from .transformer import Chameleon
 
@@ -38,9 +37,3 @@ def write_texts(
     hidden = session.read(prompts)
     writer = Writer(session, hidden, options.text_top_k, options.sampling.temperature, options.max_text_tokens)
     return writer.write(None)
-
-
-def split_text(ids: Sequence[int], tokenizer: Tokenizer) -> tuple[str, str]:
-    """(degradation sentence, description) of text ids."""
-    end = sentence_length(ids, tokenizer) or len(ids)
-    return tokenizer.decode(ids[:end]).strip(), tokenizer.decode(ids[end:]).strip()

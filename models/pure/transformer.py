@@ -60,7 +60,9 @@ class HeadNorm(nn.Module):
     def per_head(self, heads: int, device: torch.device) -> tuple[Tensor, Tensor]:
         """Weight and bias of each head, float32 `[heads, 1, d]`."""
         tables = (table.to(device=device, dtype=torch.float32) for table in (self.weight, self.bias))
-        weight, bias = (rows.repeat_interleave(heads // rows.shape[0], dim=0)[:, None] for rows in tables)
+        # PURE's single row is not copied: this runs in every layer for every token.
+        blocks = (rows[:, None].expand(-1, heads // rows.shape[0], -1) for rows in tables)
+        weight, bias = (rearrange(rows, "r n d -> (r n) 1 d") for rows in blocks)
         return weight, bias
 
 

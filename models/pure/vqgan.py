@@ -25,6 +25,10 @@ UNUSED = ("quantize.codebook_used",)
 """A training statistic in the released file."""
 
 
+class WrongCodebook(ValueError):
+    """A VQ autoencoder of the right kind whose codes PURE's tokens do not name."""
+
+
 @dataclass(frozen=True)
 class VQConfig:
     """Widths are `base` times each of `multipliers`, finest level first; both halves mirror each other."""
@@ -64,14 +68,14 @@ class VQConfig:
         )
 
     def require_codebook(self) -> None:
-        """Raises ValueError unless the codebook is the one PURE's tokens name, at 8 pixels a token."""
+        """Raises WrongCodebook unless the codebook is the one PURE's tokens name, at 8 pixels a token."""
         if (self.codebook_size, self.code_channels) != (IMAGE_TOKENS, CODE_CHANNELS):
-            raise ValueError(
+            raise WrongCodebook(
                 f"the codebook is {self.codebook_size} x {self.code_channels}, PURE needs {IMAGE_TOKENS} x "
                 f"{CODE_CHANNELS}: use LlamaGen's vq_ds8_c2i.pt"
             )
         if self.downscale != 8:
-            raise ValueError(
+            raise WrongCodebook(
                 f"a code of this autoencoder stands for {self.downscale} x {self.downscale} pixels, PURE needs "
                 "8 x 8: use LlamaGen's vq_ds8_c2i.pt"
             )
@@ -295,8 +299,8 @@ class VQGAN(nn.Module):
 def check_released(state_dict: Mapping[str, Tensor]) -> tuple[VQConfig, dict[str, Tensor]]:
     """Configuration and tensors of a released autoencoder, with the unused statistic left out.
 
-    Takes the file's content or what it has under `model`. Raises ValueError naming what is missing, unexpected or of
-    another codebook.
+    Takes the file's content or what it has under `model`. Raises ValueError naming what is missing or unexpected,
+    WrongCodebook where all is there and of another size.
     """
     tensors = state_dict.get("model", state_dict)
     if not isinstance(tensors, Mapping):

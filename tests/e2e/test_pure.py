@@ -217,5 +217,6 @@ def test_cancel_while_tokens_are_drawn(server: ComfyServer, released):
 def test_texts_that_do_not_go_together_are_refused_before_the_run(server: ComfyServer, released):
     graph = with_picture(server, read("pure_512"), 16, 16)
     graph[node_of(graph, RESTORER)]["inputs"] |= {"guidance": "none", "description": "A cat."}
-    with pytest.raises(PromptError, match="guidance 'none' gives the model none"):
+    with pytest.raises(PromptError, match="guidance 'none' gives the model none") as raised:
         server.client.run(graph)
+    assert str(raised.value).count("failed for node: ") == 2, "of the two inputs, not of all"

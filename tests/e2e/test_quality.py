@@ -60,8 +60,8 @@ def test_the_table_is_drawn_on_the_nodes(frontend):
     boxes = [box.evaluate(cells) for box in frontend.page.query_selector_all(".realisr-scores")]
     ranked = next(rows for rows in boxes if len(rows) == 5)
     plain = next(rows for rows in boxes if len(rows) == 2)
-    assert ranked[0] == ["", "piqe ↓", "entropy ↑", "rank sum", "mean"]
-    assert plain[0] == ["", "piqe ↓", "entropy ↑"]
+    assert ranked[0] == ["index", "piqe ↓", "entropy ↑", "rank sum", "mean"]
+    assert plain[0] == ["index", "piqe ↓", "entropy ↑"]
     (chosen,) = [row for row in ranked[1:] if "★" in row[0]]
     assert [cell.split(" ")[0] for cell in chosen[1:3]] == plain[1][1:3]
     fits = "() => window.app.graph.nodes.every((node) => node.size[1] >= node.computeSize()[1] && node.size[1] > 80)"

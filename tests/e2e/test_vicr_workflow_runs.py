@@ -35,8 +35,10 @@ def files(server: ComfyServer) -> None:
         ("loras/vicr_lora.safetensors", checkpoints.fill(lora_shapes(), 5)),
         ("model_patches/vicr_bridge.safetensors", bridge),
     ):
-        (server.models / path).parent.mkdir(parents=True, exist_ok=True)
-        save_file(content, server.models / path)
+        # A file that another module made may be in use: loaded models are mapped to it.
+        if not (server.models / path).exists():
+            (server.models / path).parent.mkdir(parents=True, exist_ok=True)
+            save_file(content, server.models / path)
 
 
 def lora_shapes() -> checkpoints.Shapes:

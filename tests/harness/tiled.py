@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .checkpoints import fill, taesd
+from .checkpoints import fill, flux, taesd
 from .host import InProcessHost
 
 Entry = list[Any]
@@ -29,9 +29,12 @@ def seeded(network: nn.Module, seed: int) -> nn.Module:
 
 # --- models ----------------------------------------------------------------------------------------------------------
 
+FLUX = {"heads": 1, "double_blocks": 1, "single_blocks": 1, "context_width": 16, "pooled_width": 16}
+"""Sizes for checkpoints.flux; text as `text` makes it."""
+
 UNET = {
-    "image_size": 32, "out_channels": 4, "model_channels": 32, "num_res_blocks": [1, 1], "channel_mult": [1, 2],
-    "transformer_depth": [1, 1], "transformer_depth_middle": 1, "transformer_depth_output": [1, 1, 1, 1],
+    "image_size": 32, "out_channels": 4, "model_channels": 32, "num_res_blocks": [2, 2], "channel_mult": [1, 2],
+    "transformer_depth": [1] * 4, "transformer_depth_middle": 1, "transformer_depth_output": [1] * 6,
     "context_dim": 16, "num_heads": 2, "num_head_channels": -1, "use_spatial_transformer": True, "legacy": False,
     "use_linear_in_transformer": False, "adm_in_channels": None, "use_temporal_attention": False,
 }
@@ -80,19 +83,22 @@ def t2i_adapter(seed: int = 2) -> Any:
     return comfy.controlnet.T2IAdapter(seeded(network, seed), network.input_channels, 8, "nearest-exact")
 
 
-def flux_controlnet(seed: int = 3, *, latent: bool = False, context_width: int = 16, pooled_width: int = 16) -> Any:
-    """A CONTROL_NET for FLUX of one head. latent: the hint is encoded by a VAE, as in union and upscaler ones."""
+def flux_controlnet(seed: int = 3, *, latent: bool = False) -> Any:
+    """A CONTROL_NET for a FLUX of the sizes FLUX.
+
+    latent: the hint is encoded by a VAE, as in union and upscaler ones.
+    """
     import comfy.controlnet
     import comfy.latent_formats
     import comfy.ldm.flux.controlnet
+    import comfy.model_detection
     import comfy.model_management
     import comfy.ops
 
+    sizes = comfy.model_detection.detect_unet_config(flux(**FLUX), "")
     network = comfy.ldm.flux.controlnet.ControlNetFlux(
-        latent_input=latent, control_latent_channels=16 if latent else None, image_model="flux", in_channels=16,
-        out_channels=16, patch_size=2, vec_in_dim=pooled_width, context_in_dim=context_width, hidden_size=128,
-        mlp_ratio=4.0, num_heads=1, depth=1, depth_single_blocks=1, axes_dim=[16, 56, 56], theta=10000, qkv_bias=True,
-        guidance_embed=True, dtype=torch.float32, device="cpu", operations=comfy.ops.manual_cast,
+        latent_input=latent, control_latent_channels=16 if latent else None, **sizes, dtype=torch.float32,
+        device="cpu", operations=comfy.ops.manual_cast,
     )
     space = {"compression_ratio": 1, "latent_format": comfy.latent_formats.Flux()} if latent else {}
     return comfy.controlnet.ControlNet(

@@ -17,17 +17,14 @@ from harness.vosr import Scene
 SIZE = (12, 18)
 """Of the canvas in cells: 6 tiles of 8 x 8."""
 
-SMALL = {"heads": 1, "double_blocks": 1, "single_blocks": 1, "context_width": 16, "pooled_width": 16}
-
-
 @pytest.fixture(scope="module")
 def flux_model(host: InProcessHost):
-    return dreamsr.load_flux(host, "multidiffusion_flux.safetensors", flux(**SMALL))
+    return dreamsr.load_flux(host, "multidiffusion_flux.safetensors", flux(**tiled.FLUX))
 
 
 @pytest.fixture(scope="module")
 def fill_model(host: InProcessHost):
-    return vicr.load_fill(host, "multidiffusion_fill", flux(fill_model=True, **SMALL))
+    return vicr.load_fill(host, "multidiffusion_fill", flux(fill_model=True, **tiled.FLUX))
 
 
 @pytest.fixture(scope="module")

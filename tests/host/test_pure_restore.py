@@ -31,6 +31,10 @@ def test_everything_comes_out(model):
     blocks = entropy.unflatten(1, (8, 8)).unflatten(3, (8, 8))
     assert torch.equal(blocks.amin(dim=(2, 4)), blocks.amax(dim=(2, 4))), "one value for the 8 x 8 pixels of a token"
     assert tokens.codes.shape == (1, 1, 8, 8) and tokens.codes.max() > 8191, "both halves of the codebook are drawn"
+    shown = str(tokens).splitlines()
+    assert shown[0] == "image 1, tile at x 0, y 0:" and shown[1:] == [
+        " ".join(map(str, row)) for row in tokens.codes[0, 0].tolist()
+    ]
 
 
 def test_the_image_is_the_tokens_decoded(model):
@@ -278,9 +282,11 @@ def test_texts_that_do_not_go_together(model):
     from realisr.nodes.pure import ARTokenRestorer
 
     check = ARTokenRestorer.validate_inputs
-    assert check(description="", guidance="none", instruction="Restore. <|image|>") is True
+    assert check(description="", guidance="none") is True
+    assert check(description=None, guidance=None) is True, "linked: not known before the run"
     assert "guidance 'none' gives the model none" in check(description="A cat.", guidance="none")
     assert "Unknown guidance 'half'" in check(guidance="half")
-    assert "<|image|> 2 times" in check(instruction="<|image|> and <|image|>")
     with pytest.raises(ValueError, match="guidance 'perception only' gives the model none"):
         run_restorer(model, picture(), description="A cat.", guidance="perception only")
+    with pytest.raises(ValueError, match=r"<\|image\|> 2 times"):
+        run_restorer(model, picture(), instruction="<|image|> and <|image|>")

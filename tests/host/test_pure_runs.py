@@ -205,6 +205,30 @@ def test_memory_asked_for_is_what_the_caches_take(model, caches, monkeypatch, sc
     assert asked[-1] > asked[0] / together + model.vq_memory(64, 64) - 1, "previews need room too"
 
 
+def test_every_batch_finds_the_transformer_loaded(model, monkeypatch):
+    """Decoding one batch's pixels may push it out of a small GPU."""
+    import comfy.model_management
+
+    from realisr.host.pure import restore as module
+
+    events = []
+    load, generate = comfy.model_management.load_models_gpu, module.generate
+
+    def loading(models, **kwargs):
+        events.append("transformer" if model.backbone in models else "other")
+        return load(models, **kwargs)
+
+    def generating(*inputs, **named):
+        events.append("tokens")
+        return generate(*inputs, **named)
+
+    monkeypatch.setattr(comfy.model_management, "load_models_gpu", loading)
+    monkeypatch.setattr(module, "generate", generating)
+    run_restorer(model, picture(width=32, height=32, batch=3), **pure.QUICK, batch_size=1, preview=False)
+    before = [events[place - 1] for place, event in enumerate(events) if event == "tokens"]
+    assert before == ["transformer"] * 3 and events.count("other") >= 3
+
+
 def test_as_many_together_as_memory_allows(model, monkeypatch):
     import comfy.model_management
 
@@ -248,15 +272,14 @@ def test_partly_offloaded_gives_the_same_tokens(host, model, monkeypatch, keep, 
     # Tensors made in inference mode, as the executor makes them, can be moved in it only.
     with torch.inference_mode():
         comfy.model_management.unload_all_models()
-    load_for = module.load_for
+    load = module.load
 
     def partly(restorer, *args):
-        together = load_for(restorer, *args)
+        load(restorer, *args)
         patcher = restorer.backbone
         patcher.partially_unload(torch.device("cpu"), int(patcher.model_size() * (1 - keep)))
-        return together
 
-    monkeypatch.setattr(module, "load_for", partly)
+    monkeypatch.setattr(module, "load", partly)
     result = run_restorer(restorer, picture(width=32, height=32), **pure.QUICK)
     assert restorer.backbone.model.model_lowvram
     assert torch.equal(result[4].codes, whole[4].codes)

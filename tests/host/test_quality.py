@@ -70,7 +70,7 @@ def test_scores_are_pyiqas_own(host):
     assert scores == pytest.approx([piqe(image) for image in images], rel=1e-6)
     assert len(set(scores)) == 3
     header, *rows = table.splitlines()
-    assert header.split() == ["piqe", "↓"]
+    assert header.split() == ["index", "piqe", "↓"]
     assert [row.split() for row in rows] == [[str(index), f"{score:.4f}"] for index, score in enumerate(scores)]
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from realisr.services.addresses import (
@@ -125,3 +127,15 @@ def test_a_key_is_taken_out_of_texts():
     assert redact(f"Bearer {KEY}, {KEY}.", KEY) == "Bearer [key], [key]."
     assert redact("nothing", NO_KEY) == "nothing"
     assert redact("a monkey", "key") == "a monkey"
+
+
+def test_the_key_is_taken_out_of_json_however_it_is_escaped():
+    key = "sk-a/b+c=0123456789"
+    plain = json.dumps({"message": f"Bearer {key}"})
+    spellings = [plain, plain.replace("/", "\\/"), plain.replace("-", "\\u002D").replace("+", "\\u002b")]
+    spellings.append(json.dumps({"body": spellings[1]}))
+    for text in spellings:
+        assert key not in text or text == plain
+        assert "0123456789" not in redact(text, key)
+        assert "[key]" in redact(text, key)
+    assert json.loads(redact(spellings[2], key)) == {"message": "Bearer [key]"}

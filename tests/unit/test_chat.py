@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from harness.chat_server import Answer, ChatRequest, ChatServer, Drop, Failure, Hang, Raw
+from realisr.services import wire
 from realisr.services.chat import ChatEndpoint
 from realisr.services.prompting import RefinedPrompt, caption_question, refine_question
 from realisr.services.questions import AnswerError, Question, SetupError, ask
@@ -202,6 +203,7 @@ def test_trouble_that_stays(chat, trouble, told):
     [
         (Failure(400, "image too large"), "image too large"),
         (Failure(401), "Check the key in OPENAI_API_KEY"),
+        (Failure(405), "It lists: none."),
         (Failure(403), "Check the key in OPENAI_API_KEY"),
         (Failure(429, body=b'{"error": {"message": "Quota.", "code": "insufficient_quota"}}'), "no credit left"),
         (Failure(429, retry_after=9999), "asks to wait 9999 s"),
@@ -259,6 +261,15 @@ def test_a_server_that_echoes_the_key(chat, caplog):
     assert refined.prompt == "a door, Bearer [key]"
     assert "Bearer [key]" in caplog.text
     assert KEY not in caplog.text
+
+
+@pytest.mark.parametrize("visible", [1, 6, len(KEY) - 1])
+def test_a_shortened_message_does_not_show_the_beginning_of_the_key(chat, visible):
+    before = "x" * (wire.SHOWN_BODY - len("Bearer ") - visible)
+    chat.script(Failure(401, f"{before}Bearer {KEY}"))
+    told = str(fail(chat))
+    assert "xxBearer " in told
+    assert f"Bearer {KEY[:visible]}" not in told
 
 
 @pytest.mark.parametrize("level", ["DEBUG"])

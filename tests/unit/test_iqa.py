@@ -164,6 +164,16 @@ def test_missing_weights_are_named_before_anything_is_loaded(tmp_path: Path, nam
     iqa.require_weights([metric("piqe"), metric(name)], tmp_path)
 
 
+def test_the_weights_of_all_metrics_are_named_at_once(tmp_path: Path):
+    """A file that two of them need is named once."""
+    with pytest.raises(iqa.MissingWeights, match=r"^The metrics 'clipiqa', 'musiq', 'clipiqa\+' need weights") as caught:
+        iqa.require_weights([metric(name) for name in ("clipiqa", "piqe", "musiq", "clipiqa+")], tmp_path)
+    assert str(caught.value).count(" from https://") == 3
+    (tmp_path / quality.CLIP_RESNET).touch()
+    with pytest.raises(iqa.MissingWeights, match=r"^The metrics 'musiq', 'clipiqa\+' need weights"):
+        iqa.require_weights([metric(name) for name in ("clipiqa", "musiq", "clipiqa+")], tmp_path)
+
+
 def test_the_addresses_are_pyiqas_own():
     with pyiqa_offline.importable():
         from pyiqa.archs import brisque_arch, clip_model, clipiqa_arch, liqe_arch, maniqa_arch, musiq_arch, niqe_arch

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,11 +13,13 @@ from harness.pure_tiny import PROMPT, TINY, answering_network, prefer, random_ne
 
 load_pack()
 
-from realisr.models.pure import generation, jacobi, sequential  # noqa: E402
+from realisr.models.pure import cache, generation, jacobi, sequential  # noqa: E402
+from realisr.models.pure.answer import split_text  # noqa: E402
 from realisr.models.pure.draws import SeededDraws  # noqa: E402
-from realisr.models.pure.generation import GenerationError, GenerationOptions, Observer, generate  # noqa: E402
+from realisr.models.pure.generation import GenerationOptions, generate  # noqa: E402
 from realisr.models.pure.grid import Grid, Slot, next_slot  # noqa: E402
 from realisr.models.pure.logits import Sampling  # noqa: E402
+from realisr.models.pure.observer import GenerationError, Observer  # noqa: E402
 from realisr.models.pure.session import Session  # noqa: E402
 from realisr.models.pure.transformer import Chameleon  # noqa: E402
 from realisr.models.pure.vocabulary import BOI, BOS, EOI, EOT, SIZE_BASE, Vocabulary, id_to_index  # noqa: E402
@@ -253,7 +256,7 @@ def test_text_the_image_is_conditioned_on(guidance, description, expected):
     (direct,) = answer(network, [PROMPT + expected], [0], sampling=Sampling(top_k=3))
     assert result.codes.tolist() == direct.codes.tolist()
     if guidance == "full" and description is None:
-        assert result.sentence_and_description(Words()) == ("Medium blur.", "A lion at night")
+        assert split_text(result.written_ids, Words()) == ("Medium blur.", "A lion at night")
 
 
 def test_texts_of_different_length_in_one_batch():
@@ -357,3 +360,31 @@ def test_steps_work_in_place():
     for width in (1, 2, 1):
         decoder.step(decoder.fed[:, :width])
     assert places() == before and int(decoder.slot) == 3 and int(decoder.position) == 4
+
+
+class PretendedGraphs(sequential.GraphedSteps):
+    """CUDA's order of things without the device: what is captured does not run, a replay does what was captured."""
+
+    def __init__(self, enabled: bool):
+        super().__init__(False)
+        self.enabled = True
+
+    def capture(self, step):
+        return SimpleNamespace(replay=step)
+
+
+class FailingGraphs(PretendedGraphs):
+    def capture(self, step):
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+
+@pytest.mark.parametrize("graphs", [PretendedGraphs, FailingGraphs])
+def test_captured_or_not_the_tokens_are_the_same(monkeypatch, caplog, graphs):
+    """Also across changes of what attention looks at, each of which is a graph of its own."""
+    monkeypatch.setattr(cache, "SPAN_STEP", 8)
+    network = random_network(16, image_scale=6.0)
+    expected = answer(network, [PROMPT] * 2)
+    monkeypatch.setattr(sequential, "GraphedSteps", graphs)
+    for result, eager in zip(answer(network, [PROMPT] * 2), expected, strict=True):
+        assert result.ids == eager.ids and torch.equal(result.entropy, eager.entropy)
+    assert caplog.text.count("without CUDA graphs") == (graphs is FailingGraphs)

@@ -13,6 +13,7 @@ load_pack()
 
 from realisr.models.pure import crop, prompt  # noqa: E402
 from realisr.models.pure import logits as stages  # noqa: E402
+from realisr.models.pure.answer import split_text  # noqa: E402
 from realisr.models.pure.draws import SeededDraws  # noqa: E402
 from realisr.models.pure.grid import Slot, next_slot  # noqa: E402
 from realisr.models.pure.logits import Sampling  # noqa: E402
@@ -127,6 +128,9 @@ class Letters:
     def encode(self, text: str) -> list[int]:
         return [16384 + ord(letter) for letter in text]
 
+    def decode(self, ids) -> str:
+        return "".join(chr(token - 16384) for token in ids)
+
 
 def test_prompt_has_the_image_where_the_instruction_says():
     block = prompt.image_block(torch.full((4, 8), 7))
@@ -144,8 +148,8 @@ def test_prompt_has_the_image_where_the_instruction_says():
 
 def test_answers_split_at_the_first_full_stop():
     text = "Medium blur, small noise. The image features a majestic lion. It roars."
-    assert prompt.split_answer(text) == (text[:25], text[26:])
-    assert prompt.split_answer("No stop") == ("No stop", "")
+    assert split_text(Letters().encode(text), Letters()) == (text[:25], text[26:])
+    assert split_text(Letters().encode("No stop"), Letters()) == ("No stop", "")
 
 
 def test_crop_list_of_the_paper():
