@@ -156,8 +156,8 @@ def apply_bridge(model, conditioning: list[Any], model_patch, clip_vision_output
     if width not in (widths.hidden, widths.pooled):
         raise ValueError(
             f"The bridge gives {width}, this model has hidden {widths.hidden} and pooled {widths.pooled}: it was "
-            "trained for another model. Choose one of these widths in Load Vision-Context Bridge; FLUX.1's are 3072 and "
-            "768."
+            "trained for another model. Choose a bridge of one of these widths (FLUX.1: 3072 or 768) in Load "
+            "Vision-Context Bridge."
         )
     vector = context_vector(model_patch, clip_vision_output) * strength
     if strength == 0:
