@@ -10,10 +10,10 @@ from comfy_api.latest import io
 from ..models.degradation.real_world import FIRST_ROUND, SECOND_ROUND, RealWorldDegradation
 from ..models.degradation.simple import SimpleDegradation
 from ..models.resize import upscale
+from .seeds import MAX_SEED
 
 SIMPLE, FIRST_ORDER, SECOND_ORDER = "simple", "real-world (first order)", "real-world (second order)"
 LOW_RESOLUTION, INPUT_SIZE = "low resolution", "input size"
-MAX_SEED = 0xFFFFFFFFFFFFFFFF
 
 
 class DegradeImage(io.ComfyNode):

@@ -8,10 +8,10 @@ from ..host.dreamsr.apply import apply_mm_control
 from ..host.dreamsr.conditioning import ApplyOptions
 from ..host.dreamsr.initialise import DTYPES, initialise_mm_control, parse_blocks
 from ..host.dreamsr.loader import WEIGHT_DTYPES, control_choices, load_mm_control, save_mm_control
+from .seeds import MAX_SEED
 
 CATEGORY = "RealISR/DreamSR"
 MMControlType = io.Custom("MM_CONTROLNET")
-MAX_SEED = 0xFFFFFFFFFFFFFFFF
 
 
 class LoadMMControlNet(io.ComfyNode):

@@ -136,9 +136,9 @@ class PatchPromptCaptioner(io.ComfyNode):
         asking = PatchCaptioning(max_length, seed, global_instruction, patch_instruction)
         captioner = Captioner(vlm_of(vlm), cls.memory, in_flight, len(tiles))
 
-        written = global_prompt is None or not global_prompt.strip()
-        told = captioner.whole(asking.whole_question(whole)) if written else global_prompt.strip()
-        questions = asking.tile_questions(tiles, rows, columns, told, written)
+        given = (global_prompt or "").strip()
+        told = given or captioner.whole(asking.whole_question(whole))
+        questions = asking.tile_questions(tiles, rows, columns, told, not given)
         found = captioner.tiles(questions, tile_places(rows, columns))
         failed = {place: value for place, value in found.items() if isinstance(value, AnswerError)}
         if failed and on_failure == STOP:

@@ -11,12 +11,12 @@ from ..host.vosr.guider import RestorationGuider
 from ..host.vosr.restore import RestoreOptions, restore, vosr_info
 from ..models.color import METHODS, Method
 from ..models.vosr.sampling import DEFAULT_GUIDANCE_SCALE, DEFAULT_WEAK_STRENGTH, Guidance
+from .seeds import MAX_SEED
 from .sizes import resize_input, target_size
 
 CATEGORY = "RealISR/VOSR"
 POSTERIORS = ["mean", "sample"]
 TILE_AUTO, TILE_CUSTOM, TILE_OFF = "auto", "custom", "off"
-MAX_SEED = 0xFFFFFFFFFFFFFFFF
 
 
 def weak_strength_input() -> io.Float.Input:

@@ -74,11 +74,13 @@ class Tiling:
                 "true_positions off; it is for FLUX and Lumina models."
             )
         model = model.clone()
-        model.add_wrapper_with_key(WrappersMP.PREPARE_SAMPLING, KEY, self.prepare)
         model.add_wrapper_with_key(WrappersMP.SAMPLER_SAMPLE, KEY, self.start_run)
-        # Outermost, whatever was put on the model before: all other wrappers then see tiles.
-        others = model.wrappers.pop(WrappersMP.CALC_COND_BATCH, {})
-        model.wrappers[WrappersMP.CALC_COND_BATCH] = {KEY: [self.evaluate], **others}
+        # Outermost, whatever was put on the model before: all other wrappers then see, and ask memory for, tiles.
+        for kind, wrapper in (
+            (WrappersMP.PREPARE_SAMPLING, self.prepare), (WrappersMP.CALC_COND_BATCH, self.evaluate)
+        ):
+            others = model.wrappers.pop(kind, {})
+            model.wrappers[kind] = {KEY: [wrapper], **others}
         if self.own_options:
             model.add_object_patch("concat_cond", without_canvas(model.get_model_object("concat_cond")))
         return model

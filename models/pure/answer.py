@@ -124,13 +124,13 @@ class Writer:
             self.choose(step, uniforms[:, step % CHUNK])
             if step % CHUNK == CHUNK - 1 or step == self.limit:
                 texts = self.texts(step + 1)
-                written = self.done.tolist()
+                written, shown = self.done.tolist(), texts
                 if tokenizer is not None:
-                    written = [
-                        done or sentence_length(text, tokenizer) is not None
-                        for done, text in zip(written, texts, strict=True)
-                    ]
-                session.observer.text(texts, all(written))
+                    ends = [sentence_length(text, tokenizer) for text in texts]
+                    written = [done or end is not None for done, end in zip(written, ends, strict=True)]
+                    # What follows the sentence is written in vain, up to the next look.
+                    shown = [text[:end] for text, end in zip(texts, ends, strict=True)]
+                session.observer.text(shown, all(written))
                 if all(written):
                     return texts
                 if step == self.limit:

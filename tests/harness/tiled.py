@@ -29,7 +29,7 @@ def seeded(network: nn.Module, seed: int) -> nn.Module:
 
 # --- models ----------------------------------------------------------------------------------------------------------
 
-FLUX = {"heads": 1, "double_blocks": 1, "single_blocks": 1, "context_width": 16, "pooled_width": 16}
+FLUX: dict[str, Any] = {"heads": 1, "double_blocks": 1, "single_blocks": 1, "context_width": 16, "pooled_width": 16}
 """Sizes for checkpoints.flux; text as `text` makes it."""
 
 UNET = {

@@ -167,5 +167,35 @@ def test_the_number_of_patch_prompts_is_checked(host, model, vae):
 def test_a_list_of_images_is_refused_with_a_remedy(host, model, vae):
     from realisr.nodes.multidiffusion import only
 
-    with pytest.raises(ValueError, match="image got a list of 2.*Rebatch Images"):
+    with pytest.raises(ValueError, match=r"image got a list of 2.*Rebatch Images"):
         only("DreamSR Restore", "image", [picture(), picture()])
+
+
+def test_memory_is_asked_for_tiles_and_their_control(host, model, control, monkeypatch):
+    """A tile's features are part of the estimate, whichever of control and tiling was put on the model first."""
+    import comfy.samplers
+    from comfy.patcher_extension import WrappersMP
+
+    from realisr.host.dreamsr.apply import apply_mm_control
+    from realisr.host.dreamsr.conditioning import ApplyOptions
+    from realisr.host.tiling.sampling import Tiling
+    from realisr.models.tiling import TileGrid
+
+    latent = torch.randn(1, 16, 32, 32)
+    patched, positive, _ = apply_mm_control(model, control, text(1), None, {"samples": latent}, None, ApplyOptions())
+    asked = []
+
+    def watch(executor, model, noise_shape, *args, **kwargs):
+        asked.append(list(noise_shape))
+        return executor(model, noise_shape, *args, **kwargs)
+
+    tiled = Tiling(TileGrid(32, 32, 8, 8, 0), per_forward=2).apply(patched)
+    tiled.add_wrapper_with_key(WrappersMP.PREPARE_SAMPLING, "watch", watch)
+    guider = comfy.samplers.CFGGuider(tiled)
+    guider.inner_set_conds({"positive": positive})
+    with torch.inference_mode():
+        guider.sample(torch.randn(1, 16, 32, 32), latent, comfy.samplers.sampler_object("euler"),
+                      torch.tensor([0.8, 0.0]), disable_pbar=True, seed=0)
+    ((batch, _, height, width),) = asked
+    bare, canvas = 2 * 8 * 8, 32 * 32
+    assert bare < batch * height * width < canvas

@@ -259,6 +259,12 @@ def test_text_the_image_is_conditioned_on(guidance, description, expected):
         assert split_text(result.written_ids, Words()) == ("Medium blur.", "A lion at night")
 
 
+def test_what_is_shown_ends_where_the_kept_sentence_does():
+    watcher = Watcher()
+    answer(storyteller(11), observer=watcher, tokenizer=Words(), guidance="perception")
+    assert watcher.texts == [([[20001, 20002, 20003]], True)]
+
+
 def test_texts_of_different_length_in_one_batch():
     network = storyteller(12)
     descriptions = ["A cat", None]
