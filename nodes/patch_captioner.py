@@ -43,7 +43,7 @@ def override_input(name: str, what: str) -> io.String.Input:
         optional=True,
         advanced=True,
         tooltip=f"What the model is told to do for {what}, instead of the pack's instruction (shown on the help page). "
-        "{max_length} is replaced. Empty: the pack's.",
+        "The word max_length in braces becomes the limit. Empty: the pack's.",
     )
 
 

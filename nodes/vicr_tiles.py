@@ -79,7 +79,7 @@ class DiptychTiles(io.ComfyNode):
             display_name="Diptych Tiles",
             category=CATEGORY,
             description=(
-                "For images larger than a panel: restores in overlapping diptych tiles, [LQ tile | restored tile], "
+                "For images larger than a panel: restores in overlapping diptych tiles (LQ tile beside restored tile), "
                 "merged at every step, so that neighbours agree while the image forms. All tiles share the prompt and "
                 "the bridge's view of the whole image; each may have a prompt of its own. Takes the place of "
                 "InpaintModelConditioning. Works with any sampler and guider. An image of one tile is restored as "

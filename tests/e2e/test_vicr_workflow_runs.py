@@ -125,7 +125,6 @@ def test_tiled_covers_a_large_canvas_and_equals_basic_on_one_tile(server: ComfyS
 
 
 def test_full_captions_refines_and_chooses(server: ComfyServer, files, chat: ChatServer):
-    pytest.importorskip("pyiqa")
     graph = workflow("vicr_full", server, (64, 48))
     graph[node_of(graph, "RealISR_ChatEndpoint")]["inputs"].update(base_url=chat.url, key_variable="REALISR_UNSET_KEY")
     assert graph[node_of(graph, "RealISR_NRIQABestOfN")]["inputs"]["metrics"] == "liqe, musiq, maniqa, clipiqa"
