@@ -39,6 +39,18 @@ FILE_MARKS: tuple[tuple[str, str], ...] = (
 )
 
 
+WEIGHT_DTYPES: dict[str, dict[str, Any]] = {
+    "default": {},
+    "fp32": {"dtype": torch.float32},
+    "fp16": {"dtype": torch.float16},
+    "bf16": {"dtype": torch.bfloat16},
+    "fp8_e4m3fn": {"dtype": torch.float8_e4m3fn},
+    "fp8_e4m3fn_fast": {"dtype": torch.float8_e4m3fn, "fp8_optimizations": True},
+    "fp8_e5m2": {"dtype": torch.float8_e5m2},
+}
+"""Choices of a diffusion model's loader -> options, as the host's own loader has them."""
+
+
 def model_files(folder: str) -> list[str]:
     """Files of one of the host's model folders, by relative names that are the same on every system.
 

@@ -10,7 +10,7 @@ from comfy_api.latest import io
 from ..models.degradation.real_world import FIRST_ROUND, SECOND_ROUND, RealWorldDegradation
 from ..models.degradation.simple import SimpleDegradation
 from ..models.resize import upscale
-from .seeds import MAX_SEED
+from .widgets import MAX_SEED
 
 SIMPLE, FIRST_ORDER, SECOND_ORDER = "simple", "real-world (first order)", "real-world (second order)"
 LOW_RESOLUTION, INPUT_SIZE = "low resolution", "input size"

@@ -12,11 +12,10 @@ from ..host.dreamsr.restore import AccelerationLoRA, DreamSR, ImageOptions, Stag
 from ..host.loading import load_state_dict_file, model_files
 from ..models.color import METHODS
 from ..models.dreamsr.schedule import TEXTURE_START, TEXTURE_STEPS
-from ..models.tiling import WEIGHTS
 from .mm_controlnet import MMControlType
-from .multidiffusion import TileGridType, only
-from .seeds import MAX_SEED
+from .multidiffusion import TileGridType
 from .sizes import resize_input, target_size
+from .widgets import MAX_SEED, only, tile_weights_input, tiles_per_batch_input, vae_tile_input
 
 CATEGORY = "RealISR/DreamSR"
 NAME = "DreamSR Restore"
@@ -90,12 +89,7 @@ class DreamSRRestore(io.ComfyNode):
                     step=16,
                     tooltip="Pixels shared by neighbouring tiles, at least. A quarter to a half of a tile hides seams.",
                 ),
-                io.Combo.Input(
-                    "weights",
-                    options=list(WEIGHTS),
-                    default="uniform",
-                    tooltip="How overlapping predictions are averaged; gaussian and linear trust a tile's middle more.",
-                ),
+                tile_weights_input("uniform"),
                 io.Float.Input(
                     "texture_start",
                     default=TEXTURE_START,
@@ -143,26 +137,8 @@ class DreamSRRestore(io.ComfyNode):
                     advanced=True,
                     tooltip="Strength of the acceleration LoRA.",
                 ),
-                io.Int.Input(
-                    "tiles_per_batch",
-                    default=0,
-                    min=0,
-                    max=64,
-                    advanced=True,
-                    tooltip="Tiles the model runs on together. 0: as many as free memory holds.",
-                ),
-                io.Int.Input(
-                    "vae_tile_size",
-                    default=0,
-                    min=0,
-                    max=4096,
-                    step=64,
-                    advanced=True,
-                    tooltip=(
-                        "Side in pixels of the tiles the VAE works in. 0: the whole image at once when ComfyUI's "
-                        "estimate fits the free memory, else tiles of 512."
-                    ),
-                ),
+                tiles_per_batch_input(advanced=True),
+                vae_tile_input(),
             ],
             outputs=[io.Image.Output(display_name="image", tooltip="The restored image at the target size.")],
         )

@@ -7,8 +7,9 @@ from comfy_api.latest import io
 from ..host.dreamsr.apply import apply_mm_control
 from ..host.dreamsr.conditioning import ApplyOptions
 from ..host.dreamsr.initialise import DTYPES, initialise_mm_control, parse_blocks
-from ..host.dreamsr.loader import WEIGHT_DTYPES, control_choices, load_mm_control, save_mm_control
-from .seeds import MAX_SEED
+from ..host.dreamsr.loader import control_choices, load_mm_control, save_mm_control
+from ..host.loading import WEIGHT_DTYPES
+from .widgets import MAX_SEED
 
 CATEGORY = "RealISR/DreamSR"
 MMControlType = io.Custom("MM_CONTROLNET")

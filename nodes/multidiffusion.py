@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from typing import Any
 
 import comfy.model_management
 import comfy.samplers
@@ -16,7 +15,7 @@ from ..host.dreamsr.patch_prompts import READERS, with_patch_prompts
 from ..host.tiling.memory import largest_tile
 from ..host.tiling.sampling import Tiling
 from ..models.tile_layout import CELL, TileLayout, draw_tiles, require_tile
-from ..models.tiling import WEIGHTS
+from .widgets import only, tile_weights_input, tiles_per_batch_input
 
 CATEGORY = "RealISR/DreamSR"
 TileGridType = io.Custom("REALISR_TILE_GRID")
@@ -124,25 +123,8 @@ def sampling_inputs() -> list[io.Input]:
     """What both ways to sample in tiles take, after model and conditionings."""
     return [
         TileGridType.Input("tile_grid", tooltip="From Tile Grid, for the latent that will be sampled."),
-        io.Combo.Input(
-            "weights",
-            options=list(WEIGHTS),
-            default="uniform",
-            tooltip=(
-                "How overlapping predictions are averaged. uniform: the plain mean of MultiDiffusion. gaussian and "
-                "linear trust the middle of a tile more than its border."
-            ),
-        ),
-        io.Int.Input(
-            "tiles_per_batch",
-            default=0,
-            min=0,
-            max=64,
-            tooltip=(
-                "Tiles the model runs on together. 0: as many as free memory holds, up to an image of 1024x1024 in "
-                "all. Memory depends on this and the tile size, not on the image. Too many for the memory are halved."
-            ),
-        ),
+        tile_weights_input("uniform"),
+        tiles_per_batch_input(),
         io.Boolean.Input(
             "true_positions",
             default=False,
@@ -171,18 +153,6 @@ def sampling_inputs() -> list[io.Input]:
             ),
         ),
     ]
-
-
-def only(node: str, name: str, values: list[Any] | None) -> Any:
-    """The value of an input that takes one, of a node that is handed lists. Raises ValueError for several."""
-    if not values:
-        return None
-    if len(values) > 1:
-        raise ValueError(
-            f"{node}: {name} got a list of {len(values)}. Only patch_prompts takes a list; images of equal size go "
-            "together as one batch (Rebatch Images)."
-        )
-    return values[0]
 
 
 def tiled(node: str, model, positive, tile_grid, weights, tiles_per_batch, true_positions, patch_prompts, reader):

@@ -15,8 +15,8 @@ from ..models.pure.logits import Sampling
 from ..models.pure.prompt import INSTRUCTION, PLACEHOLDER
 from ..models.pure.vocabulary import IMAGE_TOKENS
 from .pure_loaders import CATEGORY
-from .seeds import MAX_SEED
 from .sizes import resize_input, target_size
+from .widgets import MAX_SEED
 
 MAX_ENTROPY = math.log(IMAGE_TOKENS)
 """Nats of all codes being equally likely."""

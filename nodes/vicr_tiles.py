@@ -7,8 +7,8 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..host.vicr.tiles import DiptychTileOptions, tile_diptych, tile_images
-from ..models.tiling import WEIGHTS
 from .vicr import CATEGORY, DiptychRecord
+from .widgets import only, tile_weights_input, tiles_per_batch_input
 
 DEFAULTS = DiptychTileOptions()
 
@@ -59,18 +59,6 @@ def options_error(tile_size: Any, tile_overlap: Any) -> str | None:
     return None
 
 
-def only(name: str, values: list[Any] | None) -> Any:
-    """The value of an input that takes one, of a node that is handed lists. Raises ValueError for several."""
-    if not values:
-        return None
-    if len(values) > 1:
-        raise ValueError(
-            f"Diptych Tiles: {name} got a list of {len(values)}. Only tile_prompts takes a list; images of equal size "
-            "go together as one batch (Rebatch Images)."
-        )
-    return values[0]
-
-
 class DiptychTiles(io.ComfyNode):
     @classmethod
     def define_schema(cls):
@@ -101,26 +89,8 @@ class DiptychTiles(io.ComfyNode):
                 io.Vae.Input("vae", tooltip="FLUX's VAE. Each tile's diptych is encoded by itself."),
                 *canvas_inputs(),
                 *tile_inputs(),
-                io.Combo.Input(
-                    "weights",
-                    options=list(WEIGHTS),
-                    default=DEFAULTS.weights,
-                    tooltip=(
-                        "How overlapping predictions are averaged. gaussian and linear trust a tile's middle more "
-                        "than its border; uniform is the plain mean of MultiDiffusion."
-                    ),
-                ),
-                io.Int.Input(
-                    "tiles_per_batch",
-                    default=0,
-                    min=0,
-                    max=64,
-                    tooltip=(
-                        "Tiles the model runs on together. 0: as many as free memory holds, for tiles up to 512. "
-                        "Memory depends on this and the tile size, not on the image. Too many for the memory are "
-                        "halved."
-                    ),
-                ),
+                tile_weights_input(DEFAULTS.weights),
+                tiles_per_batch_input(),
                 io.Conditioning.Input(
                     "tile_prompts",
                     optional=True,
@@ -156,19 +126,22 @@ class DiptychTiles(io.ComfyNode):
         cls, model, positive, vae, canvas, diptych, tile_size, tile_overlap, weights, tiles_per_batch, negative=None,
         tile_prompts=None,
     ) -> io.NodeOutput:
+        def one(name: str, values: list[Any] | None) -> Any:
+            return only("Diptych Tiles", name, values, several="tile_prompts")
+
         options = DiptychTileOptions(
-            tile=only("tile_size", tile_size),
-            overlap=only("tile_overlap", tile_overlap),
-            weights=only("weights", weights),
-            per_forward=only("tiles_per_batch", tiles_per_batch),
+            tile=one("tile_size", tile_size),
+            overlap=one("tile_overlap", tile_overlap),
+            weights=one("weights", weights),
+            per_forward=one("tiles_per_batch", tiles_per_batch),
         )
         made = tile_diptych(
-            only("model", model),
-            only("positive", positive),
-            only("negative", negative),
-            only("vae", vae),
-            only("canvas", canvas),
-            only("diptych", diptych),
+            one("model", model),
+            one("positive", positive),
+            one("negative", negative),
+            one("vae", vae),
+            one("canvas", canvas),
+            one("diptych", diptych),
             options,
             tile_prompts,
         )

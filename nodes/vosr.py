@@ -11,8 +11,8 @@ from ..host.vosr.guider import RestorationGuider
 from ..host.vosr.restore import RestoreOptions, restore, vosr_info
 from ..models.color import METHODS, Method
 from ..models.vosr.sampling import DEFAULT_GUIDANCE_SCALE, DEFAULT_WEAK_STRENGTH, Guidance
-from .seeds import MAX_SEED
 from .sizes import resize_input, target_size
+from .widgets import MAX_SEED, vae_tile_input
 
 CATEGORY = "RealISR/VOSR"
 POSTERIORS = ["mean", "sample"]
@@ -44,21 +44,6 @@ def posterior_input() -> io.Combo.Input:
         tooltip=(
             "The LQ latent as the VAE's mean, the same every time, or as a random sample, as the authors' scripts "
             "draw it."
-        ),
-    )
-
-
-def vae_tile_input() -> io.Int.Input:
-    return io.Int.Input(
-        "vae_tile_size",
-        default=0,
-        min=0,
-        max=4096,
-        step=64,
-        advanced=True,
-        tooltip=(
-            "Side in pixels of the tiles the VAE works in. 0: the whole image at once when ComfyUI's estimate fits "
-            "the free memory, else tiles of 512."
         ),
     )
 

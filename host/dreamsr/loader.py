@@ -21,17 +21,7 @@ from torch import Tensor
 
 from ...models.dreamsr.config import Injection, MMControlNetConfig
 from ...models.dreamsr.mm_controlnet import MMControlNet
-from ..loading import describe_state_dict, load_state_dict_file, model_files, require_keys, shapes_of
-
-WEIGHT_DTYPES: dict[str, dict[str, Any]] = {
-    "default": {},
-    "fp32": {"dtype": torch.float32},
-    "fp16": {"dtype": torch.float16},
-    "bf16": {"dtype": torch.bfloat16},
-    "fp8_e4m3fn": {"dtype": torch.float8_e4m3fn},
-    "fp8_e4m3fn_fast": {"dtype": torch.float8_e4m3fn, "fp8_optimizations": True},
-    "fp8_e5m2": {"dtype": torch.float8_e5m2},
-}
+from ..loading import WEIGHT_DTYPES, describe_state_dict, load_state_dict_file, model_files, require_keys, shapes_of
 
 # As for FLUX itself: half precision is too narrow for it, so bfloat16 comes first.
 INFERENCE_DTYPES = [torch.bfloat16, torch.float16, torch.float32]

@@ -17,8 +17,8 @@ from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
+from ...models.attention import AttentionFn
 from ...models.dreamsr.mm_controlnet import PATCH, ControlFeatures, inject_image, inject_text
-from ...models.vosr.dit import AttentionFn
 from .conditioning import ControlKeys, ControlRun
 from .loader import MMControl
 

@@ -16,6 +16,7 @@ import torch
 from comfy.controlnet import ControlBase
 from torch import Tensor
 
+from ...models.tile_layout import CELL
 from ...models.tiling import Box, Panes, TileGrid
 
 TILE_OPTIONS = "realisr_tile_options"
@@ -25,9 +26,6 @@ MODEL_CONDS = "model_conds"
 
 UNCROPPED = {"gligen": "GLIGEN boxes", "attention_mask_img_shape": "an attention bias between text and image"}
 """Options of an entry that speak of the whole canvas and cannot be cropped here."""
-
-CELL = 8
-"""Pixels per latent cell, of masks in pixels."""
 
 FEATHER = 8
 """Cells over which the host fades the inner borders of an area without a mask."""

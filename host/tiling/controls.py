@@ -10,6 +10,7 @@ import torch
 from comfy.controlnet import ControlBase
 from torch import Tensor
 
+from ...models.tile_layout import CELL
 from ...models.tiling import Box, Panes
 
 
@@ -67,8 +68,8 @@ class TileControls:
         if tuple(extra.shape[-2:]) == (1, 1):
             return extra
         height, width = self.canvas
-        whole = comfy.utils.common_upscale(extra, width * 8, height * 8, "nearest-exact", "center")
-        return self.crop(whole, boxes, batch, 8)
+        whole = comfy.utils.common_upscale(extra, width * CELL, height * CELL, "nearest-exact", "center")
+        return self.crop(whole, boxes, batch, CELL)
 
 
 def scale_of(control: ControlBase) -> int:

@@ -17,6 +17,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
+from ...models.tile_layout import CELL
 from ...models.tiling import Panes, TileGrid, Weights
 from ...models.vicr.diptych import PANEL_MULTIPLE, Diptych, empty_target, seam_dim, split, target_mask
 from ..tiling.conditions import TILE_OPTIONS, NeedsTiledModel, TileOptions
@@ -24,9 +25,6 @@ from ..tiling.prompts import Conditioning, Entry, prompts_of, text_options
 from ..tiling.sampling import Tiling
 
 NODE = "Diptych Tiles"
-
-CELL = 8
-"""Pixels per latent cell, as the diptych's record counts them."""
 
 ALIGN = PANEL_MULTIPLE // CELL
 

@@ -13,20 +13,10 @@ import torch
 
 from ...models.vosr.config import VOSRConfig, strip_wrapper_prefix
 from ...models.vosr.dit import VOSRDiT
-from ..loading import describe_state_dict, load_state_dict_file, require_keys, shapes_of
+from ..loading import WEIGHT_DTYPES, describe_state_dict, load_state_dict_file, require_keys, shapes_of
 from .files import VOSRFile, find_model, stored_args
 from .latent import latent_format_for
 from .model import VOSRInfo, VOSRModelConfig
-
-WEIGHT_DTYPES: dict[str, dict[str, Any]] = {
-    "default": {},
-    "fp32": {"dtype": torch.float32},
-    "fp16": {"dtype": torch.float16},
-    "bf16": {"dtype": torch.bfloat16},
-    "fp8_e4m3fn": {"dtype": torch.float8_e4m3fn},
-    "fp8_e4m3fn_fast": {"dtype": torch.float8_e4m3fn, "fp8_optimizations": True},
-    "fp8_e5m2": {"dtype": torch.float8_e5m2},
-}
 
 VARIANTS = ("auto", "multi-step", "one-step")
 

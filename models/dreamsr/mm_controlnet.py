@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from ..vosr.dit import AttentionFn, scaled_dot_product
+from ..attention import AttentionFn, scaled_dot_product
 from .config import HEAD_DIM, MMControlNetConfig
 
 ROPE_AXES = (16, 56, 56)

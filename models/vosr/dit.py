@@ -15,17 +15,11 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from ..attention import AttentionFn, scaled_dot_product
 from .config import VOSRConfig
-
-AttentionFn = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""Softmax attention with scale 1/sqrt(d): q, k, v `[B, heads, N, d]` -> `[B, N, heads * d]`."""
 
 BlockRunner = Callable[..., Tensor]
 """(index, block, tokens, modulation, cos, sin, context, attention) -> tokens; the default calls the block."""
-
-
-def scaled_dot_product(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    return rearrange(F.scaled_dot_product_attention(q, k, v), "b h n d -> b n (h d)")
 
 
 class ContextKV(NamedTuple):

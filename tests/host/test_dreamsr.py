@@ -165,7 +165,7 @@ def test_the_number_of_patch_prompts_is_checked(host, model, vae):
 
 
 def test_a_list_of_images_is_refused_with_a_remedy(host, model, vae):
-    from realisr.nodes.multidiffusion import only
+    from realisr.nodes.widgets import only
 
     with pytest.raises(ValueError, match=r"image got a list of 2.*Rebatch Images"):
         only("DreamSR Restore", "image", [picture(), picture()])

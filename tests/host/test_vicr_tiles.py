@@ -293,11 +293,11 @@ def test_prompts_that_speak_of_the_canvas_are_refused(models):
 
 
 def test_lists_are_for_prompts(models):
-    from realisr.nodes.vicr_tiles import only
+    from realisr.nodes.widgets import only
 
-    assert only("canvas", None) is None
-    with pytest.raises(ValueError, match="canvas got a list of 2"):
-        only("canvas", [1, 2])
+    assert only("Diptych Tiles", "canvas", None) is None
+    with pytest.raises(ValueError, match=r"Diptych Tiles: canvas got a list of 2\. Only tile_prompts"):
+        only("Diptych Tiles", "canvas", [1, 2], several="tile_prompts")
 
 
 def test_canvas_and_record_belong_together(models):
