@@ -169,7 +169,8 @@ def speed(args: argparse.Namespace) -> None:
             assert counted.items == len(grid) * args.steps
             print(
                 f"{per_forward:>16}{plain_s:10.2f}{tiled_s:10.2f}{tiled_s / plain_s - 1:12.2%}{outside:9.2%}"
-                f"{counted.calls:10}{implied:9}", flush=True,
+                f"{counted.calls:10}{implied:9}",
+                flush=True,
             )
 
 

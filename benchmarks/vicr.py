@@ -42,9 +42,21 @@ def flux_operations(height: int, width: int) -> int:
     from torch.utils.flop_counter import FlopCounterMode
 
     network = comfy.ldm.flux.model.Flux(
-        **FULL, image_model="flux", in_channels=96, out_channels=16, vec_in_dim=POOLED, mlp_ratio=4.0,
-        axes_dim=[16, 56, 56], txt_ids_dims=[], theta=10000, patch_size=2, qkv_bias=True, guidance_embed=True,
-        device="meta", dtype=torch.bfloat16, operations=comfy.ops.disable_weight_init,
+        **FULL,
+        image_model="flux",
+        in_channels=96,
+        out_channels=16,
+        vec_in_dim=POOLED,
+        mlp_ratio=4.0,
+        axes_dim=[16, 56, 56],
+        txt_ids_dims=[],
+        theta=10000,
+        patch_size=2,
+        qkv_bias=True,
+        guidance_embed=True,
+        device="meta",
+        dtype=torch.bfloat16,
+        operations=comfy.ops.disable_weight_init,
     )
 
     def empty(*shape: int) -> torch.Tensor:
@@ -52,7 +64,10 @@ def flux_operations(height: int, width: int) -> int:
 
     with FlopCounterMode(display=False) as counter, torch.inference_mode():
         network(
-            empty(1, 96, height, width), empty(1), empty(1, TEXT_TOKENS, TEXT_WIDTH), empty(1, POOLED),
+            empty(1, 96, height, width),
+            empty(1),
+            empty(1, TEXT_TOKENS, TEXT_WIDTH),
+            empty(1, POOLED),
             guidance=empty(1),
         )
     return counter.get_total_flops()
@@ -128,8 +143,10 @@ def overhead(args: argparse.Namespace) -> None:
 
     side = args.panel // CELL
     flux, bridge, builder = flux_operations(side, 2 * side), bridge_operations(), builder_operations(args.panel)
-    print(f"full size, panel {args.panel}: FLUX forward {flux / 1e12:.2f} TFLOP, bridge {bridge / 1e6:.1f} MFLOP, "
-          f"builder {builder / 1e6:.1f} MFLOP: {(bridge + builder) / flux:.6%} of one forward")
+    print(
+        f"full size, panel {args.panel}: FLUX forward {flux / 1e12:.2f} TFLOP, bridge {bridge / 1e6:.1f} MFLOP, "
+        f"builder {builder / 1e6:.1f} MFLOP: {(bridge + builder) / flux:.6%} of one forward"
+    )
 
     host, model = reduced_fill(HEADS_OVERHEAD)
     hidden = 128 * HEADS_OVERHEAD
@@ -145,8 +162,10 @@ def overhead(args: argparse.Namespace) -> None:
             lambda: vicr.bridged(model, wire, patch, embeds),
         )
     blocks = f"{REDUCED['double_blocks']} + {REDUCED['single_blocks']} blocks"
-    print(f"measured, {hidden} wide, {blocks}: forward {run:.3f} s, builder {build * 1e3:.1f} ms, "
-          f"bridge node {bridge_s * 1e3:.1f} ms: {(build + bridge_s) / run:.3%}")
+    print(
+        f"measured, {hidden} wide, {blocks}: forward {run:.3f} s, builder {build * 1e3:.1f} ms, "
+        f"bridge node {bridge_s * 1e3:.1f} ms: {(build + bridge_s) / run:.3%}"
+    )
 
 
 def tile_grid(panel: int, tile: int, overlap: int):
@@ -180,8 +199,10 @@ def area(args: argparse.Namespace) -> None:
         whole_s, tile_s = fastest(args.repeats, whole_call, tile_call)
     for overlap in (0, args.tile // 4):
         count = len(tile_grid(panel, args.tile, overlap))
-        print(f"measured at reduced width, panel {panel}, overlap {overlap}: whole {whole_s:.2f} s, {count} tiles "
-              f"{count * tile_s:.2f} s, ratio {count * tile_s / whole_s:.3f}")
+        print(
+            f"measured at reduced width, panel {panel}, overlap {overlap}: whole {whole_s:.2f} s, {count} tiles "
+            f"{count * tile_s:.2f} s, ratio {count * tile_s / whole_s:.3f}"
+        )
 
 
 class NetworkClock:
@@ -234,16 +255,25 @@ def loop(args: argparse.Namespace) -> None:
                 guider.set_conds(made.positive, made.negative)
                 guider.set_cfg(1.0)
                 with NetworkClock(model.model.diffusion_model) as inside:
-                    total, _ = clock(lambda guider=guider, zeros=zeros, tokens=tokens: guider.sample(
-                        torch.randn(zeros.shape), zeros, comfy.samplers.sampler_object("euler"),
-                        flow_match_sigmas(tokens, args.steps), disable_pbar=True, seed=0,
-                    ))
+                    total, _ = clock(
+                        lambda guider=guider, zeros=zeros, tokens=tokens: guider.sample(
+                            torch.randn(zeros.shape),
+                            zeros,
+                            comfy.samplers.sampler_object("euler"),
+                            flow_match_sigmas(tokens, args.steps),
+                            disable_pbar=True,
+                            seed=0,
+                        )
+                    )
                 outside = 1 - inside.seconds / total
                 if share is None or outside < share[0]:
                     share = (outside, total, inside)
             outside, total, inside = share
-            print(f"{panel:6}{made.tiles:7}{per_forward:7}{inside.calls:7}{total:9.2f}{inside.seconds:11.2f}"
-                  f"{outside:9.2%}", flush=True)
+            print(
+                f"{panel:6}{made.tiles:7}{per_forward:7}{inside.calls:7}{total:9.2f}{inside.seconds:11.2f}"
+                f"{outside:9.2%}",
+                flush=True,
+            )
 
 
 def main() -> None:

@@ -64,15 +64,15 @@ class Wiring:
         return cls(graph, loop, start, result, between(graph, varies, [result[0], *beside]))
 
 
-def outputs_beside(
-    graph: DynamicPrompt, loop: str, start: str, varies: Callable[[Link], bool]
-) -> list[str]:
+def outputs_beside(graph: DynamicPrompt, loop: str, start: str, varies: Callable[[Link], bool]) -> list[str]:
     """Output nodes that show something of each round: they hang on the start's prompt, but not by way of a loop."""
     nearby = siblings(graph, loop)
     loops = {
-        node_id for node_id in nearby
+        node_id
+        for node_id in nearby
         if graph.get_node(node_id)["class_type"] == LOOP_ID
-        and (begin := input_link(graph, node_id, "loop")) is not None and begin[0] == start
+        and (begin := input_link(graph, node_id, "loop")) is not None
+        and begin[0] == start
     }
     outputs = output_nodes(graph, nearby)
     after = between(graph, lambda link: link[0] in loops, outputs)

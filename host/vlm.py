@@ -85,8 +85,12 @@ def generate_text(
             "text encoder that works in Generate Text with an image (Qwen3-VL, Qwen3.5, Gemma), or a Chat Endpoint."
         )
     ids = clip.generate(
-        see(clip, text, images), do_sample=temperature > 0, max_length=max_tokens, temperature=temperature,
-        seed=seed, **SAMPLING,
+        see(clip, text, images),
+        do_sample=temperature > 0,
+        max_length=max_tokens,
+        temperature=temperature,
+        seed=seed,
+        **SAMPLING,
     )
     complete = len(ids) < max_tokens or ids[-1] in writer.model.config.stop_tokens
     return clip.decode(ids), complete

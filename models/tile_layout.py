@@ -59,9 +59,7 @@ class TileLayout:
 
     @property
     def pixel_boxes(self) -> list[Box]:
-        return [
-            Box(box.top * CELL, box.left * CELL, box.height * CELL, box.width * CELL) for box in self.grid.boxes
-        ]
+        return [Box(box.top * CELL, box.left * CELL, box.height * CELL, box.width * CELL) for box in self.grid.boxes]
 
     def require_latent(self, latent: Tensor, node: str) -> None:
         """Raise ValueError unless `latent` `[..., H, W]` is what the tiles lie over."""

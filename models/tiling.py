@@ -105,9 +105,7 @@ class TileGrid:
     align: int = 1
 
     @classmethod
-    def fitted(
-        cls, size: tuple[int, int], tile: tuple[int, int], overlap: tuple[int, int], align: int = 1
-    ) -> TileGrid:
+    def fitted(cls, size: tuple[int, int], tile: tuple[int, int], overlap: tuple[int, int], align: int = 1) -> TileGrid:
         """Tiles of about the size asked for, over a field of `size`; all arguments are (height, width).
 
         Along each axis the tile is rounded down to a multiple of `align`, and cut to the field.

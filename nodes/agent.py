@@ -119,8 +119,15 @@ class AgentPromptRefiner(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, image: torch.Tensor, previous_prompt: str, vlm, seed: int, max_length: int, on_failure: str,
-        previous_result: torch.Tensor | None = None, instruction: str = "",
+        cls,
+        image: torch.Tensor,
+        previous_prompt: str,
+        vlm,
+        seed: int,
+        max_length: int,
+        on_failure: str,
+        previous_result: torch.Tensor | None = None,
+        instruction: str = "",
     ) -> io.NodeOutput:
         check_previous(previous_prompt, max_length)
         question = refine_question(

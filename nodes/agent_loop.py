@@ -48,7 +48,9 @@ class AgentRefinementStart(io.ComfyNode):
                     "images runs once for each.",
                 ),
                 io.String.Input(
-                    "prompt", multiline=True, default="",
+                    "prompt",
+                    multiline=True,
+                    default="",
                     tooltip="The prompt of round 1, usually a caption of the low-quality image.",
                 ),
             ],
@@ -91,12 +93,16 @@ class AgentRefinementLoop(io.ComfyNode):
             inputs=[
                 LoopType.Input("loop", tooltip="From Agent Refinement Start."),
                 io.Image.Input(
-                    "image", lazy=True,
+                    "image",
+                    lazy=True,
                     tooltip="The restored image, made with the prompt of Agent Refinement Start.",
                 ),
                 lazy_vlm_input(),
                 io.Int.Input(
-                    "rounds", default=10, min=1, max=MAX_ROUNDS,
+                    "rounds",
+                    default=10,
+                    min=1,
+                    max=MAX_ROUNDS,
                     tooltip="Candidates to make, the first with the initial prompt; the paper goes up to 10. Start "
                     "with 3 and raise it: rounds that are done are not run again.",
                 ),
@@ -104,11 +110,13 @@ class AgentRefinementLoop(io.ComfyNode):
             ],
             outputs=[
                 io.Image.Output(
-                    display_name="candidates", is_output_list=True,
+                    display_name="candidates",
+                    is_output_list=True,
                     tooltip="A list with the restored image of each round, in the order of the rounds.",
                 ),
                 io.String.Output(
-                    display_name="prompts", is_output_list=True,
+                    display_name="prompts",
+                    is_output_list=True,
                     tooltip="A list with the prompt of each candidate, in the same order.",
                 ),
                 io.String.Output(
@@ -131,8 +139,15 @@ class AgentRefinementLoop(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, loop: Loops, image: list[torch.Tensor], vlm: list[Any], rounds: list[int], seed: list[int],
-        max_length: list[int], on_failure: list[str], instruction: Sequence[str] = (),
+        cls,
+        loop: Loops,
+        image: list[torch.Tensor],
+        vlm: list[Any],
+        rounds: list[int],
+        seed: list[int],
+        max_length: list[int],
+        on_failure: list[str],
+        instruction: Sequence[str] = (),
     ) -> io.NodeOutput:
         """All come as lists. The refiner's inputs are only compared here: each round's node gets them by wire."""
         for restored in image:
@@ -176,8 +191,17 @@ class AgentRefinementRound(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, image: torch.Tensor, previous_prompt: str, vlm: Any, seed: int, max_length: int, on_failure: str,
-        loop: RefinementHistory, run: str, round: int, previous_result: torch.Tensor | None = None,
+        cls,
+        image: torch.Tensor,
+        previous_prompt: str,
+        vlm: Any,
+        seed: int,
+        max_length: int,
+        on_failure: str,
+        loop: RefinementHistory,
+        run: str,
+        round: int,
+        previous_result: torch.Tensor | None = None,
         instruction: str = "",
     ) -> io.NodeOutput:
         title = f"Round {round} of {loop.total}" if loop.total else f"Round {round}"
@@ -224,8 +248,14 @@ class AgentRefinementResult(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, loop: Loops, run: list[str], round: list[int], image: list[torch.Tensor] | None = None,
-        prompt: Sequence[str] = (), changes: Sequence[str] = (), reason: Sequence[str] = (),
+        cls,
+        loop: Loops,
+        run: list[str],
+        round: list[int],
+        image: list[torch.Tensor] | None = None,
+        prompt: Sequence[str] = (),
+        changes: Sequence[str] = (),
+        reason: Sequence[str] = (),
     ) -> io.NodeOutput:
         history, (key,), (number,) = loop[0], run, round
         if image is None:
@@ -326,5 +356,9 @@ def check_single(image: torch.Tensor, what: str) -> None:
 
 
 NODES = [
-    AgentRefinementStart, AgentRefinementLoop, AgentRefinementRound, AgentRefinementResult, AgentRefinementCandidates,
+    AgentRefinementStart,
+    AgentRefinementLoop,
+    AgentRefinementRound,
+    AgentRefinementResult,
+    AgentRefinementCandidates,
 ]

@@ -145,9 +145,27 @@ class DreamSRRestore(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, model, vae, image, positive, lora_name, resize, tile_size, overlap, weights, texture_start, texture_steps,
-        seed, color_alignment, control_strength, lora_strength, tiles_per_batch, vae_tile_size, mm_controlnet=None,
-        patch_prompts=None, tile_grid=None,
+        cls,
+        model,
+        vae,
+        image,
+        positive,
+        lora_name,
+        resize,
+        tile_size,
+        overlap,
+        weights,
+        texture_start,
+        texture_steps,
+        seed,
+        color_alignment,
+        control_strength,
+        lora_strength,
+        tiles_per_batch,
+        vae_tile_size,
+        mm_controlnet=None,
+        patch_prompts=None,
+        tile_grid=None,
     ) -> io.NodeOutput:
         def one(name: str, values: list[Any] | None) -> Any:
             return only(NAME, name, values)

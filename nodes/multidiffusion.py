@@ -187,8 +187,17 @@ class TiledMultiDiffusion(io.ComfyNode):
                 "the tiles. Memory depends on the tiles run together, not on the image. With one tile, the model "
                 "gives exactly what it gives without."
             ),
-            search_aliases=["multidiffusion", "tiled diffusion", "tiled sampling", "tiles", "4k", "8k", "dreamsr",
-                            "ultra high resolution", "mixture of diffusers"],
+            search_aliases=[
+                "multidiffusion",
+                "tiled diffusion",
+                "tiled sampling",
+                "tiles",
+                "4k",
+                "8k",
+                "dreamsr",
+                "ultra high resolution",
+                "mixture of diffusers",
+            ],
             is_input_list=True,
             inputs=[
                 io.Model.Input("model", tooltip="Any diffusion model, with its LoRAs and ControlNets applied."),
@@ -209,11 +218,27 @@ class TiledMultiDiffusion(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, model, tile_grid, weights, tiles_per_batch, true_positions, patch_prompt_reader, positive=None,
+        cls,
+        model,
+        tile_grid,
+        weights,
+        tiles_per_batch,
+        true_positions,
+        patch_prompt_reader,
+        positive=None,
         patch_prompts=None,
     ) -> io.NodeOutput:
-        patched, conditioning = tiled(NODE_NAME, model, positive, tile_grid, weights, tiles_per_batch, true_positions,
-                                      patch_prompts, patch_prompt_reader)
+        patched, conditioning = tiled(
+            NODE_NAME,
+            model,
+            positive,
+            tile_grid,
+            weights,
+            tiles_per_batch,
+            true_positions,
+            patch_prompts,
+            patch_prompt_reader,
+        )
         return io.NodeOutput(patched, NO_POSITIVE if conditioning is None else conditioning)
 
 
@@ -250,18 +275,37 @@ class TiledMultiDiffusionGuider(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, model, positive, cfg, tile_grid, weights, tiles_per_batch, true_positions, patch_prompt_reader,
-        negative=None, patch_prompts=None,
+        cls,
+        model,
+        positive,
+        cfg,
+        tile_grid,
+        weights,
+        tiles_per_batch,
+        true_positions,
+        patch_prompt_reader,
+        negative=None,
+        patch_prompts=None,
     ) -> io.NodeOutput:
-        patched, conditioning = tiled(GUIDER_NAME, model, positive, tile_grid, weights, tiles_per_batch,
-                                      true_positions, patch_prompts, patch_prompt_reader)
+        patched, conditioning = tiled(
+            GUIDER_NAME,
+            model,
+            positive,
+            tile_grid,
+            weights,
+            tiles_per_batch,
+            true_positions,
+            patch_prompts,
+            patch_prompt_reader,
+        )
         scale, against = only(GUIDER_NAME, "cfg", cfg), only(GUIDER_NAME, "negative", negative)
         if scale != 1.0 and against is None:
             raise ValueError(f"{GUIDER_NAME}: cfg {scale:g} needs a negative prompt. Connect one, or set cfg to 1.")
         guider = comfy.samplers.CFGGuider(patched)
         guider.set_cfg(scale)
-        guider.inner_set_conds({"positive": conditioning} if against is None
-                               else {"positive": conditioning, "negative": against})
+        guider.inner_set_conds(
+            {"positive": conditioning} if against is None else {"positive": conditioning, "negative": against}
+        )
         return io.NodeOutput(guider)
 
 

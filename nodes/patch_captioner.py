@@ -74,8 +74,16 @@ class PatchPromptCaptioner(io.ComfyNode):
                 "have changed are asked for. The pictures are shrunk and sent as JPEG to the connected endpoint; with "
                 "a local model or a CLIP nothing leaves this machine."
             ),
-            search_aliases=["dreamsr", "patch prompts", "tile prompts", "caption tiles", "regional caption", "llava",
-                            "vlm", "interrogate"],
+            search_aliases=[
+                "dreamsr",
+                "patch prompts",
+                "tile prompts",
+                "caption tiles",
+                "regional caption",
+                "llava",
+                "vlm",
+                "interrogate",
+            ],
             inputs=[
                 io.Image.Input(
                     "image",
@@ -127,8 +135,17 @@ class PatchPromptCaptioner(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, image: torch.Tensor, tile_grid: TileLayout, vlm, in_flight: int, seed: int, on_failure: str,
-        max_length: int, global_prompt: str | None = None, global_instruction: str = "", patch_instruction: str = "",
+        cls,
+        image: torch.Tensor,
+        tile_grid: TileLayout,
+        vlm,
+        in_flight: int,
+        seed: int,
+        on_failure: str,
+        max_length: int,
+        global_prompt: str | None = None,
+        global_instruction: str = "",
+        patch_instruction: str = "",
     ) -> io.NodeOutput:
         whole = only_image(image)
         tiles = [tile[0] for tile in tile_grid.tiles(image, NAME)]

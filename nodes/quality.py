@@ -51,9 +51,7 @@ def score_all(images: list[Tensor], metrics: tuple[MetricInfo, ...]) -> Tensor:
     """Scores `[len(images), len(metrics)]` of images `[H, W, C]`."""
     folder = weights_folder()
     require_weights(metrics, folder)
-    runnable = [
-        Metric(info.name, partial(create_network, info, folder), partial(score_with, info)) for info in metrics
-    ]
+    runnable = [Metric(info.name, partial(create_network, info, folder), partial(score_with, info)) for info in metrics]
     return score_images(images, runnable, folder)
 
 
@@ -186,9 +184,7 @@ class NRIQABestOfN(io.ComfyNode):
         best = [ranking.best for ranking in rankings]
 
         ends = list(accumulate(len(group.subjects) for group in groups))
-        results = [
-            group.joined(best[end - len(group.subjects) : end]) for group, end in zip(groups, ends, strict=True)
-        ]
+        results = [group.joined(best[end - len(group.subjects) : end]) for group, end in zip(groups, ends, strict=True)]
         prompts_of = [group.prompts for group in groups for _ in group.subjects]
         best_prompts = [texts[index] if texts else "" for texts, index in zip(prompts_of, best, strict=True)]
         titles = [f"image {number}" if len(subjects) > 1 else "" for number in range(len(subjects))]

@@ -71,9 +71,7 @@ class DiptychBuilder(io.ComfyNode):
         chosen = nearest_to_square(width, height) if layout == AUTO_LAYOUT else cast(Layout, layout)
         made = build_diptych(image, width, height, chosen)
         diptych = made.diptych
-        return io.NodeOutput(
-            made.canvas, made.mask, made.lq, diptych, diptych.canvas_width, diptych.canvas_height
-        )
+        return io.NodeOutput(made.canvas, made.mask, made.lq, diptych, diptych.canvas_width, diptych.canvas_height)
 
 
 class DiptychCrop(io.ComfyNode):

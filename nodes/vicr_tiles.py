@@ -123,7 +123,17 @@ class DiptychTiles(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, model, positive, vae, canvas, diptych, tile_size, tile_overlap, weights, tiles_per_batch, negative=None,
+        cls,
+        model,
+        positive,
+        vae,
+        canvas,
+        diptych,
+        tile_size,
+        tile_overlap,
+        weights,
+        tiles_per_batch,
+        negative=None,
         tile_prompts=None,
     ) -> io.NodeOutput:
         def one(name: str, values: list[Any] | None) -> Any:

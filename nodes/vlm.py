@@ -237,14 +237,31 @@ class ChatEndpointNode(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, base_url: str, model: str, key_variable: str, temperature: float, max_tokens: int, timeout: float,
-        retries: int, image_detail: Detail, image_size: int, jpeg_quality: int,
+        cls,
+        base_url: str,
+        model: str,
+        key_variable: str,
+        temperature: float,
+        max_tokens: int,
+        timeout: float,
+        retries: int,
+        image_detail: Detail,
+        image_size: int,
+        jpeg_quality: int,
     ) -> io.NodeOutput:
         own_temperature = None if temperature < 0 else temperature
         return io.NodeOutput(
             ChatEndpoint(
-                base_url, model.strip(), key_variable, own_temperature, max_tokens, timeout, retries, image_detail,
-                image_size, jpeg_quality,
+                base_url,
+                model.strip(),
+                key_variable,
+                own_temperature,
+                max_tokens,
+                timeout,
+                retries,
+                image_detail,
+                image_size,
+                jpeg_quality,
             )
         )
 

@@ -60,7 +60,12 @@ class ChatEndpoint:
     def identity(self) -> Hashable:
         """What decides what is answered. How long is waited, how often and with which key does not."""
         return (
-            type(self).__name__, self.base_url, self.model, self.temperature, self.image_detail, self.image_size,
+            type(self).__name__,
+            self.base_url,
+            self.model,
+            self.temperature,
+            self.image_detail,
+            self.image_size,
             self.jpeg_quality,
         )
 
@@ -140,8 +145,9 @@ class _Session:
                 wait = self._backoff(attempt) if error.wait is None else error.wait
                 if isinstance(error, UnusableAnswer):
                     note = complaint(error)
-                log.warning("RealISR: %s Asking again in %.1f s (%d of %d).",
-                            error, wait, attempt + 1, self.endpoint.retries)
+                log.warning(
+                    "RealISR: %s Asking again in %.1f s (%d of %d).", error, wait, attempt + 1, self.endpoint.retries
+                )
                 await asyncio.sleep(wait)
         raise AssertionError("unreachable: the last attempt returns")
 
@@ -163,8 +169,11 @@ class _Session:
                 simpler = used.after_rejection(status.message, bool(question.fields)) if status.rejects else None
                 if simpler is None:
                     raise await self._explain(status) from None
-                log.warning("RealISR: %s does not take a parameter (%s); asking without it.",
-                            self.endpoint.model, status.message)
+                log.warning(
+                    "RealISR: %s does not take a parameter (%s); asking without it.",
+                    self.endpoint.model,
+                    status.message,
+                )
                 if self.dialect == used:  # else another request has learnt it meanwhile
                     self.dialect = simpler
                 continue

@@ -91,8 +91,9 @@ class PatchCaptioning:
         return questions
 
     def _keyed(self, told: str, text: str, picture: Picture, *context: object) -> KeyedQuestion:
-        question = Question(told, text, (picture,), read=partial(_read_prompt, max_length=self.max_length),
-                            seed=self.seed)
+        question = Question(
+            told, text, (picture,), read=partial(_read_prompt, max_length=self.max_length), seed=self.seed
+        )
         return KeyedQuestion(question, (pixels_key(picture.image), told, self.max_length, self.seed, *context))
 
 
@@ -102,8 +103,10 @@ def _read_prompt(text: str, max_length: int) -> str:
 
 def prompts_text(whole: str, tiles: Sequence[str], rows: int, columns: int) -> str:
     """All prompts as one text that can be edited: a block for the whole picture, and one for each tile."""
-    blocks = [(WHOLE, whole), *((str(place), prompt) for place, prompt in zip(tile_places(rows, columns), tiles,
-                                                                              strict=True))]
+    blocks = [
+        (WHOLE, whole),
+        *((str(place), prompt) for place, prompt in zip(tile_places(rows, columns), tiles, strict=True)),
+    ]
     return "\n\n".join(f"{MARK} {title} {MARK}\n{_indented(prompt)}" for title, prompt in blocks) + "\n"
 
 

@@ -49,9 +49,16 @@ class LocalVLM:
             return [self.answer(question, device, advance) for question in questions]
         network: Any = self.network
         inputs = self._inputs(questions).to(device, dtype=network.dtype)
-        sampling = {"do_sample": True, "temperature": self.temperature} if self.temperature > 0 else {
-            "do_sample": False, "temperature": None, "top_p": None, "top_k": None,
-        }
+        sampling = (
+            {"do_sample": True, "temperature": self.temperature}
+            if self.temperature > 0
+            else {
+                "do_sample": False,
+                "temperature": None,
+                "top_p": None,
+                "top_k": None,
+            }
+        )
         kind = device.type if device.type in ("cuda", "xpu") else "cuda"
         devices = [device] if device.type == kind else []
         with torch.inference_mode(), torch.random.fork_rng(devices, device_type=kind):
@@ -82,14 +89,23 @@ class LocalVLM:
             together = [picture for shown in pictures for picture in shown]
             return self.processor(images=together, text=texts, return_tensors="pt", **padding)
         conversations = [
-            [{"role": "user", "content": [
-                *({"type": "image", "image": picture} for picture in shown),
-                {"type": "text", "text": question.as_one_text},
-            ]}]
+            [
+                {
+                    "role": "user",
+                    "content": [
+                        *({"type": "image", "image": picture} for picture in shown),
+                        {"type": "text", "text": question.as_one_text},
+                    ],
+                }
+            ]
             for question, shown in zip(questions, pictures, strict=True)
         ]
         return self.processor.apply_chat_template(
-            conversations, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt",
+            conversations,
+            add_generation_prompt=True,
+            tokenize=True,
+            return_dict=True,
+            return_tensors="pt",
             **_template_options(self.processor, padding),
         )
 
@@ -110,7 +126,11 @@ def load_local_vlm(
     try:
         processor = AutoProcessor.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         network, info = AutoModelForImageTextToText.from_pretrained(
-            folder, local_files_only=True, trust_remote_code=False, use_safetensors=True, output_loading_info=True,
+            folder,
+            local_files_only=True,
+            trust_remote_code=False,
+            use_safetensors=True,
+            output_loading_info=True,
             **{_dtype_name(): dtype},
         )
     except (ValueError, OSError, KeyError, ImportError, RuntimeError, AttributeError, SafetensorError) as error:

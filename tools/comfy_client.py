@@ -118,7 +118,9 @@ class HTTPClient:
         ]
         parts += [
             f'--{boundary}\r\nContent-Disposition: form-data; name="image"; filename="{name}"\r\n'.encode(),
-            b"Content-Type: application/octet-stream\r\n\r\n", content, f"\r\n--{boundary}--\r\n".encode(),
+            b"Content-Type: application/octet-stream\r\n\r\n",
+            content,
+            f"\r\n--{boundary}--\r\n".encode(),
         ]
         answer = json.loads(self.request("/upload/image", b"".join(parts), f"multipart/form-data; boundary={boundary}"))
         return f"{answer['subfolder']}/{answer['name']}" if answer["subfolder"] else answer["name"]

@@ -19,8 +19,12 @@ BROWSER_ARGUMENTS = ("--no-sandbox", "--disable-gpu", "--disable-background-netw
 CONTENT_SECURITY_POLICY = "Content Security Policy"
 
 # A first visit opens a template gallery; the settings are those of someone who has been here before.
-SETTINGS = {"Comfy.TutorialCompleted": True, "Comfy.Workflow.ShowMissingNodesWarning": False,
-            "Comfy.Workflow.ShowMissingModelsWarning": False, "Comfy.Workflow.Persist": False}
+SETTINGS = {
+    "Comfy.TutorialCompleted": True,
+    "Comfy.Workflow.ShowMissingNodesWarning": False,
+    "Comfy.Workflow.ShowMissingModelsWarning": False,
+    "Comfy.Workflow.Persist": False,
+}
 
 NODE_TYPES_WITHOUT_CLASS = """
 (graph) => {

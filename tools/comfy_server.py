@@ -1,8 +1,8 @@
 """A headless ComfyUI as a child process, and a client for its HTTP API and websocket.
 
-    with ComfyServer(host, base, {"realisr": ROOT}) as server:
-        result = server.client.run(workflow)
-        picture = server.client.image(result.images("9")[0])
+with ComfyServer(host, base, {"realisr": ROOT}) as server:
+    result = server.client.run(workflow)
+    picture = server.client.image(result.images("9")[0])
 """
 
 from __future__ import annotations
@@ -191,14 +191,30 @@ class ComfyServer:
     def _start(self, timeout: float = 500) -> None:
         port = free_port()
         command = [
-            str(self.host.python), str(self.host.comfyui / "main.py"), "--cpu", "--listen", "127.0.0.1",
-            "--port", str(port), "--base-directory", str(self.base), "--disable-auto-launch", "--disable-api-nodes",
-            "--database-url", f"sqlite:///{self.base / 'user' / 'comfyui.db'}", *self.arguments,
+            str(self.host.python),
+            str(self.host.comfyui / "main.py"),
+            "--cpu",
+            "--listen",
+            "127.0.0.1",
+            "--port",
+            str(port),
+            "--base-directory",
+            str(self.base),
+            "--disable-auto-launch",
+            "--disable-api-nodes",
+            "--database-url",
+            f"sqlite:///{self.base / 'user' / 'comfyui.db'}",
+            *self.arguments,
         ]
         with self.log_path.open("wb") as log:
             self.process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, cwd=self.base,
-                start_new_session=True, preexec_fn=die_with_parent,
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                cwd=self.base,
+                start_new_session=True,
+                preexec_fn=die_with_parent,
             )
         self.client = ComfyClient(f"http://127.0.0.1:{port}")
         deadline = time.monotonic() + timeout

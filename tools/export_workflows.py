@@ -1,7 +1,7 @@
 """Write the API form of every workflow file with ComfyUI's real frontend: `make workflows`.
 
-    export_workflows.py                     workflows/X.json -> workflows/api/X.json, for every X
-    export_workflows.py --layout X.json...  the other way: lay out API files as a start for drawing workflows/X.json
+export_workflows.py                     workflows/X.json -> workflows/api/X.json, for every X
+export_workflows.py --layout X.json...  the other way: lay out API files as a start for drawing workflows/X.json
 """
 
 from __future__ import annotations

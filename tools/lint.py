@@ -19,7 +19,10 @@ TYPED_SCRIPTS = ("tools", "tests/harness")  # tests unpack and parametrise too f
 
 
 def ruff() -> int:
-    return subprocess.run([sys.executable, "-m", "ruff", "check", "."], cwd=ROOT, check=False).returncode
+    commands = (["check", "."], ["format", "--check", "."])
+    return max(
+        subprocess.run([sys.executable, "-m", "ruff", *each], cwd=ROOT, check=False).returncode for each in commands
+    )
 
 
 def mypy() -> int:
@@ -29,9 +32,20 @@ def mypy() -> int:
         folders = [link / name for name in (*PACKAGES, *TYPED_SCRIPTS) if any((ROOT / name).rglob("*.py"))]
         roots = [temporary, str(link / "tests"), str(link / "tools")]
         return subprocess.run(
-            [sys.executable, "-m", "mypy", "--config-file", ROOT / "pyproject.toml",
-             "--cache-dir", ROOT / ".mypy_cache", link / "__init__.py", *folders],
-            env={**os.environ, "MYPYPATH": os.pathsep.join(roots)}, cwd=temporary, check=False,
+            [
+                sys.executable,
+                "-m",
+                "mypy",
+                "--config-file",
+                ROOT / "pyproject.toml",
+                "--cache-dir",
+                ROOT / ".mypy_cache",
+                link / "__init__.py",
+                *folders,
+            ],
+            env={**os.environ, "MYPYPATH": os.pathsep.join(roots)},
+            cwd=temporary,
+            check=False,
         ).returncode
 
 

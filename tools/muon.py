@@ -19,9 +19,15 @@ class Muon(torch.optim.Optimizer):
     def __init__(
         self, params, lr: float = 1e-3, momentum: float = 0.95, weight_decay: float = 0.01, iterations: int = 5
     ):
-        super().__init__(params, {
-            "lr": lr, "momentum": momentum, "weight_decay": weight_decay, "iterations": iterations,
-        })
+        super().__init__(
+            params,
+            {
+                "lr": lr,
+                "momentum": momentum,
+                "weight_decay": weight_decay,
+                "iterations": iterations,
+            },
+        )
 
     @torch.no_grad()
     def step(self, closure=None) -> None:

@@ -77,7 +77,8 @@ def find_nodes(graph: Graph, name: str) -> list[str]:
     if name in graph:
         return [name]
     return [
-        node for node, content in graph.items()
+        node
+        for node, content in graph.items()
         if name in (content["class_type"], content.get("_meta", {}).get("title"))
     ]
 

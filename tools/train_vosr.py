@@ -1,9 +1,9 @@
 """Train a VOSR network from scratch, continue a training, distil a one-step student, or export a result.
 
-    python tools/train_vosr.py flow --config nano --out runs/nano --builtin-photos --procedural 400 --steps 6000
-    python tools/train_vosr.py flow --out runs/nano --resume ...          (the same command with --resume)
-    python tools/train_vosr.py distill --teacher runs/nano --out runs/nano_os --images ~/photos --steps 3000
-    python tools/train_vosr.py export runs/nano weights/vosr_nano.safetensors
+python tools/train_vosr.py flow --config nano --out runs/nano --builtin-photos --procedural 400 --steps 6000
+python tools/train_vosr.py flow --out runs/nano --resume ...          (the same command with --resume)
+python tools/train_vosr.py distill --teacher runs/nano --out runs/nano_os --images ~/photos --steps 3000
+python tools/train_vosr.py export runs/nano weights/vosr_nano.safetensors
 """
 
 from __future__ import annotations
@@ -222,11 +222,20 @@ def add_training_options(parser: argparse.ArgumentParser, mode: str) -> None:
     add("--steps", type=int, required=True, help="optimizer steps in all, those before --resume included")
     if mode == "flow":
         add("--config", default="nano", help="nano, 0.5B, 1.4B or an args.json")
-        add("--init", choices=("reference", "condition"), default="reference",
-            help="initialisation: the paper's, or one that starts as the best linear estimator")
+        add(
+            "--init",
+            choices=("reference", "condition"),
+            default="reference",
+            help="initialisation: the paper's, or one that starts as the best linear estimator",
+        )
         add("--init-from", type=Path, help="folder or exported file whose weights to start from")
-        add("--logit-normal", type=float, nargs=2, metavar=("MEAN", "STD"),
-            help="draw logit(t) from a normal distribution; default: t is uniform, as in the paper")
+        add(
+            "--logit-normal",
+            type=float,
+            nargs=2,
+            metavar=("MEAN", "STD"),
+            help="draw logit(t) from a normal distribution; default: t is uniform, as in the paper",
+        )
         add("--balance", type=float, help="weight samples by s / (s + mse(lq, hq)) (ours)")
         add("--noise-only-chance", type=float, default=0.0, help="part of the samples at t = 1 (ours; the paper: 0)")
     else:
@@ -254,8 +263,14 @@ def add_training_options(parser: argparse.ArgumentParser, mode: str) -> None:
     add("--weight-decay", type=float, default=0.01)
     add("--ema", type=float, default=0.9999)
     add("--weak-ratio", type=float, default=0.1)
-    add("--condition-strength", type=float, nargs=2, default=(5.0, 1.0), metavar=("MEAN", "STD"),
-        help="the full condition keeps sigmoid(N(MEAN, STD)) of its amplitude and gets noise")
+    add(
+        "--condition-strength",
+        type=float,
+        nargs=2,
+        default=(5.0, 1.0),
+        metavar=("MEAN", "STD"),
+        help="the full condition keeps sigmoid(N(MEAN, STD)) of its amplitude and gets noise",
+    )
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     add("--precision", choices=("fp32", "bf16"), default="bf16" if torch.cuda.is_available() else "fp32")
     add("--compile", action="store_true")
@@ -323,8 +338,14 @@ def train(options: argparse.Namespace) -> None:
     window = options.window or 3 * crop
     options.out.mkdir(parents=True, exist_ok=True)
     data = PairBatches(
-        make_sources(options, max(window, 256)), DegradationRange(), options.steps, options.batch, crop, window,
-        options.crops_per_window, options.seed,
+        make_sources(options, max(window, 256)),
+        DegradationRange(),
+        options.steps,
+        options.batch,
+        crop,
+        window,
+        options.crops_per_window,
+        options.seed,
     )
     if options.command == "flow" and options.init == "condition":
         lq = torch.cat([latents.encode(data[step][1]) for step in range(START_BATCHES)])

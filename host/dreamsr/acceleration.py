@@ -16,8 +16,9 @@ from torch import Tensor
 class SingleForward(comfy.samplers.Sampler):
     """z - t v(z, t) of the starting latent: no noise is added, and the model is called once."""
 
-    def sample(self, model_wrap, sigmas, extra_args, callback, noise, latent_image=None, denoise_mask=None,
-               disable_pbar=False) -> Tensor:
+    def sample(
+        self, model_wrap, sigmas, extra_args, callback, noise, latent_image=None, denoise_mask=None, disable_pbar=False
+    ) -> Tensor:
         denoised = model_wrap(latent_image, sigmas[:1].expand(latent_image.shape[0]), **extra_args)
         if callback is not None:
             callback(0, denoised, latent_image, 1)
@@ -52,8 +53,13 @@ def remove_degradation(guider: comfy.samplers.CFGGuider, model: ModelPatcher, la
     callback = latent_preview.prepare_callback(model, 1)
     try:
         samples = guider.sample(
-            torch.zeros_like(latent), latent, SingleForward(), torch.tensor([time, 0.0]), callback=callback,
-            disable_pbar=not comfy.utils.PROGRESS_BAR_ENABLED, seed=0,
+            torch.zeros_like(latent),
+            latent,
+            SingleForward(),
+            torch.tensor([time, 0.0]),
+            callback=callback,
+            disable_pbar=not comfy.utils.PROGRESS_BAR_ENABLED,
+            seed=0,
         )
     finally:
         # The host ejects when it next loads another clone; what holds this network until then must not see the LoRA.

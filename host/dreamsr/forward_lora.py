@@ -148,12 +148,12 @@ def with_forward_lora(model: ModelPatcher, lora: Mapping[str, Tensor], strength:
     Raises ValueError as `read_adapters` does.
     """
     adapters = read_adapters(model, lora, name)
-    updates = ForwardLoRA({
-        target: LowRankUpdate(adapter, strength, target.features) for target, adapter in adapters.items()
-    })
+    updates = ForwardLoRA(
+        {target: LowRankUpdate(adapter, strength, target.features) for target, adapter in adapters.items()}
+    )
     patched = model.clone()
     patched.set_injections(KEY, [updates.injection(patched.model)])
-    patched.set_additional_models(KEY, [
-        CoreModelPatcher(updates, model.load_device, comfy.model_management.unet_offload_device())
-    ])
+    patched.set_additional_models(
+        KEY, [CoreModelPatcher(updates, model.load_device, comfy.model_management.unet_offload_device())]
+    )
     return patched

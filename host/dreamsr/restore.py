@@ -103,9 +103,13 @@ class DreamSR:
         options, guider = self.options, self.guider({"samples": clean})
         sigmas = texture_sigmas(options.steps, options.start, options.shift)
         return guider.sample(
-            noise, clean, comfy.samplers.sampler_object("euler"), sigmas,
+            noise,
+            clean,
+            comfy.samplers.sampler_object("euler"),
+            sigmas,
             callback=latent_preview.prepare_callback(guider.model_patcher, options.steps),
-            disable_pbar=not comfy.utils.PROGRESS_BAR_ENABLED, seed=seed,
+            disable_pbar=not comfy.utils.PROGRESS_BAR_ENABLED,
+            seed=seed,
         )
 
     def restore(self, latent: Tensor, noise: Tensor, seed: int) -> tuple[Tensor, Tensor]:

@@ -202,17 +202,19 @@ def own_conds(
     said = own.options[tiles.first : tiles.first + len(tiles.boxes)]
     per_tile = []
     for box, noise, options in zip(tiles.boxes, x.chunk(len(tiles.boxes)), said, strict=True):
-        conds = model.extra_conds(**{
-            # Inpainting models make something of it, which is not kept here.
-            "latent_image": noise,
-            **{name: tiles.crop_option(value, box) for name, value in cond.items()},
-            **options,
-            "noise": noise,
-            "device": x.device,
-            "width": noise.shape[-1] * CELL,
-            "height": noise.shape[-2] * CELL,
-            "prompt_type": prompt_type,
-        })
+        conds = model.extra_conds(
+            **{
+                # Inpainting models make something of it, which is not kept here.
+                "latent_image": noise,
+                **{name: tiles.crop_option(value, box) for name, value in cond.items()},
+                **options,
+                "noise": noise,
+                "device": x.device,
+                "width": noise.shape[-1] * CELL,
+                "height": noise.shape[-2] * CELL,
+                "prompt_type": prompt_type,
+            }
+        )
         conds = conds | options.get(MODEL_CONDS, {})
         per_tile.append({key: value.process_cond(batch_size=tiles.batch, area=None) for key, value in conds.items()})
     images = any(is_image(value) for value in said[0].values())

@@ -35,8 +35,7 @@ def prompts_of(tile_prompts: Sequence[Conditioning], tiles: int, node: str) -> l
         entries = [conditioning[0] for conditioning in tile_prompts]
     if len(entries) != tiles:
         raise ValueError(
-            f"{node}: got {len(entries)} tile prompts for {tiles} tiles. Give one prompt per tile, row by row, or "
-            "none."
+            f"{node}: got {len(entries)} tile prompts for {tiles} tiles. Give one prompt per tile, row by row, or none."
         )
     for number, (_, options) in enumerate(entries, 1):
         found = [key for key in NOT_PER_TILE if options.get(key) is not None]

@@ -76,9 +76,7 @@ class Tiling:
         model = model.clone()
         model.add_wrapper_with_key(WrappersMP.SAMPLER_SAMPLE, KEY, self.start_run)
         # Outermost, whatever was put on the model before: all other wrappers then see, and ask memory for, tiles.
-        for kind, wrapper in (
-            (WrappersMP.PREPARE_SAMPLING, self.prepare), (WrappersMP.CALC_COND_BATCH, self.evaluate)
-        ):
+        for kind, wrapper in ((WrappersMP.PREPARE_SAMPLING, self.prepare), (WrappersMP.CALC_COND_BATCH, self.evaluate)):
             others = model.wrappers.pop(kind, {})
             model.wrappers[kind] = {KEY: [wrapper], **others}
         if self.own_options:
@@ -278,7 +276,5 @@ class _Evaluation:
         return self.in_parts(first, boxes, self.run.most)
 
     def in_parts(self, first: int, boxes: Sequence[Box], size: int) -> list[Tensor]:
-        parts = [
-            self.within_memory(first + start, boxes[start : start + size]) for start in range(0, len(boxes), size)
-        ]
+        parts = [self.within_memory(first + start, boxes[start : start + size]) for start in range(0, len(boxes), size)]
         return [torch.cat(part) for part in zip(*parts, strict=True)]

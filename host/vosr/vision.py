@@ -158,9 +158,7 @@ def dinov2_of(vision: comfy.clip_vision.ClipVisionModel) -> Dinov2Model:
     return network
 
 
-def encode_vosr_features(
-    vision: comfy.clip_vision.ClipVisionModel, images: Tensor, layer: int | None = None
-) -> Tensor:
+def encode_vosr_features(vision: comfy.clip_vision.ClipVisionModel, images: Tensor, layer: int | None = None) -> Tensor:
     """VOSR's features `[B, 1024, E]` of images `[B, H, W, 3]` in 0..1, whatever their size; row-major over 32 x 32.
 
     layer: block to take, counted from 0; VOSR's own for this depth by default. The last block's tokens pass the

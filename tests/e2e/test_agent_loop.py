@@ -75,16 +75,17 @@ def test_the_report_tells_the_rounds(comfy: ComfyServer, chat: ChatServer):
     result = comfy.client.run(restoration(chat.url, rounds=3))
     (report,) = result.outputs["report"]["text"]
     assert report.split("\n\n")[2].splitlines() == [
-        "Round 3", f"Prompt: {PROMPTS[2]}", f"Changed: added a cue to {PROMPTS[1]}", "Why: it was blurred",
+        "Round 3",
+        f"Prompt: {PROMPTS[2]}",
+        f"Changed: added a cue to {PROMPTS[1]}",
+        "Why: it was blurred",
     ]
 
 
 def test_an_agent_that_changes_nothing_gets_the_same_image(comfy: ComfyServer, chat: ChatServer):
     """So noise, steps and guidance are the same in every round, whatever the noise seed."""
     chat.default = lambda request: revised(previous_prompt(request))
-    images = [
-        candidates(comfy.client, comfy.client.run(restoration(chat.url, rounds=3, seed=seed))) for seed in (5, 6)
-    ]
+    images = [candidates(comfy.client, comfy.client.run(restoration(chat.url, rounds=3, seed=seed))) for seed in (5, 6)]
     assert [difference(images[seed][0], image) for seed in (0, 1) for image in images[seed]] == [0] * 6
     assert difference(images[0][0], images[1][0]) > 1
 
@@ -97,9 +98,16 @@ def test_more_rounds_run_only_the_new_ones_and_fewer_run_none(comfy: ComfyServer
     more = comfy.client.run(restoration(chat.url, rounds=4))
     assert len(chat.requests) == 3
     assert set(executed(more)) == {
-        "loop", "loop.result_2", "loop.result_3",  # kept, and only handed on
-        "loop.agent_4", *(f"loop.round_4.{name}" for name in BODY), "loop.result_4",
-        "loop.candidates", "save", "prompts", "report",
+        "loop",
+        "loop.result_2",
+        "loop.result_3",  # kept, and only handed on
+        "loop.agent_4",
+        *(f"loop.round_4.{name}" for name in BODY),
+        "loop.result_4",
+        "loop.candidates",
+        "save",
+        "prompts",
+        "report",
     }
     assert prompts(more) == PROMPTS
     before, after = candidates(comfy.client, first), candidates(comfy.client, more)
@@ -107,7 +115,12 @@ def test_more_rounds_run_only_the_new_ones_and_fewer_run_none(comfy: ComfyServer
 
     fewer = comfy.client.run(restoration(chat.url, rounds=2))
     assert set(executed(fewer)) == {
-        "loop", "loop.result_2", "loop.candidates", "save", "prompts", "report",
+        "loop",
+        "loop.result_2",
+        "loop.candidates",
+        "save",
+        "prompts",
+        "report",
     }
     assert prompts(fewer) == PROMPTS[:2]
     assert len(chat.requests) == 3

@@ -117,7 +117,8 @@ def test_a_loop_inside_a_loop(server: ComfyServer, chat: ChatServer):
     result = server.client.run(graph)
     assert prompts(result) == ["outer", "outer, cue 1"]
     shown = [
-        data["output"]["text"] for kind, data in result.messages
+        data["output"]["text"]
+        for kind, data in result.messages
         if kind == "executed" and data["display_node"] == "prompts2"
     ]
     assert shown == [["outer", "outer, cue 1"], ["outer, cue 1", "outer, cue 1, cue 2"]]
@@ -130,7 +131,11 @@ def test_a_loop_inside_a_loop(server: ComfyServer, chat: ChatServer):
 def test_the_round_number_and_results_of_other_sizes(server: ComfyServer, chat: ChatServer):
     body = {
         "scaled": node(
-            "ImageScale", image=["restored", 0], upscale_method="bilinear", width=["start", 2], height=8,
+            "ImageScale",
+            image=["restored", 0],
+            upscale_method="bilinear",
+            width=["start", 2],
+            height=8,
             crop="disabled",
         ),
     }
@@ -187,7 +192,10 @@ def test_a_failing_agent_names_the_round_and_the_next_run_goes_on_there(server: 
     result = server.client.run(graph)
     assert len(prompts(result)) == 4
     assert [previous_prompt(request) for request in chat.requests] == [
-        "failing", "failing, cue 1", "failing, cue 1", "failing, cue 1, cue 2",
+        "failing",
+        "failing, cue 1",
+        "failing, cue 1",
+        "failing, cue 1, cue 2",
     ]
 
 

@@ -48,7 +48,8 @@ def files(server: ComfyServer) -> None:
 
 def lora_shapes(inputs: int) -> checkpoints.Shapes:
     for layer, (before, after) in {
-        "x_embedder": (inputs, HIDDEN), "transformer_blocks.0.attn.to_v": (HIDDEN, HIDDEN),
+        "x_embedder": (inputs, HIDDEN),
+        "transformer_blocks.0.attn.to_v": (HIDDEN, HIDDEN),
     }.items():
         yield f"transformer.{layer}.lora_A.weight", (4, before)
         yield f"transformer.{layer}.lora_B.weight", (after, 4)
@@ -56,9 +57,11 @@ def lora_shapes(inputs: int) -> checkpoints.Shapes:
 
 def upscaler_controlnet() -> checkpoints.StateDict:
     """A FLUX ControlNet in diffusers' names, as the published upscaler has them."""
-    whole = checkpoints.flux_diffusers(checkpoints.flux(8, double_blocks=1, single_blocks=0, **{
-        name: SIZES[name] for name in ("context_width", "pooled_width")
-    }))
+    whole = checkpoints.flux_diffusers(
+        checkpoints.flux(
+            8, double_blocks=1, single_blocks=0, **{name: SIZES[name] for name in ("context_width", "pooled_width")}
+        )
+    )
     kept = {name: value for name, value in whole.items() if not name.startswith(("proj_out", "norm_out"))}
 
     def outputs() -> checkpoints.Shapes:
@@ -175,7 +178,9 @@ def test_the_notes_name_the_files_of_the_loaders():
         notes = " ".join(node["widgets_values"][0] for node in drawn["nodes"] if node["type"] == "MarkdownNote")
         loaders = [node for node in drawn["nodes"] if "Load" in node["type"] and node["type"] != "LoadImage"]
         chosen = [
-            value for node in loaders for value in node["widgets_values"]
+            value
+            for node in loaders
+            for value in node["widgets_values"]
             if str(value).endswith((".safetensors", ".pth"))
         ]
         chosen += [inputs["lora_name"] for inputs in lora_inputs(name)]

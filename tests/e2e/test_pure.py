@@ -67,7 +67,10 @@ def test_the_settings_are_the_papers():
         inputs = graph[node_of(graph, RESTORER)]["inputs"]
         chosen = {key: inputs[key] for key in inputs if key.startswith("sampling")}
         assert chosen == {
-            "sampling": "entropy top-k", "sampling.k_min": 1, "sampling.k_max": 2000, "sampling.mu": 5,
+            "sampling": "entropy top-k",
+            "sampling.k_min": 1,
+            "sampling.k_max": 2000,
+            "sampling.mu": 5,
         }
         assert (inputs["temperature"], inputs["guidance_scale"], inputs["text_top_k"]) == (0.9, 0.8, 1)
         loader = graph[node_of(graph, LOADER)]["inputs"]

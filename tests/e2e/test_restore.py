@@ -115,7 +115,9 @@ def test_it_needs_nothing_but_python(tmp_path: Path):
     """An interpreter without installed packages runs it: -S leaves out site-packages, -I the environment."""
     done = subprocess.run(
         [sys.executable, "-I", "-S", "-c", f"import sys; sys.path.insert(0, {str(ROOT / 'tools')!r}); import restore"],
-        capture_output=True, text=True, check=False,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
 

@@ -105,7 +105,8 @@ def test_the_server_ends_with_a_process_that_is_killed():
     """A test run that dies leaves no server behind."""
     parent = subprocess.Popen(
         [sys.executable, "-c", PARENT.format(tools=str(ROOT / "tools"))],
-        stdout=subprocess.PIPE, text=True,
+        stdout=subprocess.PIPE,
+        text=True,
     )
     assert parent.stdout is not None
     child = int(parent.stdout.readline())
@@ -115,4 +116,3 @@ def test_the_server_ends_with_a_process_that_is_killed():
     while time.monotonic() < deadline and alive(child):
         time.sleep(0.05)
     assert not alive(child)
-

@@ -28,32 +28,62 @@ def node(class_type: str, **inputs: Any) -> dict[str, Any]:
 
 def graph(prompts: int, **widgets: Any) -> dict[str, Any]:
     """Two tiles side by side, with `prompts` prompts of their own (0 for none), sampled in two steps."""
-    text = {str(seed): node("RealISRTest_RandomConditioning", seed=seed, tokens=4, width=16, pooled_width=16)
-            for seed in range(prompts + 1)}
-    both = {f"with_{seed}": node("ConditioningCombine", conditioning_1=[f"with_{seed - 1}" if seed > 2 else "1", 0],
-                                 conditioning_2=[str(seed), 0]) for seed in range(2, prompts + 1)}
-    own = {"tile_prompts": [f"with_{prompts}" if prompts > 1 else "1", 0]} if prompts else {}
-    return text | both | {
-        "image": node("RealISRTest_RandomImage", seed=1, width=96, height=60, batch=1),
-        "built": node("RealISR_DiptychBuilder", image=["image", 0], resize="scale factor", layout="side by side",
-                      **{"resize.scale": 1.0}),
-        "model": node("UNETLoader", unet_name="tiles_fill.safetensors", weight_dtype="default"),
-        "vae": node("VAELoader", vae_name="tiles_taef1.safetensors"),
-        TILES: node("RealISR_DiptychTiles", model=["model", 0], positive=["0", 0], vae=["vae", 0],
-                    canvas=["built", 0], diptych=["built", 3],
-                    **{"tile_size": 64, "tile_overlap": 32, "weights": "gaussian", "tiles_per_batch": 1} | widgets,
-                    **own),
-        "sigmas": node("RealISR_FLUXFillSigmas", latent=[TILES, 4], steps=2, denoise=1.0, base_shift=0.5,
-                       max_shift=1.15),
-        "noise": node("RandomNoise", noise_seed=3),
-        "guider": node("BasicGuider", model=[TILES, 0], conditioning=[TILES, 1]),
-        "euler": node("KSamplerSelect", sampler_name="euler"),
-        SAMPLER: node("SamplerCustomAdvanced", noise=["noise", 0], guider=["guider", 0], sampler=["euler", 0],
-                      sigmas=["sigmas", 0], latent_image=[TILES, 3]),
-        "decoded": node("VAEDecode", samples=[SAMPLER, 0], vae=["vae", 0]),
-        "crop": node("RealISR_DiptychCrop", image=["decoded", 0], diptych=["built", 3]),
-        SAVE: node("PreviewImage", images=["crop", 0]),
+    text = {
+        str(seed): node("RealISRTest_RandomConditioning", seed=seed, tokens=4, width=16, pooled_width=16)
+        for seed in range(prompts + 1)
     }
+    both = {
+        f"with_{seed}": node(
+            "ConditioningCombine",
+            conditioning_1=[f"with_{seed - 1}" if seed > 2 else "1", 0],
+            conditioning_2=[str(seed), 0],
+        )
+        for seed in range(2, prompts + 1)
+    }
+    own = {"tile_prompts": [f"with_{prompts}" if prompts > 1 else "1", 0]} if prompts else {}
+    return (
+        text
+        | both
+        | {
+            "image": node("RealISRTest_RandomImage", seed=1, width=96, height=60, batch=1),
+            "built": node(
+                "RealISR_DiptychBuilder",
+                image=["image", 0],
+                resize="scale factor",
+                layout="side by side",
+                **{"resize.scale": 1.0},
+            ),
+            "model": node("UNETLoader", unet_name="tiles_fill.safetensors", weight_dtype="default"),
+            "vae": node("VAELoader", vae_name="tiles_taef1.safetensors"),
+            TILES: node(
+                "RealISR_DiptychTiles",
+                model=["model", 0],
+                positive=["0", 0],
+                vae=["vae", 0],
+                canvas=["built", 0],
+                diptych=["built", 3],
+                **{"tile_size": 64, "tile_overlap": 32, "weights": "gaussian", "tiles_per_batch": 1} | widgets,
+                **own,
+            ),
+            "sigmas": node(
+                "RealISR_FLUXFillSigmas", latent=[TILES, 4], steps=2, denoise=1.0, base_shift=0.5, max_shift=1.15
+            ),
+            "noise": node("RandomNoise", noise_seed=3),
+            "guider": node("BasicGuider", model=[TILES, 0], conditioning=[TILES, 1]),
+            "euler": node("KSamplerSelect", sampler_name="euler"),
+            SAMPLER: node(
+                "SamplerCustomAdvanced",
+                noise=["noise", 0],
+                guider=["guider", 0],
+                sampler=["euler", 0],
+                sigmas=["sigmas", 0],
+                latent_image=[TILES, 3],
+            ),
+            "decoded": node("VAEDecode", samples=[SAMPLER, 0], vae=["vae", 0]),
+            "crop": node("RealISR_DiptychCrop", image=["decoded", 0], diptych=["built", 3]),
+            SAVE: node("PreviewImage", images=["crop", 0]),
+        }
+    )
 
 
 @pytest.mark.parametrize("prompts", [0, 2])
@@ -66,8 +96,9 @@ def test_a_large_image_is_restored_in_tiles(server: ComfyServer, files, prompts:
 def test_the_list_of_tile_images_runs_what_follows_once_each(server: ComfyServer, files):
     whole = graph(0)
     shown = {
-        "images": node("RealISR_DiptychTileImages", canvas=["built", 0], diptych=["built", 3], tile_size=64,
-                       tile_overlap=32),
+        "images": node(
+            "RealISR_DiptychTileImages", canvas=["built", 0], diptych=["built", 3], tile_size=64, tile_overlap=32
+        ),
         SAVE: node("PreviewImage", images=["images", 0]),
     }
     result = server.client.run({name: whole[name] for name in ("image", "built")} | shown)

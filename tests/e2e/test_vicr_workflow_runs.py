@@ -98,12 +98,15 @@ def test_basic_restores_at_the_size_asked_for(server: ComfyServer, files):
     assert result.std() > 1
 
 
-@pytest.mark.parametrize(("node", "inputs"), [
-    ("LoraLoaderModelOnly", {"strength_model": 0.0}),
-    ("RealISR_CLIPVisionContextBridge", {"strength": 0.0}),
-    ("CLIPTextEncode", {"text": "another prompt"}),
-    ("RandomNoise", {"noise_seed": 43}),
-])
+@pytest.mark.parametrize(
+    ("node", "inputs"),
+    [
+        ("LoraLoaderModelOnly", {"strength_model": 0.0}),
+        ("RealISR_CLIPVisionContextBridge", {"strength": 0.0}),
+        ("CLIPTextEncode", {"text": "another prompt"}),
+        ("RandomNoise", {"noise_seed": 43}),
+    ],
+)
 def test_every_part_of_basic_has_a_say(server: ComfyServer, files, node: str, inputs: dict[str, Any]):
     graph = workflow("vicr_basic", server, (24, 16))
     changed = json.loads(json.dumps(graph))
@@ -150,8 +153,11 @@ def test_the_notes_name_the_files_of_the_loaders():
         drawn = json.loads(path.read_text(encoding="utf-8"))
         notes = " ".join(node["widgets_values"][0] for node in drawn["nodes"] if node["type"] == "MarkdownNote")
         chosen = [
-            value for node in drawn["nodes"] if "Load" in node["type"] and node["type"] != "LoadImage"
-            for value in node["widgets_values"] if Path(str(value)).suffix == ".safetensors"
+            value
+            for node in drawn["nodes"]
+            if "Load" in node["type"] and node["type"] != "LoadImage"
+            for value in node["widgets_values"]
+            if Path(str(value)).suffix == ".safetensors"
         ]
         assert len(chosen) == 7
         assert [value for value in chosen if value not in notes] == []

@@ -136,8 +136,11 @@ def test_the_notes_name_files_that_the_loaders_use():
         notes = " ".join(node["widgets_values"][0] for node in drawn["nodes"] if node["type"] == "MarkdownNote")
         plain = notes.replace("**", "")
         chosen = [
-            value for node in drawn["nodes"] if node["type"].startswith("RealISR_LoadVOSR")
-            for value in node["widgets_values"] if "." in str(value)
+            value
+            for node in drawn["nodes"]
+            if node["type"].startswith("RealISR_LoadVOSR")
+            for value in node["widgets_values"]
+            if "." in str(value)
         ]
         assert chosen
         assert [value for value in chosen if Path(value).as_posix() not in plain] == []

@@ -28,7 +28,8 @@ def save_models(models: Path) -> None:
         fill_model=True, double_blocks=1, single_blocks=1, context_width=CONTEXT_WIDTH, pooled_width=POOLED_WIDTH
     )
     for folder, name, content in (
-        ("diffusion_models", MODEL, network), ("vae", VAE, checkpoints.taesd()),
+        ("diffusion_models", MODEL, network),
+        ("vae", VAE, checkpoints.taesd()),
     ):
         (models / folder).mkdir(parents=True, exist_ok=True)
         save_file(content, models / folder / name)
@@ -40,16 +41,23 @@ def node(class_type: str, **inputs: Any) -> dict[str, Any]:
 
 def agent(url: str) -> dict[str, Any]:
     return node(
-        "RealISR_ChatEndpoint", base_url=url, model="seer", key_variable="REALISR_TEST_KEY", temperature=0.2,
-        max_tokens=500, timeout=20.0, retries=0, image_detail="auto", image_size=512, jpeg_quality=95,
+        "RealISR_ChatEndpoint",
+        base_url=url,
+        model="seer",
+        key_variable="REALISR_TEST_KEY",
+        temperature=0.2,
+        max_tokens=500,
+        timeout=20.0,
+        retries=0,
+        image_detail="auto",
+        image_size=512,
+        jpeg_quality=95,
     )
 
 
 def loop(rounds: int, image: list[Any], **options: Any) -> dict[str, Any]:
     defaults = {"vlm": ["agent", 0], "seed": 0, "max_length": 500, "on_failure": "stop", "instruction": ""}
-    return node(
-        "RealISR_AgentRefinementLoop", loop=["start", 3], image=image, rounds=rounds, **(defaults | options)
-    )
+    return node("RealISR_AgentRefinementLoop", loop=["start", 3], image=image, rounds=rounds, **(defaults | options))
 
 
 def around(body: Graph, result: list[Any], url: str, rounds: int, prompt: str = "a house", **options: Any) -> Graph:
@@ -82,12 +90,21 @@ def restoration(url: str, rounds: int, seed: int = 5, **options: Any) -> Graph:
             **{"image": ["start", 1], "resize": "scale factor", "resize.scale": 2.0, "layout": "side by side"},
         ),
         "text": node(
-            "RealISRTest_TextConditioning", text=["start", 0], tokens=4, width=CONTEXT_WIDTH, pooled_width=POOLED_WIDTH,
+            "RealISRTest_TextConditioning",
+            text=["start", 0],
+            tokens=4,
+            width=CONTEXT_WIDTH,
+            pooled_width=POOLED_WIDTH,
         ),
         "guidance": node("FluxGuidance", conditioning=["text", 0], guidance=30.0),
         "fill": node(
-            "InpaintModelConditioning", positive=["guidance", 0], negative=["guidance", 0], vae=["vae", 0],
-            pixels=["builder", 0], mask=["builder", 1], noise_mask=False,
+            "InpaintModelConditioning",
+            positive=["guidance", 0],
+            negative=["guidance", 0],
+            vae=["vae", 0],
+            pixels=["builder", 0],
+            mask=["builder", 1],
+            noise_mask=False,
         ),
         "noise": node("RandomNoise", noise_seed=seed),
         "guider": node("BasicGuider", model=["unet", 0], conditioning=["fill", 0]),
@@ -96,8 +113,12 @@ def restoration(url: str, rounds: int, seed: int = 5, **options: Any) -> Graph:
             "RealISR_FLUXFillSigmas", latent=["fill", 2], steps=2, denoise=1.0, base_shift=0.5, max_shift=1.15
         ),
         "sample": node(
-            "SamplerCustomAdvanced", noise=["noise", 0], guider=["guider", 0], sampler=["sampler", 0],
-            sigmas=["sigmas", 0], latent_image=["fill", 2],
+            "SamplerCustomAdvanced",
+            noise=["noise", 0],
+            guider=["guider", 0],
+            sampler=["sampler", 0],
+            sigmas=["sigmas", 0],
+            latent_image=["fill", 2],
         ),
         "decode": node("VAEDecode", samples=["sample", 0], vae=["vae", 0]),
         "crop": node("RealISR_DiptychCrop", image=["decode", 0], diptych=["builder", 3]),

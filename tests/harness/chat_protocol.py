@@ -12,7 +12,10 @@ from typing import Any
 from PIL import Image, UnidentifiedImageError
 
 NUMBERS = {
-    "temperature": (0, 2), "top_p": (0, 1), "presence_penalty": (-2, 2), "frequency_penalty": (-2, 2),
+    "temperature": (0, 2),
+    "top_p": (0, 1),
+    "presence_penalty": (-2, 2),
+    "frequency_penalty": (-2, 2),
 }
 COUNTS = ("max_tokens", "max_completion_tokens", "n")
 OTHERS = {"model", "messages", "response_format", "stream", "seed", "stop", "user", "reasoning_effort"}

@@ -107,7 +107,11 @@ class ChatServer:
     """
 
     def __init__(
-        self, default: Script = UNSCRIPTED, *, api_key: str | None = None, models: tuple[str, ...] = (),
+        self,
+        default: Script = UNSCRIPTED,
+        *,
+        api_key: str | None = None,
+        models: tuple[str, ...] = (),
         takes_response_format: bool = True,
     ):
         self.default = default

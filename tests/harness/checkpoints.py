@@ -58,8 +58,17 @@ FLUX_LATENT_FEATURES = 64
 FLUX_FILL_FEATURES = 384
 
 
-def flux(seed: int = 0, *, fill_model: bool = False, heads: int = 2, double_blocks: int = 3, single_blocks: int = 3,
-         context_width: int = 64, pooled_width: int = 32, guidance: bool = True) -> StateDict:
+def flux(
+    seed: int = 0,
+    *,
+    fill_model: bool = False,
+    heads: int = 2,
+    double_blocks: int = 3,
+    single_blocks: int = 3,
+    context_width: int = 64,
+    pooled_width: int = 32,
+    guidance: bool = True,
+) -> StateDict:
     """FLUX.1 (or FLUX.1 Fill) under its own names; UNETLoader reads every size off the tensors.
 
     Conditioning for it: tokens `[B, N, context_width]`, pooled_output `[B, >= pooled_width]`. Latents have 16
@@ -69,8 +78,15 @@ def flux(seed: int = 0, *, fill_model: bool = False, heads: int = 2, double_bloc
     return fill(flux_shapes(inputs, heads, double_blocks, single_blocks, context_width, pooled_width, guidance), seed)
 
 
-def flux_shapes(inputs: int, heads: int, double_blocks: int, single_blocks: int, context_width: int,
-                pooled_width: int, guidance: bool) -> Shapes:
+def flux_shapes(
+    inputs: int,
+    heads: int,
+    double_blocks: int,
+    single_blocks: int,
+    context_width: int,
+    pooled_width: int,
+    guidance: bool,
+) -> Shapes:
     size = heads * FLUX_HEAD_DIM
     yield from linear("img_in", inputs, size)
     yield from linear("txt_in", context_width, size)
@@ -219,9 +235,13 @@ def dinov2_hf(hub: StateDict) -> StateDict:
         "norm.bias": "layernorm.bias",
     }
     parts = {
-        "attn.proj": "attention.output.dense", "ls1.gamma": "layer_scale1.lambda1",
-        "ls2.gamma": "layer_scale2.lambda1", "mlp.fc1": "mlp.fc1", "mlp.fc2": "mlp.fc2",
-        "norm1": "norm1", "norm2": "norm2",
+        "attn.proj": "attention.output.dense",
+        "ls1.gamma": "layer_scale1.lambda1",
+        "ls2.gamma": "layer_scale2.lambda1",
+        "mlp.fc1": "mlp.fc1",
+        "mlp.fc2": "mlp.fc2",
+        "norm1": "norm1",
+        "norm2": "norm2",
     }
     renamed = {}
     for name, tensor in hub.items():
@@ -236,7 +256,7 @@ def dinov2_hf(hub: StateDict) -> StateDict:
                 renamed[f"{layer}.attention.attention.{role}.{leaf}"] = values.clone()
             continue
         stem = next(stem for stem in parts if part.startswith(stem))
-        renamed[f"{layer}.{parts[stem]}{part[len(stem):]}"] = tensor
+        renamed[f"{layer}.{parts[stem]}{part[len(stem) :]}"] = tensor
     return renamed
 
 
@@ -247,8 +267,16 @@ def vosr_config(**sizes: Any):
     """A VOSRConfig that runs in milliseconds; keyword arguments override its sizes."""
     from realisr.models.vosr.config import VOSRConfig
 
-    small = {"latent_channels": 4, "hidden_size": 64, "depth": 3, "num_heads": 2, "mlp_hidden": 170,
-             "context_width": 24, "context_hidden": 192, "train_grid": 8}
+    small = {
+        "latent_channels": 4,
+        "hidden_size": 64,
+        "depth": 3,
+        "num_heads": 2,
+        "mlp_hidden": 170,
+        "context_width": 24,
+        "context_hidden": 192,
+        "train_grid": 8,
+    }
     return VOSRConfig(**(small | sizes))
 
 
@@ -294,8 +322,15 @@ def save_vosr_folder(folder: Path, config, seed: int = 0) -> Path:
 # --- VICR ------------------------------------------------------------------------------------------------------------
 
 
-def vision_context_bridge(seed: int = 0, *, embedding: int = 768, hidden: int = 96, width: int = 256,
-                          prefix: str = "", scale_shape: tuple[int, ...] = ()) -> StateDict:
+def vision_context_bridge(
+    seed: int = 0,
+    *,
+    embedding: int = 768,
+    hidden: int = 96,
+    width: int = 256,
+    prefix: str = "",
+    scale_shape: tuple[int, ...] = (),
+) -> StateDict:
     """A Vision-Context Bridge; width 256 goes with `flux()` of two heads, whose modulation vector is that wide."""
     state_dict = fill(bridge_shapes(embedding, hidden, width), seed)
     return {prefix + name: value for name, value in (state_dict | {"scale": torch.full(scale_shape, 0.7)}).items()}
@@ -308,28 +343,48 @@ def bridge_shapes(embedding: int, hidden: int, width: int) -> Shapes:
 
 
 FLUX_DIFFUSERS_BLOCKS = {
-    "double_blocks": ("transformer_blocks", {
-        "img_mod.lin": "norm1.linear", "txt_mod.lin": "norm1_context.linear",
-        "img_attn.qkv": ("attn.to_q", "attn.to_k", "attn.to_v"),
-        "txt_attn.qkv": ("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj"),
-        "img_attn.proj": "attn.to_out.0", "txt_attn.proj": "attn.to_add_out",
-        "img_attn.norm.query_norm": "attn.norm_q", "img_attn.norm.key_norm": "attn.norm_k",
-        "txt_attn.norm.query_norm": "attn.norm_added_q", "txt_attn.norm.key_norm": "attn.norm_added_k",
-        "img_mlp.0": "ff.net.0.proj", "img_mlp.2": "ff.net.2",
-        "txt_mlp.0": "ff_context.net.0.proj", "txt_mlp.2": "ff_context.net.2",
-    }),
-    "single_blocks": ("single_transformer_blocks", {
-        "modulation.lin": "norm.linear", "linear1": ("attn.to_q", "attn.to_k", "attn.to_v", "proj_mlp"),
-        "linear2": "proj_out", "norm.query_norm": "attn.norm_q", "norm.key_norm": "attn.norm_k",
-    }),
+    "double_blocks": (
+        "transformer_blocks",
+        {
+            "img_mod.lin": "norm1.linear",
+            "txt_mod.lin": "norm1_context.linear",
+            "img_attn.qkv": ("attn.to_q", "attn.to_k", "attn.to_v"),
+            "txt_attn.qkv": ("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj"),
+            "img_attn.proj": "attn.to_out.0",
+            "txt_attn.proj": "attn.to_add_out",
+            "img_attn.norm.query_norm": "attn.norm_q",
+            "img_attn.norm.key_norm": "attn.norm_k",
+            "txt_attn.norm.query_norm": "attn.norm_added_q",
+            "txt_attn.norm.key_norm": "attn.norm_added_k",
+            "img_mlp.0": "ff.net.0.proj",
+            "img_mlp.2": "ff.net.2",
+            "txt_mlp.0": "ff_context.net.0.proj",
+            "txt_mlp.2": "ff_context.net.2",
+        },
+    ),
+    "single_blocks": (
+        "single_transformer_blocks",
+        {
+            "modulation.lin": "norm.linear",
+            "linear1": ("attn.to_q", "attn.to_k", "attn.to_v", "proj_mlp"),
+            "linear2": "proj_out",
+            "norm.query_norm": "attn.norm_q",
+            "norm.key_norm": "attn.norm_k",
+        },
+    ),
 }
 FLUX_DIFFUSERS_NAMES = {
-    "img_in": "x_embedder", "txt_in": "context_embedder", "final_layer.linear": "proj_out",
+    "img_in": "x_embedder",
+    "txt_in": "context_embedder",
+    "final_layer.linear": "proj_out",
     "final_layer.adaLN_modulation.1": "norm_out.linear",
 } | {
     f"{ours}.{layer}": f"time_text_embed.{theirs}.{number}"
-    for ours, theirs in (("time_in", "timestep_embedder"), ("guidance_in", "guidance_embedder"),
-                         ("vector_in", "text_embedder"))
+    for ours, theirs in (
+        ("time_in", "timestep_embedder"),
+        ("guidance_in", "guidance_embedder"),
+        ("vector_in", "text_embedder"),
+    )
     for layer, number in (("in_layer", "linear_1"), ("out_layer", "linear_2"))
 }
 

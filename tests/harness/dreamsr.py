@@ -22,8 +22,14 @@ def control_config(**sizes: Any):
     """An MMControlNetConfig that goes with the golden FLUX (hidden 256); keyword arguments override its sizes."""
     from realisr.models.dreamsr.config import MMControlNetConfig
 
-    small = {"hidden_size": 256, "layers": 2, "text_width": TEXT_WIDTH, "pooled_width": POOLED_WIDTH,
-             "mlp_hidden": 1024, "context_hidden": 1024}
+    small = {
+        "hidden_size": 256,
+        "layers": 2,
+        "text_width": TEXT_WIDTH,
+        "pooled_width": POOLED_WIDTH,
+        "mlp_hidden": 1024,
+        "context_hidden": 1024,
+    }
     return MMControlNetConfig(**(small | sizes))
 
 
@@ -84,8 +90,12 @@ class Scene:
             return torch.randn(*shape, generator=generator)
 
         return cls(
-            randn(batch, 16, *size), randn(batch, 16, *size), randn(1, 5, TEXT_WIDTH), randn(1, POOLED_WIDTH),
-            randn(1, 7, TEXT_WIDTH), randn(1, POOLED_WIDTH),
+            randn(batch, 16, *size),
+            randn(batch, 16, *size),
+            randn(1, 5, TEXT_WIDTH),
+            randn(1, POOLED_WIDTH),
+            randn(1, 7, TEXT_WIDTH),
+            randn(1, POOLED_WIDTH),
         )
 
     @property
@@ -114,7 +124,10 @@ def apply_control(model: Any, control: Any, scene: Scene, **changes: Any) -> tup
     from realisr.host.dreamsr.conditioning import ApplyOptions
 
     inputs: dict[str, Any] = {
-        "positive": scene.positive, "negative": None, "latent": scene.latent, "local": scene.local,
+        "positive": scene.positive,
+        "negative": None,
+        "latent": scene.latent,
+        "local": scene.local,
     }
     inputs |= {name: changes.pop(name) for name in list(changes) if name in inputs}
     return apply_mm_control(model, control, options=ApplyOptions(**changes), **inputs)
@@ -139,22 +152,38 @@ def velocity(
     sigmas = torch.tensor([scene.t, 0.0])
     with torch.inference_mode():
         guider.sample(
-            torch.zeros_like(scene.z_t), torch.zeros_like(scene.z_t), comfy.samplers.KSAMPLER(evaluate_once), sigmas,
-            disable_pbar=True, seed=0,
+            torch.zeros_like(scene.z_t),
+            torch.zeros_like(scene.z_t),
+            comfy.samplers.KSAMPLER(evaluate_once),
+            sigmas,
+            disable_pbar=True,
+            seed=0,
         )
     return results[0]
 
 
 def sample(
-    model: Any, positive: list[Any], scene: Scene, negative: list[Any] | None = None, cfg: float = 1.0,
-    steps: int = 3, sampler: str = "euler",
+    model: Any,
+    positive: list[Any],
+    scene: Scene,
+    negative: list[Any] | None = None,
+    cfg: float = 1.0,
+    steps: int = 3,
+    sampler: str = "euler",
 ) -> Tensor:
     """The raw latent after a short run from noise, through the host's KSampler."""
     import nodes
 
     with torch.inference_mode():
         (out,) = nodes.common_ksampler(
-            model, 11, steps, cfg, sampler, "simple", positive, negative if negative is not None else scene.negative,
+            model,
+            11,
+            steps,
+            cfg,
+            sampler,
+            "simple",
+            positive,
+            negative if negative is not None else scene.negative,
             {"samples": torch.zeros_like(scene.z_lq)},
         )
     return out["samples"]

@@ -165,14 +165,30 @@ def tokenizer_json(names: Mapping[str, int] | None = None) -> str:
     flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
     added = [{"id": number, "content": name, **flags} for name, number in names.items() if name.startswith("<")]
     model: dict[str, Any] = {
-        "type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": None,
-        "end_of_word_suffix": None, "fuse_unk": False, "byte_fallback": False, "vocab": dict(names), "merges": [],
+        "type": "BPE",
+        "dropout": None,
+        "unk_token": None,
+        "continuing_subword_prefix": None,
+        "end_of_word_suffix": None,
+        "fuse_unk": False,
+        "byte_fallback": False,
+        "vocab": dict(names),
+        "merges": [],
     }
-    return json.dumps({
-        "version": "1.0", "truncation": None, "padding": None, "added_tokens": sorted(added, key=lambda t: t["id"]),
-        "normalizer": None, "pre_tokenizer": byte_level, "post_processor": None, "decoder": byte_level,
-        "model": model,
-    }, ensure_ascii=False)
+    return json.dumps(
+        {
+            "version": "1.0",
+            "truncation": None,
+            "padding": None,
+            "added_tokens": sorted(added, key=lambda t: t["id"]),
+            "normalizer": None,
+            "pre_tokenizer": byte_level,
+            "post_processor": None,
+            "decoder": byte_level,
+            "model": model,
+        },
+        ensure_ascii=False,
+    )
 
 
 # --- VQGAN -----------------------------------------------------------------------------------------------------------
@@ -232,8 +248,9 @@ def vqgan_shapes(widths: tuple[int, ...], blocks: int, z: int, codes: int) -> Sh
     yield from conv("decoder.conv_out", before, 3, 3)
 
 
-def vqgan(seed: int = 0, *, widths: tuple[int, ...] = (32, 32, 32, 32), blocks: int = 2, z: int = 32,
-          codes: int = CODES) -> StateDict:
+def vqgan(
+    seed: int = 0, *, widths: tuple[int, ...] = (32, 32, 32, 32), blocks: int = 2, z: int = 32, codes: int = CODES
+) -> StateDict:
     """LlamaGen's VQ-8 with the real codebook, widths (128, 128, 256, 512) and z 256 made small."""
     return fill(vqgan_shapes(widths, blocks, z, codes), seed)
 
@@ -261,8 +278,9 @@ def save_sharded(folder: Path, tensors: Mapping[str, Tensor], shards: int = 2) -
     (folder / INDEX).write_text(json.dumps(index), encoding="utf-8")
 
 
-def save_pure_folder(folder: Path, tensors: Mapping[str, Tensor], config: Mapping[str, Any],
-                     tokenizer: str | None = None) -> None:
+def save_pure_folder(
+    folder: Path, tensors: Mapping[str, Tensor], config: Mapping[str, Any], tokenizer: str | None = None
+) -> None:
     """The released folder: config.json, two shards with their index, tokenizer.json."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(dict(config), indent=2), encoding="utf-8")

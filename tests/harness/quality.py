@@ -11,8 +11,13 @@ from .checkpoints import StateDict
 
 LIQE, MUSIQ, MANIQA = "liqe_koniq.pt", "musiq_koniq_ckpt-e95806b9.pth", "ckpt_koniq10k.pt"
 CLIP_VIT, CLIP_RESNET = "ViT-B-32.pt", "RN50.pt"
-CLIP_TEXT = {"context_length": 77, "vocab_size": 49408, "transformer_width": 64, "transformer_heads": 1,
-             "transformer_layers": 1}
+CLIP_TEXT = {
+    "context_length": 77,
+    "vocab_size": 49408,
+    "transformer_width": 64,
+    "transformer_heads": 1,
+    "transformer_layers": 1,
+}
 
 
 class Parameters(nn.Module):

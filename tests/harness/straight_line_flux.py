@@ -130,7 +130,7 @@ def block(w: Weights, names: dict[str, Any], img: Tensor, txt: Tensor, vec: Tens
         k.append(rms(w, names["norm"][2 * stream + 1], b))
         v.append(c)
     joint = attend(turn(torch.cat(q, 2), pos), turn(torch.cat(k, 2), pos), torch.cat(v, 2))
-    parts = (joint[:, txt.shape[1]:], joint[:, : txt.shape[1]])
+    parts = (joint[:, txt.shape[1] :], joint[:, : txt.shape[1]])
     out = []
     for stream, x in enumerate((img, txt)):
         _, _, gate, shift, scale, gate_mlp = mods[stream]
@@ -181,7 +181,11 @@ def single(w: Weights, index: int, x: Tensor, vec: Tensor, pos: Tensor) -> Tenso
 
 
 def flux_velocity(
-    w: Weights, scene: Any, control: Weights | None = None, dit_blocks: tuple[int, ...] = (), residual: bool = True,
+    w: Weights,
+    scene: Any,
+    control: Weights | None = None,
+    dit_blocks: tuple[int, ...] = (),
+    residual: bool = True,
     strength: float = 1.0,
 ) -> Tensor:
     """v(z_t, t) `[B, C, H, W]` of a FLUX under its own tensor names, controlled where `control` is given."""
@@ -202,5 +206,5 @@ def flux_velocity(
     for index in range(1 + max(int(key.split(".")[1]) for key in w if key.startswith("single_blocks."))):
         x = single(w, index, x, vec, pos)
     shift, scale = linear(w, "final_layer.adaLN_modulation.1", silu(vec))[:, None].chunk(2, dim=-1)
-    out = linear(w, "final_layer.linear", normal(x[:, txt.shape[1]:]) * (1 + scale) + shift)
+    out = linear(w, "final_layer.linear", normal(x[:, txt.shape[1] :]) * (1 + scale) + shift)
     return unpack(out, height, width)

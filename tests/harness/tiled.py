@@ -33,10 +33,22 @@ FLUX: dict[str, Any] = {"heads": 1, "double_blocks": 1, "single_blocks": 1, "con
 """Sizes for checkpoints.flux; text as `text` makes it."""
 
 UNET = {
-    "image_size": 32, "out_channels": 4, "model_channels": 32, "num_res_blocks": [2, 2], "channel_mult": [1, 2],
-    "transformer_depth": [1] * 4, "transformer_depth_middle": 1, "transformer_depth_output": [1] * 6,
-    "context_dim": 16, "num_heads": 2, "num_head_channels": -1, "use_spatial_transformer": True, "legacy": False,
-    "use_linear_in_transformer": False, "adm_in_channels": None, "use_temporal_attention": False,
+    "image_size": 32,
+    "out_channels": 4,
+    "model_channels": 32,
+    "num_res_blocks": [2, 2],
+    "channel_mult": [1, 2],
+    "transformer_depth": [1] * 4,
+    "transformer_depth_middle": 1,
+    "transformer_depth_output": [1] * 6,
+    "context_dim": 16,
+    "num_heads": 2,
+    "num_head_channels": -1,
+    "use_spatial_transformer": True,
+    "legacy": False,
+    "use_linear_in_transformer": False,
+    "adm_in_channels": None,
+    "use_temporal_attention": False,
 }
 
 
@@ -97,12 +109,18 @@ def flux_controlnet(seed: int = 3, *, latent: bool = False) -> Any:
 
     sizes = comfy.model_detection.detect_unet_config(flux(**FLUX), "")
     network = comfy.ldm.flux.controlnet.ControlNetFlux(
-        latent_input=latent, control_latent_channels=16 if latent else None, **sizes, dtype=torch.float32,
-        device="cpu", operations=comfy.ops.manual_cast,
+        latent_input=latent,
+        control_latent_channels=16 if latent else None,
+        **sizes,
+        dtype=torch.float32,
+        device="cpu",
+        operations=comfy.ops.manual_cast,
     )
     space = {"compression_ratio": 1, "latent_format": comfy.latent_formats.Flux()} if latent else {}
     return comfy.controlnet.ControlNet(
-        seeded(network, seed), load_device=comfy.model_management.get_torch_device(), extra_conds=["y", "guidance"],
+        seeded(network, seed),
+        load_device=comfy.model_management.get_torch_device(),
+        extra_conds=["y", "guidance"],
         **space,
     )
 
@@ -122,9 +140,16 @@ def small_clip(seed: int = 4, width: int = 16) -> Any:
     import comfy.sd1_clip
 
     sizes = {
-        "hidden_act": "quick_gelu", "hidden_size": width, "intermediate_size": 2 * width, "num_attention_heads": 1,
-        "num_hidden_layers": 2, "max_position_embeddings": 77, "vocab_size": 49408, "projection_dim": width,
-        "eos_token_id": 49407, "layer_norm_eps": 1e-5,
+        "hidden_act": "quick_gelu",
+        "hidden_size": width,
+        "intermediate_size": 2 * width,
+        "num_attention_heads": 1,
+        "num_hidden_layers": 2,
+        "max_position_embeddings": 77,
+        "vocab_size": 49408,
+        "projection_dim": width,
+        "eos_token_id": 49407,
+        "layer_norm_eps": 1e-5,
     }
     network = partial(
         comfy.sd1_clip.SD1ClipModel, clip_model=partial(comfy.sd1_clip.SDClipModel, textmodel_json_config=sizes)
@@ -149,8 +174,14 @@ def text(seed: int, tokens: int = 4, width: int = 16, pooled: int = 16, **option
 
 
 def evaluate(
-    model: Any, x: Tensor, sigma: float, positive: Conditioning, negative: Conditioning | None = None, cfg: float = 1.0,
-    latent: Tensor | None = None, mask: Tensor | None = None,
+    model: Any,
+    x: Tensor,
+    sigma: float,
+    positive: Conditioning,
+    negative: Conditioning | None = None,
+    cfg: float = 1.0,
+    latent: Tensor | None = None,
+    mask: Tensor | None = None,
 ) -> Tensor:
     """What the model denoises `x` `[B, C, H, W]` to, in one evaluation of the host's guider.
 
@@ -170,15 +201,18 @@ def evaluate(
     raw = torch.zeros_like(x) if latent is None else model.model.process_latent_out(latent)
     with torch.inference_mode():
         guider.sample(
-            torch.zeros_like(x), raw, comfy.samplers.KSAMPLER(once), torch.tensor([sigma, 0.0]), denoise_mask=mask,
-            disable_pbar=True, seed=0,
+            torch.zeros_like(x),
+            raw,
+            comfy.samplers.KSAMPLER(once),
+            torch.tensor([sigma, 0.0]),
+            denoise_mask=mask,
+            disable_pbar=True,
+            seed=0,
         )
     return results[0]
 
 
-def by_hand(
-    grid: Any, x: Tensor, tile: Callable[[int, Any, Tensor], Tensor], weight: Tensor | None = None
-) -> Tensor:
+def by_hand(grid: Any, x: Tensor, tile: Callable[[int, Any, Tensor], Tensor], weight: Tensor | None = None) -> Tensor:
     """The weighted mean of `tile(index, box, crop of x)`, summed up in double. weight: `[h, w]`, None for ones."""
     total, mass = torch.zeros_like(x, dtype=torch.float64), torch.zeros(x.shape[-2:], dtype=torch.float64)
     for index, box in enumerate(grid.boxes):
@@ -203,5 +237,7 @@ def calls_of(model: Any, sizes: list[list[int]]) -> Any:
 
 def node_lists(**inputs: Any) -> dict[str, Any]:
     """Inputs as the executor hands them to nodes that take lists; lists stay, all else is wrapped."""
-    return {name: value if isinstance(value, Sequence) and name == "patch_prompts" else [value]
-            for name, value in inputs.items()}
+    return {
+        name: value if isinstance(value, Sequence) and name == "patch_prompts" else [value]
+        for name, value in inputs.items()
+    }

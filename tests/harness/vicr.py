@@ -58,7 +58,11 @@ def bridged(model: Any, wire: list[Any], bridge: Any, embeds: Tensor, strength: 
     from realisr.nodes.vicr_bridge import CLIPVisionContextBridge
 
     return InProcessHost.run(
-        CLIPVisionContextBridge, model=model, conditioning=wire, bridge=bridge, strength=strength,
+        CLIPVisionContextBridge,
+        model=model,
+        conditioning=wire,
+        bridge=bridge,
+        strength=strength,
         clip_vision_output=SimpleNamespace(image_embeds=embeds),
     )
 
@@ -90,9 +94,15 @@ class Scene:
         cls, size: tuple[int, int] = (4, 8), batch: int = 1, text_width: int = 32, seed: int = 7, **rest: Any
     ) -> Scene:
         generator = torch.Generator().manual_seed(seed)
-        draw = [torch.randn(shape, generator=generator) for shape in (
-            (1, 5, text_width), (1, 768), (batch, 16, *size), (batch, 16, *size),
-        )]
+        draw = [
+            torch.randn(shape, generator=generator)
+            for shape in (
+                (1, 5, text_width),
+                (1, 768),
+                (batch, 16, *size),
+                (batch, 16, *size),
+            )
+        ]
         return cls(*draw, **rest)
 
     @classmethod
@@ -117,10 +127,18 @@ class Scene:
     @property
     def wire(self) -> list[Any]:
         """The CONDITIONING, with canvas, mask and guidance."""
-        return [[self.text, {
-            "pooled_output": self.pooled, "concat_latent_image": self.masked, "concat_mask": self.mask,
-            "guidance": self.guidance, **self.options,
-        }]]
+        return [
+            [
+                self.text,
+                {
+                    "pooled_output": self.pooled,
+                    "concat_latent_image": self.masked,
+                    "concat_mask": self.mask,
+                    "guidance": self.guidance,
+                    **self.options,
+                },
+            ]
+        ]
 
     @property
     def empty(self) -> dict[str, Tensor]:
@@ -150,8 +168,11 @@ def sample(model: Any, scene: Scene, sigmas: Tensor | int = 3, **run: Any) -> Te
     else:
         (guider,) = InProcessHost.run(BasicGuider, model=model, conditioning=wire)
     out, _ = InProcessHost.run(
-        SamplerCustomAdvanced, noise=GivenNoise(scene.noise), guider=guider,
-        sampler=comfy.samplers.sampler_object("euler"), latent_image=scene.empty,
+        SamplerCustomAdvanced,
+        noise=GivenNoise(scene.noise),
+        guider=guider,
+        sampler=comfy.samplers.sampler_object("euler"),
+        latent_image=scene.empty,
         sigmas=scene.sigmas(sigmas) if isinstance(sigmas, int) else sigmas,
     )
     return out["samples"]
@@ -173,8 +194,12 @@ def velocity(model: Any, scene: Scene, x: Tensor, time: Tensor, wire: list[Any] 
 
     with torch.inference_mode():
         guider.sample(
-            torch.zeros_like(x), torch.zeros_like(x), comfy.samplers.KSAMPLER(once), torch.tensor([1.0, 0.0]),
-            disable_pbar=True, seed=0,
+            torch.zeros_like(x),
+            torch.zeros_like(x),
+            comfy.samplers.KSAMPLER(once),
+            torch.tensor([1.0, 0.0]),
+            disable_pbar=True,
+            seed=0,
         )
     return seen[0]
 
@@ -200,20 +225,34 @@ def tiny_vaes(seed: int = 5) -> tuple[Any, Any]:
         torch.manual_seed(seed)
         # diffusers takes its models' common methods from bases it gives no types for.
         theirs: Any = AutoencoderKL(
-            block_out_channels=(width,) * 4, layers_per_block=layers, latent_channels=channels,
-            down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4,
-            norm_num_groups=32, scaling_factor=LATENT_SCALE, shift_factor=LATENT_SHIFT,
+            block_out_channels=(width,) * 4,
+            layers_per_block=layers,
+            latent_channels=channels,
+            down_block_types=("DownEncoderBlock2D",) * 4,
+            up_block_types=("UpDecoderBlock2D",) * 4,
+            norm_num_groups=32,
+            scaling_factor=LATENT_SCALE,
+            shift_factor=LATENT_SHIFT,
         )
         theirs.eval()
     with torch.no_grad():
         theirs.quant_conv.weight[channels:] = 0
         theirs.quant_conv.bias[channels:] = -30
     sizes = {
-        "double_z": True, "z_channels": channels, "resolution": 256, "in_channels": 3, "out_ch": 3, "ch": width,
-        "ch_mult": [1, 1, 1, 1], "num_res_blocks": layers, "attn_resolutions": [], "dropout": 0.0,
+        "double_z": True,
+        "z_channels": channels,
+        "resolution": 256,
+        "in_channels": 3,
+        "out_ch": 3,
+        "ch": width,
+        "ch_mult": [1, 1, 1, 1],
+        "num_res_blocks": layers,
+        "attn_resolutions": [],
+        "dropout": 0.0,
     }
     ours = comfy.sd.VAE(
-        convert_vae_state_dict(theirs.state_dict()), dtype=torch.float32,
+        convert_vae_state_dict(theirs.state_dict()),
+        dtype=torch.float32,
         config={"params": {"ddconfig": sizes, "embed_dim": channels}},
     )
     return ours, theirs
@@ -228,14 +267,23 @@ def diffusers_fill(weights: StateDict, vae: Any) -> Any:
     renamed = flux_diffusers(weights)
     heads = weights["img_in.weight"].shape[0] // 128
     transformer: Any = FluxTransformer2DModel(
-        in_channels=weights["img_in.weight"].shape[1], out_channels=64,
-        num_layers=count(renamed, "transformer_blocks"), num_single_layers=count(renamed, "single_transformer_blocks"),
-        attention_head_dim=128, num_attention_heads=heads, joint_attention_dim=weights["txt_in.weight"].shape[1],
-        pooled_projection_dim=weights["vector_in.in_layer.weight"].shape[1], guidance_embeds=True,
+        in_channels=weights["img_in.weight"].shape[1],
+        out_channels=64,
+        num_layers=count(renamed, "transformer_blocks"),
+        num_single_layers=count(renamed, "single_transformer_blocks"),
+        attention_head_dim=128,
+        num_attention_heads=heads,
+        joint_attention_dim=weights["txt_in.weight"].shape[1],
+        pooled_projection_dim=weights["vector_in.in_layer.weight"].shape[1],
+        guidance_embeds=True,
     )
     transformer.load_state_dict(renamed)
     scheduler = FlowMatchEulerDiscreteScheduler(
-        use_dynamic_shifting=True, shift=3.0, base_shift=0.5, max_shift=1.15, base_image_seq_len=256,
+        use_dynamic_shifting=True,
+        shift=3.0,
+        base_shift=0.5,
+        max_shift=1.15,
+        base_image_seq_len=256,
         max_image_seq_len=4096,
     )
     pipeline: Any = FluxFillPipeline(scheduler, vae, None, None, None, None, transformer.eval())

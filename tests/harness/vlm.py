@@ -33,7 +33,11 @@ def tiny_tokenizer():
     tokenizer.normalizer = normalizers.Lowercase()
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(rf"\b({'|'.join(WORDS)})\b|\S"), "removed", invert=True)
     return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, unk_token="<unk>", bos_token="<s>", eos_token="</s>", pad_token="<pad>",
+        tokenizer_object=tokenizer,
+        unk_token="<unk>",
+        bos_token="<s>",
+        eos_token="</s>",
+        pad_token="<pad>",
         additional_special_tokens=["<image>"],
     )
 
@@ -53,7 +57,10 @@ def tiny_qwen(stop_share: int = 8):
         tokenizer = qwen3vl.tokenizer(model_type="qwen3vl_4b")
 
     sizes = {
-        "hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2,
+        "hidden_size": 64,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
         "num_key_value_heads": 1,
     }
     options = {"qwen3vl_4b_model_config": sizes, "dtype": torch.float32}
@@ -87,12 +94,22 @@ def save_tiny_llava(folder: Path, seed: int = 0, stop_often: bool = True, chat_t
     torch.manual_seed(seed)
     config = LlavaConfig(
         vision_config=CLIPVisionConfig(
-            hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, image_size=28,
-            patch_size=14, projection_dim=32,
+            hidden_size=32,
+            intermediate_size=64,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            image_size=28,
+            patch_size=14,
+            projection_dim=32,
         ),
         text_config=LlamaConfig(
-            hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=2,
-            vocab_size=len(tokenizer), max_position_embeddings=8192,
+            hidden_size=32,
+            intermediate_size=64,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            num_key_value_heads=2,
+            vocab_size=len(tokenizer),
+            max_position_embeddings=8192,
         ),
         image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
     )
@@ -102,7 +119,10 @@ def save_tiny_llava(folder: Path, seed: int = 0, stop_often: bool = True, chat_t
     network.generation_config.pad_token_id = tokenizer.pad_token_id
     processor = LlavaProcessor(
         image_processor=CLIPImageProcessor(size={"shortest_edge": 28}, crop_size={"height": 28, "width": 28}),
-        tokenizer=tokenizer, patch_size=14, vision_feature_select_strategy="default", num_additional_image_tokens=1,
+        tokenizer=tokenizer,
+        patch_size=14,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
         chat_template=CHAT_TEMPLATE if chat_template else None,
     )
     network.save_pretrained(folder)

@@ -125,8 +125,12 @@ def run_guider(
     times = run["times"] if "times" in run else euler_times(steps)
     with torch.inference_mode():
         return guider.sample(
-            scene.noise.clone(), torch.zeros_like(scene.noise), comfy.samplers.sampler_object(sampler), times,
-            disable_pbar=True, seed=scene.seed,
+            scene.noise.clone(),
+            torch.zeros_like(scene.noise),
+            comfy.samplers.sampler_object(sampler),
+            times,
+            disable_pbar=True,
+            seed=scene.seed,
         )
 
 
@@ -217,4 +221,3 @@ def relative_error(actual: Tensor, expected: Tensor) -> float:
 
 def correlation(a: Tensor, b: Tensor) -> float:
     return torch.corrcoef(torch.stack([a.flatten().double(), b.flatten().double()]))[0, 1].item()
-

@@ -98,9 +98,15 @@ def weights_of(model: Any) -> dict[str, Tensor]:
     return {name: value.clone() for name, value in model.model.state_dict().items()}
 
 
-@pytest.mark.parametrize(("naming", "rank", "alpha"), [
-    *((naming, 4, 2.0) for naming in LAYERS), ("diffusers", 4, None), ("diffusers", 1, 1.0), ("diffusers", 300, 8.0),
-])
+@pytest.mark.parametrize(
+    ("naming", "rank", "alpha"),
+    [
+        *((naming, 4, 2.0) for naming in LAYERS),
+        ("diffusers", 4, None),
+        ("diffusers", 1, 1.0),
+        ("diffusers", 300, 8.0),
+    ],
+)
 def test_equals_the_hosts_patched_weights(model, positive, latent, naming, rank, alpha):
     import comfy.sd
 
@@ -190,7 +196,10 @@ def test_is_one_forward_on_the_latent_itself(model, positive, latent, time):
     text, options = positive[0]
     with torch.inference_mode():
         v = model.model.diffusion_model(
-            scaled, torch.full((2,), time), text.repeat(2, 1, 1), options["pooled_output"].repeat(2, 1),
+            scaled,
+            torch.full((2,), time),
+            text.repeat(2, 1, 1),
+            options["pooled_output"].repeat(2, 1),
             torch.full((2,), 3.5),
         )
     expected = scaled - time * v
@@ -203,8 +212,15 @@ def test_the_node_gives_the_texture_stage(host, model, positive, latent):
 
     name = host.save_model("loras", "acceleration.safetensors", lora_file("diffusers"))
     out, sigmas = host.run(
-        AccelerationLoRAStep, guider=guider_of(model, positive), latent={"samples": latent}, lora_name=name,
-        strength=1.0, texture_start=0.8, texture_steps=16, shift=1.0, removal_time=1.0,
+        AccelerationLoRAStep,
+        guider=guider_of(model, positive),
+        latent={"samples": latent},
+        lora_name=name,
+        strength=1.0,
+        texture_start=0.8,
+        texture_steps=16,
+        shift=1.0,
+        removal_time=1.0,
     )
     assert out["samples"].shape == latent.shape
     assert not torch.allclose(out["samples"], removed(model, positive, latent))
@@ -214,8 +230,10 @@ def test_the_node_gives_the_texture_stage(host, model, positive, latent):
 def test_a_lora_of_another_model_is_named(model):
     from realisr.host.dreamsr.forward_lora import with_forward_lora
 
-    other = {"lora_unet_input_blocks_1.lora_down.weight": torch.zeros(4, 8),
-             "lora_unet_input_blocks_1.lora_up.weight": torch.zeros(8, 4)}
+    other = {
+        "lora_unet_input_blocks_1.lora_down.weight": torch.zeros(4, 8),
+        "lora_unet_input_blocks_1.lora_up.weight": torch.zeros(8, 4),
+    }
     with pytest.raises(ValueError, match=r"No layer of sdxl\.safetensors .*lora_unet_input_blocks_1"):
         with_forward_lora(model, other, 1.0, "sdxl.safetensors")
 

@@ -18,8 +18,15 @@ from harness.host import InProcessHost
 KEY = "sk-test-9d1f6e2b44c0"
 ANSWER = json.dumps({"prompt": "a red door, chipped paint", "changes": "chipped paint", "reason": "flat texture"})
 OPTIONS = {
-    "model": "tiny-vlm", "key_variable": "OPENAI_API_KEY", "temperature": 0.2, "max_tokens": 4096, "timeout": 20.0,
-    "retries": 0, "image_detail": "auto", "image_size": 1024, "jpeg_quality": 90,
+    "model": "tiny-vlm",
+    "key_variable": "OPENAI_API_KEY",
+    "temperature": 0.2,
+    "max_tokens": 4096,
+    "timeout": 20.0,
+    "retries": 0,
+    "image_detail": "auto",
+    "image_size": 1024,
+    "jpeg_quality": 90,
 }
 
 
@@ -45,8 +52,13 @@ def refine(chat: ChatServer, **inputs: Any) -> tuple[str, str, str]:
     from realisr.nodes.agent import AgentPromptRefiner
 
     given = {
-        "image": image(), "previous_prompt": "a red door", "vlm": endpoint(chat), "seed": 7, "max_length": 1500,
-        "on_failure": "stop", **inputs,
+        "image": image(),
+        "previous_prompt": "a red door",
+        "vlm": endpoint(chat),
+        "seed": 7,
+        "max_length": 1500,
+        "on_failure": "stop",
+        **inputs,
     }
     return InProcessHost.run(AgentPromptRefiner, **given)
 
@@ -55,14 +67,21 @@ def caption(chat: ChatServer, **inputs: Any) -> str:
     from realisr.nodes.captioning import CaptionForRestoration
 
     given = {
-        "image": image(), "vlm": endpoint(chat), "style": "sentences (VICR)", "seed": 7, "max_length": 1500, **inputs
+        "image": image(),
+        "vlm": endpoint(chat),
+        "style": "sentences (VICR)",
+        "seed": 7,
+        "max_length": 1500,
+        **inputs,
     }
     return InProcessHost.run(CaptionForRestoration, **given)[0]
 
 
 def test_a_round(chat):
     assert refine(chat, previous_result=image(96, 128)) == (
-        "a red door, chipped paint", "chipped paint", "flat texture",
+        "a red door, chipped paint",
+        "chipped paint",
+        "flat texture",
     )
     (request,) = chat.requests
     assert [each.size for each in request.images] == [(32, 24), (128, 96)]

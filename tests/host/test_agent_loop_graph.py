@@ -73,7 +73,8 @@ def test_copies_are_joined_and_share_the_rest(host):
         "loop.round_2.a": {**node(text=["loop.round_2.agent", 0], strength=0.5), "override_display_id": "a"},
         "loop.round_2.b": {**node(on=["loop.round_2.a", 0], pixels=["start", 1]), "override_display_id": "b"},
         "loop.round_2.c": {
-            **node(left=["loop.round_2.b", 1], right=["loop.round_2.a", 0], mode="x"), "override_display_id": "c",
+            **node(left=["loop.round_2.b", 1], right=["loop.round_2.a", 0], mode="x"),
+            "override_display_id": "c",
         },
     }
     assert graph.get_node("a")["inputs"]["text"] == ["start", 0]

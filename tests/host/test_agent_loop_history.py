@@ -26,11 +26,16 @@ class Agent:
 def graph(steps: int = 30):
     from comfy_execution.graph import DynamicPrompt
 
-    return DynamicPrompt({
-        "start": {"class_type": "RealISR_AgentRefinementStart", "inputs": {"image": ["lq", 0], "prompt": "a house"}},
-        "sample": {"class_type": "KSampler", "inputs": {"positive": ["start", 0], "steps": steps}},
-        "elsewhere": {"class_type": "PreviewAny", "inputs": {"source": ["sample", 0]}},
-    })
+    return DynamicPrompt(
+        {
+            "start": {
+                "class_type": "RealISR_AgentRefinementStart",
+                "inputs": {"image": ["lq", 0], "prompt": "a house"},
+            },
+            "sample": {"class_type": "KSampler", "inputs": {"positive": ["start", 0], "steps": steps}},
+            "elsewhere": {"class_type": "PreviewAny", "inputs": {"source": ["sample", 0]}},
+        }
+    )
 
 
 @pytest.fixture

@@ -22,8 +22,17 @@ def sample(host, model, positive, negative, latent=LATENT) -> torch.Tensor:
     import nodes
 
     (result,) = host.run(
-        nodes.KSampler, model=model, seed=5, steps=2, cfg=1.0, sampler_name="euler", scheduler="simple",
-        positive=positive, negative=negative, latent_image=latent, denoise=1.0,
+        nodes.KSampler,
+        model=model,
+        seed=5,
+        steps=2,
+        cfg=1.0,
+        sampler_name="euler",
+        scheduler="simple",
+        positive=positive,
+        negative=negative,
+        latent_image=latent,
+        denoise=1.0,
     )
     return result["samples"]
 
@@ -56,8 +65,13 @@ def test_flux_fill_loads_and_samples(host, conditioning):
     mask = torch.zeros(1, 64, 96)
     mask[:, :, 48:] = 1
     positive, negative, latent = host.run(
-        nodes.InpaintModelConditioning, positive=conditioning, negative=conditioning, pixels=pixels, vae=vae,
-        mask=mask, noise_mask=True,
+        nodes.InpaintModelConditioning,
+        positive=conditioning,
+        negative=conditioning,
+        pixels=pixels,
+        vae=vae,
+        mask=mask,
+        noise_mask=True,
     )
     samples = sample(host, model, positive, negative, latent)
     assert samples.shape == (1, 16, 8, 12)
@@ -96,7 +110,11 @@ def test_dinov2_loads_into_transformers_under_its_own_names(tmp_path):
 
     save_file(checkpoints.dinov2_hf(checkpoints.dinov2(width=24, depth=4)), tmp_path / "model.safetensors")
     config = Dinov2Config(
-        hidden_size=24, num_hidden_layers=4, num_attention_heads=2, image_size=518, patch_size=14,
+        hidden_size=24,
+        num_hidden_layers=4,
+        num_attention_heads=2,
+        image_size=518,
+        patch_size=14,
         architectures=["Dinov2Model"],
     )
     config.save_pretrained(tmp_path)

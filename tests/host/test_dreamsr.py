@@ -62,16 +62,30 @@ def run(host, model, vae, image: Tensor, lora_name: str = "none", **changes: Any
     from realisr.nodes.dreamsr import DreamSRRestore
 
     single = {
-        "model": model, "vae": vae, "image": image, "positive": text(1), "lora_name": lora_name, "tile_size": 64,
-        "overlap": 32, "weights": "uniform", "texture_start": 0.8, "texture_steps": 3, "seed": 5,
-        "color_alignment": "none", "control_strength": 1.0, "lora_strength": 1.0, "tiles_per_batch": 0,
+        "model": model,
+        "vae": vae,
+        "image": image,
+        "positive": text(1),
+        "lora_name": lora_name,
+        "tile_size": 64,
+        "overlap": 32,
+        "weights": "uniform",
+        "texture_start": 0.8,
+        "texture_steps": 3,
+        "seed": 5,
+        "color_alignment": "none",
+        "control_strength": 1.0,
+        "lora_strength": 1.0,
+        "tiles_per_batch": 0,
         "vae_tile_size": 0,
     } | changes
     resize = single.pop("resize", {"resize": "scale factor", "scale": 4.0})
     patch_prompts = single.pop("patch_prompts", None)
     as_lists = {name: [value] for name, value in single.items()}
     return host.run(
-        DreamSRRestore, resize={name: [value] for name, value in resize.items()}, patch_prompts=patch_prompts,
+        DreamSRRestore,
+        resize={name: [value] for name, value in resize.items()},
+        patch_prompts=patch_prompts,
         **as_lists,
     )[0]
 
@@ -94,40 +108,86 @@ def test_equals_the_separate_nodes(host, model, vae, control, lora):
 
     def guider(seen):
         patched, positive, _ = host.run(
-            ApplyMMControlNet, model=model, mm_controlnet=control, positive=text(1), latent=seen, strength=1.0,
-            start_percent=0.0, end_percent=1.0, text_branch=True,
+            ApplyMMControlNet,
+            model=model,
+            mm_controlnet=control,
+            positive=text(1),
+            latent=seen,
+            strength=1.0,
+            start_percent=0.0,
+            end_percent=1.0,
+            text_branch=True,
         )
         return host.run(
-            TiledMultiDiffusionGuider, model=[patched], positive=[positive], cfg=[1.0], tile_grid=[grid],
-            weights=["gaussian"], tiles_per_batch=[2], true_positions=[False], patch_prompts=patches,
+            TiledMultiDiffusionGuider,
+            model=[patched],
+            positive=[positive],
+            cfg=[1.0],
+            tile_grid=[grid],
+            weights=["gaussian"],
+            tiles_per_batch=[2],
+            true_positions=[False],
+            patch_prompts=patches,
             patch_prompt_reader=["auto"],
         )[0]
 
     clean, sigmas = host.run(
-        AccelerationLoRAStep, guider=guider(latent), latent=latent, lora_name=lora, strength=1.0, texture_start=0.8,
-        texture_steps=3, shift=1.0, removal_time=1.0,
+        AccelerationLoRAStep,
+        guider=guider(latent),
+        latent=latent,
+        lora_name=lora,
+        strength=1.0,
+        texture_start=0.8,
+        texture_steps=3,
+        shift=1.0,
+        removal_time=1.0,
     )
     _, denoised = host.run(
-        SamplerCustomAdvanced, noise=host.run(RandomNoise, noise_seed=5)[0], guider=guider(clean),
-        sampler=host.run(KSamplerSelect, sampler_name="euler")[0], sigmas=sigmas, latent_image=clean,
+        SamplerCustomAdvanced,
+        noise=host.run(RandomNoise, noise_seed=5)[0],
+        guider=guider(clean),
+        sampler=host.run(KSamplerSelect, sampler_name="euler")[0],
+        sigmas=sigmas,
+        latent_image=clean,
     )
     (wired,) = host.run(nodes.VAEDecode, samples=denoised, vae=vae)
-    whole = run(host, model, vae, image, lora, mm_controlnet=control, tile_grid=grid, patch_prompts=patches,
-                weights="gaussian", tiles_per_batch=2)
+    whole = run(
+        host,
+        model,
+        vae,
+        image,
+        lora,
+        mm_controlnet=control,
+        tile_grid=grid,
+        patch_prompts=patches,
+        weights="gaussian",
+        tiles_per_batch=2,
+    )
     assert count > 4
     assert whole.shape == wired.shape == (1, 96, 144, 3)
     assert whole.std() > 0.01
     assert (whole - wired).abs().max() < 1e-4
 
 
-@pytest.mark.parametrize("change", [
-    {"lora_name": "none"}, {"mm_controlnet": None}, {"patch_prompts": None}, {"texture_start": 0.5}, {"seed": 6},
-    {"positive": text(2)},
-])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"lora_name": "none"},
+        {"mm_controlnet": None},
+        {"patch_prompts": None},
+        {"texture_start": 0.5},
+        {"seed": 6},
+        {"positive": text(2)},
+    ],
+)
 def test_every_part_has_a_say(host, model, vae, control, lora, change):
     """The paper's ablations are one wire or widget each."""
-    full = {"lora_name": lora, "mm_controlnet": control, "patch_prompts": [text(seed) for seed in range(2)],
-            "image": picture(16, 24)}
+    full = {
+        "lora_name": lora,
+        "mm_controlnet": control,
+        "patch_prompts": [text(seed) for seed in range(2)],
+        "image": picture(16, 24),
+    }
     image = full.pop("image")
     one = run(host, model, vae, image, **full)
     other = run(host, model, vae, image, **(full | change))
@@ -194,8 +254,14 @@ def test_memory_is_asked_for_tiles_and_their_control(host, model, control, monke
     guider = comfy.samplers.CFGGuider(tiled)
     guider.inner_set_conds({"positive": positive})
     with torch.inference_mode():
-        guider.sample(torch.randn(1, 16, 32, 32), latent, comfy.samplers.sampler_object("euler"),
-                      torch.tensor([0.8, 0.0]), disable_pbar=True, seed=0)
+        guider.sample(
+            torch.randn(1, 16, 32, 32),
+            latent,
+            comfy.samplers.sampler_object("euler"),
+            torch.tensor([0.8, 0.0]),
+            disable_pbar=True,
+            seed=0,
+        )
     ((batch, _, height, width),) = asked
     bare, canvas = 2 * 8 * 8, 32 * 32
     assert bare < batch * height * width < canvas

@@ -84,9 +84,7 @@ def test_local_prompt_defaults_to_the_global_one(model, control, scene):
 def test_prompt_without_pooled_text(model, control, scene):
     """As in FLUX, zeros stand for it."""
     bare, zero = [[scene.local_text, {}]], [[scene.local_text, {"pooled_output": torch.zeros(1, POOLED_WIDTH)}]]
-    results = [
-        velocity(*apply_control(model, control, scene, local=local)[:2], scene) for local in (bare, zero)
-    ]
+    results = [velocity(*apply_control(model, control, scene, local=local)[:2], scene) for local in (bare, zero)]
     assert torch.equal(*results)
 
 
@@ -97,9 +95,9 @@ def test_batches_equal_their_items(model, control, images):
     many.z_lq = many.z_lq[:images]
     together = velocity(*apply_control(model, control, many)[:2], many)
     for index in range(3):
-        one = Scene(**{**vars(many), "z_t": many.z_t[index:index + 1], "z_lq": many.z_lq[index % images][None]})
+        one = Scene(**{**vars(many), "z_t": many.z_t[index : index + 1], "z_lq": many.z_lq[index % images][None]})
         alone = velocity(*apply_control(model, control, one)[:2], one)
-        torch.testing.assert_close(together[index:index + 1], alone, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(together[index : index + 1], alone, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("controlled", [True, False])
@@ -173,6 +171,7 @@ def test_range_of_steps(model, control, scene, start, end):
 
 def test_previous_block_patch_is_kept(model, control, scene):
     """Before or after Apply MM-ControlNet, another patch of the same block runs, and its outcome is controlled."""
+
     def doubled(args, extra):
         out = extra["original_block"](args)
         return {"img": 2 * out["img"], "txt": out["txt"]}
@@ -203,8 +202,12 @@ def test_with_an_ordinary_controlnet(host, model, control, scene):
 
     torch.manual_seed(4)
     tiny = FluxControlNetModel(
-        num_layers=1, num_single_layers=0, num_attention_heads=2, joint_attention_dim=TEXT_WIDTH,
-        pooled_projection_dim=POOLED_WIDTH, guidance_embeds=True,
+        num_layers=1,
+        num_single_layers=0,
+        num_attention_heads=2,
+        joint_attention_dim=TEXT_WIDTH,
+        pooled_projection_dim=POOLED_WIDTH,
+        guidance_embeds=True,
     )
     state = {name: torch.randn_like(value) * 0.05 for name, value in tiny.state_dict().items()}
     host.save_model("controlnet", "instantx.safetensors", state)

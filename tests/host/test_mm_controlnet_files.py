@@ -109,8 +109,10 @@ def test_lora_of_the_source_is_copied_loaded_or_not(host, model, flux_weights, s
     import nodes
 
     down, up = torch.randn(4, 256), torch.randn(768, 4) * 0.1
-    lora = {"diffusion_model.double_blocks.0.img_attn.qkv.lora_A.weight": down,
-            "diffusion_model.double_blocks.0.img_attn.qkv.lora_B.weight": up}
+    lora = {
+        "diffusion_model.double_blocks.0.img_attn.qkv.lora_A.weight": down,
+        "diffusion_model.double_blocks.0.img_attn.qkv.lora_B.weight": up,
+    }
     host.save_model("loras", "qkv.safetensors", lora)
     (patched,) = host.run(nodes.LoraLoaderModelOnly, model=model, lora_name="qkv.safetensors", strength_model=1.0)
     expected = (flux_weights["double_blocks.0.img_attn.qkv.weight"] + up @ down)[:256]
@@ -219,8 +221,10 @@ def test_saved_file_loads_back_identical(host, weights, stored):
     loaded = load_mm_control(again.name, dtype)
     assert loaded.injection == control.injection and loaded.config == control.config
     before, after = control.network.state_dict(), loaded.network.state_dict()
-    assert all(after[key].dtype == value.dtype and torch.equal(after[key].float(), value.float())
-               for key, value in before.items())
+    assert all(
+        after[key].dtype == value.dtype and torch.equal(after[key].float(), value.float())
+        for key, value in before.items()
+    )
 
 
 def test_saved_file_keeps_the_workflow(host, model):
@@ -274,12 +278,23 @@ def test_nodes(host, model, weights, scene):
     (control,) = host.run(LoadMMControlNet, control_name=name, weight_dtype="fp32")
     settings = {"strength": 0.7, "start_percent": 0.0, "end_percent": 0.9, "text_branch": False}
     patched, positive, negative = host.run(
-        ApplyMMControlNet, model=model, mm_controlnet=control, positive=scene.positive, latent=scene.latent,
-        local_positive=scene.local, negative=scene.negative, **settings,
+        ApplyMMControlNet,
+        model=model,
+        mm_controlnet=control,
+        positive=scene.positive,
+        latent=scene.latent,
+        local_positive=scene.local,
+        negative=scene.negative,
+        **settings,
     )
     same = apply_control(
-        model, load_control(host, "by_node.safetensors", weights, {"dit_blocks": [0, 2]}), scene,
-        negative=scene.negative, strength=0.7, end=0.9, text_branch=False,
+        model,
+        load_control(host, "by_node.safetensors", weights, {"dit_blocks": [0, 2]}),
+        scene,
+        negative=scene.negative,
+        strength=0.7,
+        end=0.9,
+        text_branch=False,
     )
     assert torch.equal(velocity(patched, positive, scene), velocity(same[0], same[1], scene))
     assert torch.equal(velocity(patched, negative, scene), velocity(same[0], same[2], scene))

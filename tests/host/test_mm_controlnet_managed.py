@@ -68,8 +68,10 @@ def test_is_loaded_with_the_model_and_not_by_itself(model, control, scene):
     import comfy.model_management as management
 
     def loaded() -> bool:
-        return any(entry.model is not None and entry.model.model is control.network
-                   for entry in management.current_loaded_models)
+        return any(
+            entry.model is not None and entry.model.model is control.network
+            for entry in management.current_loaded_models
+        )
 
     management.unload_all_models()
     patched, positive, _ = apply_control(model, control, scene)

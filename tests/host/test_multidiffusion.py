@@ -17,6 +17,7 @@ from harness.vosr import Scene
 SIZE = (12, 18)
 """Of the canvas in cells: 6 tiles of 8 x 8."""
 
+
 @pytest.fixture(scope="module")
 def flux_model(host: InProcessHost):
     return dreamsr.load_flux(host, "multidiffusion_flux.safetensors", flux(**tiled.FLUX))
@@ -100,7 +101,9 @@ def test_tiles_are_what_the_model_makes_of_each_alone(models, multi_step, kind, 
     out = evaluate(patched, x, sigma, positive(None), negative(None), cfg=2.5)
     grid = layout().grid
     expected = by_hand(
-        grid, x, lambda _, box, crop: evaluate(model, crop, sigma, positive(box), negative(box), cfg=2.5),
+        grid,
+        x,
+        lambda _, box, crop: evaluate(model, crop, sigma, positive(box), negative(box), cfg=2.5),
         tile_weight(weights, 8, 8)[0, 0],
     )
     assert len(grid) == 6
@@ -143,7 +146,8 @@ def test_a_run_is_euler_steps_of_merged_tiles(models, multi_step, kind):
     state = x * sigmas[0]
     for start, end in itertools.pairwise(sigmas):
         denoised = by_hand(
-            layout().grid, state,
+            layout().grid,
+            state,
             lambda _, box, crop, t=start: evaluate(model, crop, t, positive(box), negative(box), cfg=2.5),
         )
         state = denoised + (state - denoised) * end / start
@@ -160,9 +164,18 @@ def test_an_inpainting_unet_reads_the_crop_of_mask_and_masked_image(host, patch)
     prompts = [text(50 + index) if patch else text(10) for index in range(len(grid))]
     patched, positive = tile_model(model, positive=text(10), patch_prompts=prompts if patch else None)
     out = evaluate(patched, x, 3.0, positive, latent=latent, mask=mask)
-    expected = by_hand(grid, x, lambda index, box, crop: evaluate(
-        model, crop, 3.0, prompts[index], latent=box.crop(latent).contiguous(), mask=box.crop(mask).contiguous(),
-    ))
+    expected = by_hand(
+        grid,
+        x,
+        lambda index, box, crop: evaluate(
+            model,
+            crop,
+            3.0,
+            prompts[index],
+            latent=box.crop(latent).contiguous(),
+            mask=box.crop(mask).contiguous(),
+        ),
+    )
     torch.testing.assert_close(out, expected, rtol=1e-4, atol=1e-4)
 
 
@@ -202,6 +215,7 @@ def test_masked_parts_of_the_latent_stay(models, multi_step):
 
 def test_areas_fade_at_their_borders_as_the_host_has_it(models):
     """A model that works cell by cell, so that it gives the same in tiles wherever weights are the same."""
+
     def rule(apply_model, args):
         return args["input"] * 0.5 + args["c"]["c_crossattn"].mean(dim=(1, 2))[:, None, None, None]
 
@@ -229,9 +243,11 @@ def test_odd_sizes(models, multi_step, kind, size):
     x, positive, negative = scene(kind, models, multi_step, size=size)
     patched, _ = tile_model(models[kind], layout(size))
     out = evaluate(patched, x, SIGMA[kind], positive(None), negative(None), cfg=2.0)
-    expected = by_hand(layout(size).grid, x, lambda _, box, crop: evaluate(
-        models[kind], crop, SIGMA[kind], positive(box), negative(box), cfg=2.0
-    ))
+    expected = by_hand(
+        layout(size).grid,
+        x,
+        lambda _, box, crop: evaluate(models[kind], crop, SIGMA[kind], positive(box), negative(box), cfg=2.0),
+    )
     torch.testing.assert_close(out, expected, rtol=1e-4, atol=1e-4)
 
 
@@ -250,8 +266,13 @@ def test_true_positions_are_those_of_the_whole_canvas(flux_model):
         tokens, pooled = (value.expand(2, *value.shape[1:]) for value in (wire[0][0], wire[0][1]["pooled_output"]))
         with torch.inference_mode():
             velocity = network.forward_orig(
-                img, ids[:, rows, columns].flatten(1, 2), tokens, torch.zeros(2, tokens.shape[1], 3),
-                torch.full((2,), 0.7), pooled, torch.full((2,), 3.5),
+                img,
+                ids[:, rows, columns].flatten(1, 2),
+                tokens,
+                torch.zeros(2, tokens.shape[1], 3),
+                torch.full((2,), 0.7),
+                pooled,
+                torch.full((2,), 3.5),
             )
         folded = velocity.unflatten(1, (4, 4)).unflatten(-1, (16, 2, 2))
         return crop - 0.7 * folded.permute(0, 3, 1, 4, 2, 5).flatten(4, 5).flatten(2, 3)
@@ -297,8 +318,13 @@ def blurred(x: torch.Tensor) -> torch.Tensor:
 
 @pytest.mark.parametrize(
     ("network", "weights", "overlap", "seamless"),
-    [(cell_by_cell, "uniform", 16, True), (cell_by_cell, "gaussian", 16, True), (cell_by_cell, "linear", 0, True),
-     (blurred, "linear", 16, True), (blurred, "uniform", 0, False)],
+    [
+        (cell_by_cell, "uniform", 16, True),
+        (cell_by_cell, "gaussian", 16, True),
+        (cell_by_cell, "linear", 0, True),
+        (blurred, "linear", 16, True),
+        (blurred, "uniform", 0, False),
+    ],
 )
 def test_a_translation_equivariant_model_gives_no_seam(flux_model, network, weights, overlap, seamless):
     size = (64, 80)

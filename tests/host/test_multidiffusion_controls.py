@@ -45,8 +45,15 @@ def apply_control(control, positive, negative, image, vae=None, strength=0.8, st
     import nodes
 
     return InProcessHost.run(
-        nodes.ControlNetApplyAdvanced, positive=positive, negative=negative, control_net=control, image=image,
-        strength=strength, start_percent=start, end_percent=end, vae=vae,
+        nodes.ControlNetApplyAdvanced,
+        positive=positive,
+        negative=negative,
+        control_net=control,
+        image=image,
+        strength=strength,
+        start_percent=start,
+        end_percent=end,
+        vae=vae,
     )
 
 
@@ -155,9 +162,11 @@ def test_a_chain_of_controls_is_cropped_link_by_link(flux_model, vae):
         layout().grid, x, lambda _, box, crop: plain(wires([crop_image(box, image) for image in images]), crop)
     )
     torch.testing.assert_close(out, expected, rtol=1e-4, atol=1e-4)
-    alone = by_hand(layout().grid, x, lambda _, box, crop: plain(
-        apply_control(first, text(10), text(20), crop_image(box, images[0])), crop
-    ))
+    alone = by_hand(
+        layout().grid,
+        x,
+        lambda _, box, crop: plain(apply_control(first, text(10), text(20), crop_image(box, images[0])), crop),
+    )
     assert (out - alone).abs().max() > 1e-2
 
 
@@ -177,8 +186,12 @@ def test_a_hint_is_encoded_once_a_run(flux_model, vae, monkeypatch):
     for run in (1, 2):
         with torch.inference_mode():
             guider.sample(
-                x, torch.zeros_like(x), comfy.samplers.sampler_object("euler"), torch.tensor([1.0, 0.7, 0.4, 0.0]),
-                disable_pbar=True, seed=1,
+                x,
+                torch.zeros_like(x),
+                comfy.samplers.sampler_object("euler"),
+                torch.tensor([1.0, 0.7, 0.4, 0.0]),
+                disable_pbar=True,
+                seed=1,
             )
         assert shapes == [(2, 64, 64, 3)] * 3 * run
 
@@ -200,9 +213,7 @@ def test_an_mm_controlnet_reads_the_patch_prompts(host, reader):
     model = dreamsr.load_flux(host, "controls_mm_flux.safetensors", weights)
     control = dreamsr.load_control(host, "controls_mm.safetensors", dreamsr.control_weights())
     scene = dreamsr.Scene.random(SIZE, batch=2)
-    prompts = [
-        text(50 + 2 * i, width=dreamsr.TEXT_WIDTH, pooled=dreamsr.POOLED_WIDTH) for i in range(GRID_TILES)
-    ]
+    prompts = [text(50 + 2 * i, width=dreamsr.TEXT_WIDTH, pooled=dreamsr.POOLED_WIDTH) for i in range(GRID_TILES)]
     applied, positive, _ = dreamsr.apply_control(model, control, scene)
     patched, wire = tile_model(applied, positive, prompts, patch_prompt_reader=reader)
     out = evaluate(patched, scene.z_t, 0.7, wire)

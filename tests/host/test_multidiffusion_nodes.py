@@ -26,9 +26,7 @@ def grid_of(size_of, tile_size=64, overlap=16, align=2, **wires):
     """(tile grid, preview, number of tiles)."""
     from realisr.nodes.multidiffusion import TileGridNode
 
-    return InProcessHost.run(
-        TileGridNode, size_of=size_of, tile_size=tile_size, overlap=overlap, align=align, **wires
-    )
+    return InProcessHost.run(TileGridNode, size_of=size_of, tile_size=tile_size, overlap=overlap, align=align, **wires)
 
 
 def latent(*size: int) -> dict[str, torch.Tensor]:
@@ -144,8 +142,14 @@ def test_the_guider_runs_without_a_negative_at_cfg_1_only(model, layout):
     made = guider_of(model=tiled.calls_of(model, sizes), tile_grid=layout, positive=text(10), cfg=1.0)
     x = randn(1, 16, *SIZE, seed=1)
     with torch.inference_mode():
-        made.sample(x, torch.zeros_like(x), comfy.samplers.sampler_object("euler"), torch.tensor([1.0, 0.0]),
-                    disable_pbar=True, seed=1)
+        made.sample(
+            x,
+            torch.zeros_like(x),
+            comfy.samplers.sampler_object("euler"),
+            torch.tensor([1.0, 0.0]),
+            disable_pbar=True,
+            seed=1,
+        )
     assert [size[0] for size in sizes] == [4, 2]
     with pytest.raises(ValueError, match="cfg 2 needs a negative prompt"):
         guider_of(model=model, tile_grid=layout, positive=text(10), cfg=2.0)
@@ -168,9 +172,11 @@ def test_prompts_may_come_combined(model, layout):
     prompts = [text(50 + index) for index in range(6)]
     combined = [[entry for prompt in prompts for entry in prompt]]
     both = [
-        evaluate(*reversed_arguments(multidiffusion(
-            model=model, tile_grid=layout, positive=positive, patch_prompts=given
-        ), x))
+        evaluate(
+            *reversed_arguments(
+                multidiffusion(model=model, tile_grid=layout, positive=positive, patch_prompts=given), x
+            )
+        )
         for given in (prompts, combined)
     ]
     assert torch.equal(*both)
@@ -187,10 +193,14 @@ def reversed_arguments(made, x):
         ({"patch_prompts": [text(1)] * 5, "positive": text(10)}, "got 5 tile prompts for 6 tiles"),
         ({"patch_prompts": [text(1)] * 6}, "need positive"),
         ({"patch_prompts": [text(1)] * 6, "positive": text(10) + text(11)}, "combines 2 prompts"),
-        ({"patch_prompts": [text(1)] * 5 + [text(1) * 2], "positive": text(10)},
-         r"tiles \[6\] are not one prompt each"),
-        ({"patch_prompts": [text(1)] * 5 + [text(1, area=(2, 2, 0, 0))], "positive": text(10)},
-         "prompt of tile 6 carries area"),
+        (
+            {"patch_prompts": [text(1)] * 5 + [text(1) * 2], "positive": text(10)},
+            r"tiles \[6\] are not one prompt each",
+        ),
+        (
+            {"patch_prompts": [text(1)] * 5 + [text(1, area=(2, 2, 0, 0))], "positive": text(10)},
+            "prompt of tile 6 carries area",
+        ),
     ],
 )
 def test_prompts_that_do_not_fit_are_refused(model, layout, inputs, message):
@@ -225,8 +235,9 @@ def test_positions_are_shifted_only_where_the_host_can(host, layout):
 
 def test_what_covers_the_whole_canvas_and_cannot_be_cropped_is_refused(model, layout):
     patched, _ = multidiffusion(model=model, tile_grid=layout)
-    for option, what in ({"gligen": ("position", model, [])}, "GLIGEN"), (
-        {"attention_mask": torch.zeros(1, 58, 58), "attention_mask_img_shape": (6, 9)}, "attention bias"
+    for option, what in (
+        ({"gligen": ("position", model, [])}, "GLIGEN"),
+        ({"attention_mask": torch.zeros(1, 58, 58), "attention_mask_img_shape": (6, 9)}, "attention bias"),
     ):
         with pytest.raises(ValueError, match=f"carries .*{what}.* cannot be tiled"):
             evaluate(patched, randn(1, 16, *SIZE, seed=1), 0.7, text(10, **option))

@@ -20,8 +20,15 @@ from harness.vlm import TINY_VISION, save_tiny_llava, tiny_qwen
 
 KEY = "sk-test-71c0e5a9d2f8"
 ENDPOINT = {
-    "model": "tiny-vlm", "key_variable": "OPENAI_API_KEY", "temperature": 0.2, "max_tokens": 4096, "timeout": 20.0,
-    "retries": 0, "image_detail": "auto", "image_size": 1024, "jpeg_quality": 100,
+    "model": "tiny-vlm",
+    "key_variable": "OPENAI_API_KEY",
+    "temperature": 0.2,
+    "max_tokens": 4096,
+    "timeout": 20.0,
+    "retries": 0,
+    "image_detail": "auto",
+    "image_size": 1024,
+    "jpeg_quality": 100,
 }
 WHOLE = "A harbour at dusk."
 PLACE = re.compile(r"row (\d+) of (\d+).*column (\d+) of (\d+)")
@@ -83,8 +90,14 @@ def captioned(vlm: Any, rows: int, columns: int, **inputs: Any) -> tuple[str, li
     from realisr.nodes.patch_captioner import STOP, PatchPromptCaptioner
 
     given = {
-        "image": patchwork(rows, columns), "tile_grid": layout(rows, columns), "vlm": vlm, "in_flight": 8, "seed": 7,
-        "on_failure": STOP, "max_length": 1500, **inputs,
+        "image": patchwork(rows, columns),
+        "tile_grid": layout(rows, columns),
+        "vlm": vlm,
+        "in_flight": 8,
+        "seed": 7,
+        "on_failure": STOP,
+        "max_length": 1500,
+        **inputs,
     }
     return InProcessHost.run(PatchPromptCaptioner, **given)
 

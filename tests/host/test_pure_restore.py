@@ -42,6 +42,7 @@ def test_the_image_is_the_tokens_decoded(model):
     decoded = model.decode(tokens.codes[0])[0].clamp(-1, 1).movedim(0, -1)
     torch.testing.assert_close(image[0], ((decoded + 1) / 2 * 255).to(torch.uint8).float() / 255)
     fixed = run_restorer(model, picture())[0]
+
     # The colours are the input's when they are asked for.
     def apart(result):
         return (result - picture()).mean(dim=(1, 2)).abs().max()
@@ -96,13 +97,16 @@ def test_batch_and_preview_change_nothing(model, monkeypatch, decoding):
     assert runs[True, 3][1] == "\n".join([SENTENCE] * 3)
 
 
-@pytest.mark.parametrize(("size", "resize", "expected"), [
-    ((16, 16), {"resize": "scale factor", "scale": 4.0}, (64, 64)),
-    ((32, 32), {"resize": "scale factor", "scale": 2.0}, (64, 64)),
-    ((40, 27), {"resize": "scale factor", "scale": 1.0}, (40, 27)),
-    ((33, 20), {"resize": "target size", "width": 100, "height": 0}, (100, 61)),
-    ((1, 1), {"resize": "scale factor", "scale": 1.0}, (1, 1)),
-])
+@pytest.mark.parametrize(
+    ("size", "resize", "expected"),
+    [
+        ((16, 16), {"resize": "scale factor", "scale": 4.0}, (64, 64)),
+        ((32, 32), {"resize": "scale factor", "scale": 2.0}, (64, 64)),
+        ((40, 27), {"resize": "scale factor", "scale": 1.0}, (40, 27)),
+        ((33, 20), {"resize": "target size", "width": 100, "height": 0}, (100, 61)),
+        ((1, 1), {"resize": "scale factor", "scale": 1.0}, (1, 1)),
+    ],
+)
 @pytest.mark.parametrize("channels", [3, 4])
 def test_any_size_and_alpha(model, size, resize, expected, channels):
     from realisr.models.resize import upscale
@@ -164,7 +168,8 @@ def test_tiles(model, monkeypatch, description):
 
     described = []
     monkeypatch.setattr(
-        module.Restoration, "describe",
+        module.Restoration,
+        "describe",
         lambda self, jobs, progress: [described.append(len(jobs)) or f"Picture {job.image}." for job in jobs],
     )
     images = picture(width=100, height=70, batch=2)
@@ -172,9 +177,9 @@ def test_tiles(model, monkeypatch, description):
     assert result[0].shape == (2, 70, 100, 3) and result[3].shape == (2, 70, 100)
     assert codes(result).shape == (2, 4, 8, 8) and (result[4].height, result[4].width) == (70, 100)
     assert codes(result).flatten(2).unique(dim=1).shape[1] == 4, "each tile has draws of its own"
-    assert (len(described), result[2]) == ((2, "Picture 0.\nPicture 1.") if description == "shared" else (
-        0, f"{CAPTION}\n{CAPTION}"
-    ))
+    assert (len(described), result[2]) == (
+        (2, "Picture 0.\nPicture 1.") if description == "shared" else (0, f"{CAPTION}\n{CAPTION}")
+    )
 
 
 def test_every_tile_has_a_seed_of_its_own(model):
@@ -218,11 +223,14 @@ def test_seams_are_blended(model):
     assert (steps > -1e-6).all() and steps.max() < 0.05
 
 
-@pytest.mark.parametrize(("side", "overlap", "message"), [
-    (64, 64, "Tile overlap 64 px must be smaller than the tile size 64 px"),
-    (100, 8, "A tile of 100 px: PURE writes squares of 32 to 512 px, in steps of 32"),
-    (544, 8, "A tile of 544 px"),
-])
+@pytest.mark.parametrize(
+    ("side", "overlap", "message"),
+    [
+        (64, 64, "Tile overlap 64 px must be smaller than the tile size 64 px"),
+        (100, 8, "A tile of 100 px: PURE writes squares of 32 to 512 px, in steps of 32"),
+        (544, 8, "A tile of 544 px"),
+    ],
+)
 def test_tiles_that_cannot_be(model, side, overlap, message):
     with pytest.raises(ValueError, match=message):
         run_restorer(model, picture(), tiling={"tiling": "custom", "tile_size": side, "tile_overlap": overlap})
@@ -263,16 +271,20 @@ def test_hot_and_random_still_fills_the_grid(host, model):
     wild = load(host, "wild", seed=5, follows=pure.answer())
     with torch.no_grad():
         wild.network.lm_head.image.weight.mul_(50)
-    result = run_restorer(wild, picture(), temperature=2.0, guidance="none",
-                          sampling={"sampling": "fixed top-k", "top_k": 16384})
+    result = run_restorer(
+        wild, picture(), temperature=2.0, guidance="none", sampling={"sampling": "fixed top-k", "top_k": 16384}
+    )
     assert codes(result).shape == (1, 1, 8, 8) and codes(result).min() >= 0 and codes(result).max() < 16384
 
 
-@pytest.mark.parametrize(("bad", "message"), [
-    (torch.zeros(0, 8, 8, 3), "Expected images"),
-    (torch.zeros(1, 8, 8, 1), "Expected images"),
-    (torch.full((1, 8, 8, 3), math.nan), "not numbers"),
-])
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        (torch.zeros(0, 8, 8, 3), "Expected images"),
+        (torch.zeros(1, 8, 8, 1), "Expected images"),
+        (torch.full((1, 8, 8, 3), math.nan), "not numbers"),
+    ],
+)
 def test_images_that_are_none(model, bad, message):
     with pytest.raises(ValueError, match=message):
         run_restorer(model, bad)

@@ -251,8 +251,15 @@ def test_as_many_together_as_memory_allows(model, monkeypatch):
     for free, sizes in ((100 * needed, [5]), (2.5 * needed, [2, 2, 1]), (0, [1] * 5)):
         monkeypatch.setattr(comfy.model_management, "get_free_memory", lambda *_, free=free: free + unloaded)
         batches.clear()
-        result = run_restorer(model, images, **{**options, "max_text_tokens": run.options.generation.max_text_tokens,
-                                                "instruction": run.options.instruction})
+        result = run_restorer(
+            model,
+            images,
+            **{
+                **options,
+                "max_text_tokens": run.options.generation.max_text_tokens,
+                "instruction": run.options.instruction,
+            },
+        )
         assert batches == sizes
         expected.setdefault("codes", result[4].codes)
         assert torch.equal(expected["codes"], result[4].codes)

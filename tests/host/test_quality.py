@@ -84,7 +84,8 @@ def test_scores_list_all_metrics_of_an_image_before_the_next(host):
     ui = execute(NRIQAScore, images=images, metrics="piqe, entropy").ui
     (table,) = ui["score_table"]
     assert table["metrics"] == [
-        {"name": "piqe", "lower_is_better": True}, {"name": "entropy", "lower_is_better": False}
+        {"name": "piqe", "lower_is_better": True},
+        {"name": "entropy", "lower_is_better": False},
     ]
     assert [row["scores"] for row in table["sections"][0]["rows"]] == [both[:2], both[2:]]
 

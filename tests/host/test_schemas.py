@@ -54,7 +54,8 @@ def test_hooks_take_only_declared_inputs(nodes, complaints, hook):
             continue
         declared = {item.id for item in node.GET_SCHEMA().inputs}
         named = {
-            name for name, parameter in parameters(getattr(node, hook)).items()
+            name
+            for name, parameter in parameters(getattr(node, hook)).items()
             if parameter.kind is not inspect.Parameter.VAR_KEYWORD
         }
         # ComfyUI hands the types of linked inputs to a validator that asks for them under this name.

@@ -14,8 +14,24 @@ from _pack import ROOT
 from harness.schemas import pack_nodes
 
 HEAVY = {
-    "accelerate", "bitsandbytes", "cv2", "diffusers", "imageio", "kornia", "lpips", "matplotlib", "openai", "pandas",
-    "peft", "pyiqa", "skimage", "sklearn", "timm", "torchvision", "transformers", "webdataset",
+    "accelerate",
+    "bitsandbytes",
+    "cv2",
+    "diffusers",
+    "imageio",
+    "kornia",
+    "lpips",
+    "matplotlib",
+    "openai",
+    "pandas",
+    "peft",
+    "pyiqa",
+    "skimage",
+    "sklearn",
+    "timm",
+    "torchvision",
+    "transformers",
+    "webdataset",
 }
 LEFT_OUT = shutil.ignore_patterns(".git", ".*_cache", "__pycache__", "tests", "runs", "demo_output")
 

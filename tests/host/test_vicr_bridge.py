@@ -66,8 +66,17 @@ def ksampler(model, positive, negative, cfg: float, steps: int = 3) -> Tensor:
     from harness.host import InProcessHost
 
     return InProcessHost.run(
-        nodes.KSampler, model=model, seed=4, steps=steps, cfg=cfg, sampler_name="euler", scheduler="simple",
-        positive=positive, negative=negative, latent_image=SCENE.empty, denoise=1.0,
+        nodes.KSampler,
+        model=model,
+        seed=4,
+        steps=steps,
+        cfg=cfg,
+        sampler_name="euler",
+        scheduler="simple",
+        positive=positive,
+        negative=negative,
+        latent_image=SCENE.empty,
+        denoise=1.0,
     )[0]["samples"]
 
 
@@ -309,16 +318,33 @@ def test_projected_embedding_of_the_cores_clip(host, weights, plain, bridge):
 
     from realisr.nodes.vicr_bridge import CLIPVisionContextBridge
 
-    clip = comfy.clip_vision.ClipVisionModel({
-        "hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 2, "num_hidden_layers": 2, "patch_size": 14,
-        "image_size": 56, "projection_dim": 768, "num_channels": 3, "hidden_act": "quick_gelu",
-        "layer_norm_eps": 1e-5, "model_type": "clip_vision_model",
-    })
-    clip.load_sd(checkpoints.fill(((name, tuple(value.shape)) for name, value in clip.get_sd().items()
-                                   if value.is_floating_point()), 8))
+    clip = comfy.clip_vision.ClipVisionModel(
+        {
+            "hidden_size": 32,
+            "intermediate_size": 64,
+            "num_attention_heads": 2,
+            "num_hidden_layers": 2,
+            "patch_size": 14,
+            "image_size": 56,
+            "projection_dim": 768,
+            "num_channels": 3,
+            "hidden_act": "quick_gelu",
+            "layer_norm_eps": 1e-5,
+            "model_type": "clip_vision_model",
+        }
+    )
+    clip.load_sd(
+        checkpoints.fill(
+            ((name, tuple(value.shape)) for name, value in clip.get_sd().items() if value.is_floating_point()), 8
+        )
+    )
     (seen,) = host.run(nodes.CLIPVisionEncode, clip_vision=clip, image=torch.rand(1, 40, 60, 3), crop="none")
     model, wire = host.run(
-        CLIPVisionContextBridge, model=plain, conditioning=SCENE.wire, clip_vision_output=seen, bridge=bridge,
+        CLIPVisionContextBridge,
+        model=plain,
+        conditioning=SCENE.wire,
+        clip_vision_output=seen,
+        bridge=bridge,
         strength=1.0,
     )
     assert abs(seen.image_embeds.norm() - 1) > 0.1, "not normalised"
@@ -328,7 +354,8 @@ def test_projected_embedding_of_the_cores_clip(host, weights, plain, bridge):
 
 ERRORS = {
     "width": (
-        {"bridge": {"width": 4096}}, "bridge gives 4096, this model has hidden 256 and pooled 768",
+        {"bridge": {"width": 4096}},
+        "bridge gives 4096, this model has hidden 256 and pooled 768",
     ),
     "clip": ({"embeds": torch.zeros(1, 1024)}, "reads image embeddings 768 wide, the CLIP_VISION_OUTPUT's are 1024"),
     "no embedding": ({"embeds": None}, "the CLIP_VISION_OUTPUT's are none"),

@@ -36,9 +36,7 @@ RUNS = {
 
 @pytest.fixture(scope="module")
 def weights() -> checkpoints.StateDict:
-    return checkpoints.flux(
-        3, fill_model=True, double_blocks=2, single_blocks=2, context_width=32, pooled_width=768
-    )
+    return checkpoints.flux(3, fill_model=True, double_blocks=2, single_blocks=2, context_width=32, pooled_width=768)
 
 
 @pytest.fixture(scope="module")
@@ -81,15 +79,18 @@ def graph(host, model, vae, image: Tensor, layout: str, scene: Scene) -> tuple[T
         [[scene.text, {"pooled_output": scene.pooled}]], {"guidance": scene.guidance}
     )
     positive, _, latent = host.run(
-        nodes.InpaintModelConditioning, positive=text, negative=text, pixels=canvas, vae=vae, mask=mask,
+        nodes.InpaintModelConditioning,
+        positive=text,
+        negative=text,
+        pixels=canvas,
+        vae=vae,
+        mask=mask,
         noise_mask=False,
     )
     assert latent["samples"].shape == scene.noise.shape
     from realisr.nodes.vicr import FLUXFillSigmas
 
-    (sigmas,) = host.run(
-        FLUXFillSigmas, latent=latent, steps=STEPS, denoise=1.0, base_shift=0.5, max_shift=1.15
-    )
+    (sigmas,) = host.run(FLUXFillSigmas, latent=latent, steps=STEPS, denoise=1.0, base_shift=0.5, max_shift=1.15)
     return sample(model, scene, sigmas, wire=positive), sigmas
 
 
@@ -99,10 +100,16 @@ def reference(host, pipeline, image: Tensor, layout: str, scene: Scene) -> tuple
     canvas, mask, *_ = builder(host, image, layout)
     batch, _, height, width = scene.noise.shape
     out = pipeline(
-        image=rearrange(canvas, "b h w c -> b c h w"), mask_image=mask[:, None], height=8 * height, width=8 * width,
-        prompt_embeds=repeat(scene.text, "1 n c -> b n c", b=batch), num_inference_steps=STEPS,
-        pooled_prompt_embeds=repeat(scene.pooled, "1 c -> b c", b=batch), guidance_scale=scene.guidance,
-        latents=pipeline._pack_latents(scene.noise, batch, 16, height, width), output_type="latent",
+        image=rearrange(canvas, "b h w c -> b c h w"),
+        mask_image=mask[:, None],
+        height=8 * height,
+        width=8 * width,
+        prompt_embeds=repeat(scene.text, "1 n c -> b n c", b=batch),
+        num_inference_steps=STEPS,
+        pooled_prompt_embeds=repeat(scene.pooled, "1 c -> b c", b=batch),
+        guidance_scale=scene.guidance,
+        latents=pipeline._pack_latents(scene.noise, batch, 16, height, width),
+        output_type="latent",
     ).images
     return pipeline._unpack_latents(out, 8 * height, 8 * width, 8), pipeline.scheduler.sigmas
 

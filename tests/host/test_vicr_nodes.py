@@ -46,8 +46,13 @@ def test_from_image_to_image(host, layout, channels):
     assert (width, height) == ((128, 48) if layout == "side by side" else (64, 96))
     text = Scene.random().wire[0]
     positive, _, latent = host.run(
-        nodes.InpaintModelConditioning, positive=[[text[0], {"pooled_output": text[1]["pooled_output"]}]],
-        negative=[], pixels=canvas, vae=vae, mask=mask, noise_mask=False,
+        nodes.InpaintModelConditioning,
+        positive=[[text[0], {"pooled_output": text[1]["pooled_output"]}]],
+        negative=[],
+        pixels=canvas,
+        vae=vae,
+        mask=mask,
+        noise_mask=False,
     )
     scene = Scene.random(tuple(latent["samples"].shape[-2:]), batch=2)
     (decoded,) = host.run(nodes.VAEDecode, vae=vae, samples={"samples": sample(model, scene, 2, wire=positive)})

@@ -28,7 +28,12 @@ def models(host: InProcessHost) -> Models:
     import nodes
 
     weights = flux(
-        3, fill_model=True, heads=1, double_blocks=1, single_blocks=1, context_width=TEXT_WIDTH,
+        3,
+        fill_model=True,
+        heads=1,
+        double_blocks=1,
+        single_blocks=1,
+        context_width=TEXT_WIDTH,
         pooled_width=POOLED_WIDTH,
     )
     host.save_model("vae", "tiles_taef1.safetensors", taesd())
@@ -59,8 +64,13 @@ def tile(models: Models, built, positive=None, **inputs: Any) -> SimpleNamespace
     from realisr.nodes.vicr_tiles import DiptychTiles
 
     widgets = {"tile_size": 64, "tile_overlap": 32, "weights": "gaussian", "tiles_per_batch": 2}
-    given = {"model": models.fill, "positive": positive or text(), "vae": models.vae, "canvas": built.canvas,
-             "diptych": built.diptych}
+    given = {
+        "model": models.fill,
+        "positive": positive or text(),
+        "vae": models.vae,
+        "canvas": built.canvas,
+        "diptych": built.diptych,
+    }
     prompts = inputs.pop("tile_prompts", None)
     lists = {name: [value] for name, value in (given | widgets | inputs).items()}
     out = InProcessHost.run(DiptychTiles, **lists, tile_prompts=prompts)
@@ -75,8 +85,13 @@ def untiled(models: Models, built, positive=None) -> SimpleNamespace:
     positive = positive or text()
     zero = InProcessHost.run(nodes.ConditioningZeroOut, conditioning=positive)[0]
     positive, negative, latent = InProcessHost.run(
-        nodes.InpaintModelConditioning, positive=positive, negative=zero, pixels=built.canvas, vae=models.vae,
-        mask=built.mask, noise_mask=False,
+        nodes.InpaintModelConditioning,
+        positive=positive,
+        negative=zero,
+        pixels=built.canvas,
+        vae=models.vae,
+        mask=built.mask,
+        noise_mask=False,
     )
     latent = {"samples": torch.zeros_like(latent["samples"])}
     return SimpleNamespace(model=models.fill, positive=positive, negative=negative, latent=latent, tile_latent=latent)
@@ -87,16 +102,26 @@ def sample(wires, steps: int = 3, noise: torch.Tensor | None = None, **options: 
     sigmas = vicr.Scene.sigmas(SimpleNamespace(empty=wires.tile_latent), steps)
     shape = wires.latent["samples"].shape
     noise = torch.randn(shape, generator=torch.Generator().manual_seed(5)) if noise is None else noise
-    return vicr.sample(wires.model, SimpleNamespace(noise=noise, empty=wires.latent, wire=wires.positive), sigmas,
-                       **options)
+    return vicr.sample(
+        wires.model, SimpleNamespace(noise=noise, empty=wires.latent, wire=wires.positive), sigmas, **options
+    )
 
 
 def ksampler(wires, cfg: float) -> torch.Tensor:
     import nodes
 
     (latent,) = InProcessHost.run(
-        nodes.KSampler, model=wires.model, seed=3, steps=2, cfg=cfg, sampler_name="dpmpp_2m", scheduler="simple",
-        positive=wires.positive, negative=wires.negative, latent_image=wires.latent, denoise=1.0,
+        nodes.KSampler,
+        model=wires.model,
+        seed=3,
+        steps=2,
+        cfg=cfg,
+        sampler_name="dpmpp_2m",
+        scheduler="simple",
+        positive=wires.positive,
+        negative=wires.negative,
+        latent_image=wires.latent,
+        denoise=1.0,
     )
     return latent["samples"]
 

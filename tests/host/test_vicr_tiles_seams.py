@@ -53,12 +53,26 @@ def test_merging_at_every_step_leaves_less_of_a_seam(wires, weights, margin):
     generator = torch.Generator().manual_seed(2)
     lq = F.interpolate(torch.rand(1, 3, 12, 16, generator=generator), (HEIGHT, WIDTH), mode="bicubic").clamp(0, 1)
     built = build_diptych(lq.movedim(1, -1), WIDTH, HEIGHT, "side by side")
-    text = [[torch.randn(1, 4, 16, generator=generator), {
-        "pooled_output": torch.randn(1, 16, generator=generator), "guidance": 30.0,
-    }]]
+    text = [
+        [
+            torch.randn(1, 4, 16, generator=generator),
+            {
+                "pooled_output": torch.randn(1, 16, generator=generator),
+                "guidance": 30.0,
+            },
+        ]
+    ]
     model, positive, _, latent, tile_latent, count = InProcessHost.run(
-        DiptychTiles, model=[fill], positive=[text], vae=[vae], canvas=[built.canvas], diptych=[built.diptych],
-        tile_size=[TILE], tile_overlap=[OVERLAP], weights=[weights], tiles_per_batch=[6],
+        DiptychTiles,
+        model=[fill],
+        positive=[text],
+        vae=[vae],
+        canvas=[built.canvas],
+        diptych=[built.diptych],
+        tile_size=[TILE],
+        tile_overlap=[OVERLAP],
+        weights=[weights],
+        tiles_per_batch=[6],
     )
     assert count == 6
     noise = torch.randn(latent["samples"].shape, generator=generator)

@@ -107,11 +107,14 @@ def test_args_of_another_model(folder):
     assert "'qwen' means 16 latent channels in args.json but the tensors have 4" in str(error.value)
 
 
-@pytest.mark.parametrize(("content", "message"), [
-    (b"{ dim: 64", r"args\.json is not valid JSON .*Download it again"),
-    (b"\xff\xfe{}", r"args\.json is not valid JSON"),
-    (b"[1, 2]", r"args\.json holds a list, not a table of settings"),
-])
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"{ dim: 64", r"args\.json is not valid JSON .*Download it again"),
+        (b"\xff\xfe{}", r"args\.json is not valid JSON"),
+        (b"[1, 2]", r"args\.json holds a list, not a table of settings"),
+    ],
+)
 def test_args_that_are_no_table(folder, content, message):
     (folder.folder / "args.json").write_bytes(content)
     with pytest.raises(ValueError, match=message):
@@ -154,10 +157,22 @@ def restore(model, vae, image, vision=None, resize=None, tiling=None):
     from realisr.nodes.vosr import RestorationCFGSampler
 
     return InProcessHost.run(
-        RestorationCFGSampler, model=model, vae=vae, image=image, vision_encoder=vision,
-        resize=resize or {"resize": "scale factor", "scale": 1.0}, steps=1, restoration_scale=0.5, seed=0,
-        color_alignment="adain", tiling=tiling or {"tiling": "off"}, weak_strength=0.15, guidance_start=0.0,
-        guidance_end=1.0, posterior="mean", vae_tile_size=0,
+        RestorationCFGSampler,
+        model=model,
+        vae=vae,
+        image=image,
+        vision_encoder=vision,
+        resize=resize or {"resize": "scale factor", "scale": 1.0},
+        steps=1,
+        restoration_scale=0.5,
+        seed=0,
+        color_alignment="adain",
+        tiling=tiling or {"tiling": "off"},
+        weak_strength=0.15,
+        guidance_start=0.0,
+        guidance_end=1.0,
+        posterior="mean",
+        vae_tile_size=0,
     )
 
 
@@ -165,8 +180,16 @@ def condition(vae, image, vision=None, tile_size=0, tile_overlap=0):
     from realisr.nodes.vosr import VOSRConditioning
 
     return InProcessHost.run(
-        VOSRConditioning, image=image, vae=vae, vision_encoder=vision, weak_strength=0.15, tile_size=tile_size,
-        tile_overlap=tile_overlap, posterior="mean", seed=0, vae_tile_size=0,
+        VOSRConditioning,
+        image=image,
+        vae=vae,
+        vision_encoder=vision,
+        weak_strength=0.15,
+        tile_size=tile_size,
+        tile_overlap=tile_overlap,
+        posterior="mean",
+        seed=0,
+        vae_tile_size=0,
     )
 
 
@@ -198,7 +221,12 @@ def test_model_that_is_no_vosr(host, multi_step, vae):
         restore(flux, vae, GREY)
     with pytest.raises(ValueError, match=r"needs a VOSR model, got Flux"):
         host.run(
-            RestorationCFGGuider, model=flux, full=[], weak=[], restoration_scale=0.5, guidance_start=0.0,
+            RestorationCFGGuider,
+            model=flux,
+            full=[],
+            weak=[],
+            restoration_scale=0.5,
+            guidance_start=0.0,
             guidance_end=1.0,
         )
 
@@ -233,12 +261,18 @@ def test_no_image(multi_step, vae, vision):
         restore(multi_step.load(), vae, GREY[:0], vision)
 
 
-@pytest.mark.parametrize(("resize", "message"), [
-    ({"resize": "scale factor", "scale": 8.0}, r"be 32768x128 pixels; the longest side allowed is 16384.*is 4096x16"),
-    ({"resize": "target size", "width": 16384, "height": 0}, None),
-    ({"resize": "target size", "width": 0, "height": 128}, r"would be 32768x128 pixels"),
-    ({"resize": "target size", "width": 0, "height": 0}, r"Give a target width, a height, or both"),
-])
+@pytest.mark.parametrize(
+    ("resize", "message"),
+    [
+        (
+            {"resize": "scale factor", "scale": 8.0},
+            r"be 32768x128 pixels; the longest side allowed is 16384.*is 4096x16",
+        ),
+        ({"resize": "target size", "width": 16384, "height": 0}, None),
+        ({"resize": "target size", "width": 0, "height": 128}, r"would be 32768x128 pixels"),
+        ({"resize": "target size", "width": 0, "height": 0}, r"Give a target width, a height, or both"),
+    ],
+)
 def test_huge_scales(multi_step, vae, vision, resize, message):
     from realisr.nodes.sizes import target_size
     from realisr.nodes.upscale import UpscaleForRestoration
@@ -265,7 +299,10 @@ def test_overlap_of_a_whole_tile(multi_step, vae, vision, size, overlap):
         condition(vae, GREY, vision, size, overlap)
     with pytest.raises(ValueError, match=message):
         restore(
-            multi_step.load(), vae, GREY, vision,
+            multi_step.load(),
+            vae,
+            GREY,
+            vision,
             tiling={"tiling": "custom", "tile_size": size, "tile_overlap": overlap},
         )
     assert VOSRConditioning.validate_inputs(tile_size=64, tile_overlap=8) is True

@@ -71,9 +71,7 @@ def test_sampling_sends_previews(rgb_previews, multi_step):
     comfy.utils.set_progress_bar_global_hook(lambda value, total, preview, **_: seen.append((value, total, preview)))
     try:
         with torch.inference_mode():
-            nodes.common_ksampler(
-                multi_step.load(), 1, 3, 0.5, "euler", "simple", scene.full, scene.weak, scene.empty
-            )
+            nodes.common_ksampler(multi_step.load(), 1, 3, 0.5, "euler", "simple", scene.full, scene.weak, scene.empty)
     finally:
         comfy.utils.set_progress_bar_global_hook(None)
     assert [(value, total) for value, total, _ in seen] == [(1, 3), (2, 3), (3, 3)]

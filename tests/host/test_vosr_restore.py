@@ -69,13 +69,25 @@ def in_one_node(host, parts: Parts, image, resize=None, tiling: Any = "off", mod
     else:
         chosen = {"tiling": tiling}
     defaults = {
-        "resize": resize or by_factor(2.0), "steps": 2, "restoration_scale": 0.5, "seed": 42,
-        "color_alignment": "adain", "weak_strength": 0.15,
-        "guidance_start": 0.0, "guidance_end": 1.0, "posterior": "mean", "vae_tile_size": 0,
+        "resize": resize or by_factor(2.0),
+        "steps": 2,
+        "restoration_scale": 0.5,
+        "seed": 42,
+        "color_alignment": "adain",
+        "weak_strength": 0.15,
+        "guidance_start": 0.0,
+        "guidance_end": 1.0,
+        "posterior": "mean",
+        "vae_tile_size": 0,
     }
     (result,) = host.run(
-        RestorationCFGSampler, model=model or parts.model, vae=parts.vae, image=image, vision_encoder=parts.vision,
-        tiling=chosen, **(defaults | settings),
+        RestorationCFGSampler,
+        model=model or parts.model,
+        vae=parts.vae,
+        image=image,
+        vision_encoder=parts.vision,
+        tiling=chosen,
+        **(defaults | settings),
     )
     return result
 
@@ -92,11 +104,24 @@ def wired(host, parts: Parts, image, resize=None, tiling=(0, 0), color="adain", 
 
     (upscaled,) = host.run(UpscaleForRestoration, image=image, resize=resize or by_factor(2.0))
     full, weak, latent, width, height = host.run(
-        VOSRConditioning, image=upscaled, vae=parts.vae, vision_encoder=parts.vision, weak_strength=0.15,
-        tile_size=tiling[0], tile_overlap=tiling[1], posterior=posterior, seed=seed, vae_tile_size=0,
+        VOSRConditioning,
+        image=upscaled,
+        vae=parts.vae,
+        vision_encoder=parts.vision,
+        weak_strength=0.15,
+        tile_size=tiling[0],
+        tile_overlap=tiling[1],
+        posterior=posterior,
+        seed=seed,
+        vae_tile_size=0,
     )
     (guider,) = host.run(
-        RestorationCFGGuider, model=parts.model, full=full, weak=weak, restoration_scale=0.5, guidance_start=0.0,
+        RestorationCFGGuider,
+        model=parts.model,
+        full=full,
+        weak=weak,
+        restoration_scale=0.5,
+        guidance_start=0.0,
         guidance_end=1.0,
     )
     (noise,) = host.run(RandomNoise, noise_seed=seed)

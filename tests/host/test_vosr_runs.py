@@ -152,8 +152,12 @@ def test_interrupt_ends_between_tiles_and_leaves_nothing(multi_step, canvas, til
     def sample(times):
         with torch.inference_mode():
             return guider.sample(
-                canvas.noise.clone(), torch.zeros_like(canvas.noise), comfy.samplers.ksampler("euler"), times,
-                disable_pbar=True, seed=1,
+                canvas.noise.clone(),
+                torch.zeros_like(canvas.noise),
+                comfy.samplers.ksampler("euler"),
+                times,
+                disable_pbar=True,
+                seed=1,
             )
 
     kept = []

@@ -49,17 +49,35 @@ def test_core_ksampler_equals_custom_advanced_and_plain_loop(host, request, tiny
     tiny = request.getfixturevalue(tiny_name)
     model, scene = tiny.load(), Scene.random(tiny.config)
     (core,) = host.run(
-        nodes.KSampler, model=model, seed=scene.seed, steps=steps, cfg=scale, sampler_name="euler", scheduler="simple",
-        positive=scene.full, negative=scene.weak, latent_image=scene.empty, denoise=1.0,
+        nodes.KSampler,
+        model=model,
+        seed=scene.seed,
+        steps=steps,
+        cfg=scale,
+        sampler_name="euler",
+        scheduler="simple",
+        positive=scene.full,
+        negative=scene.weak,
+        latent_image=scene.empty,
+        denoise=1.0,
     )
     (guider,) = host.run(
-        RestorationCFGGuider, model=model, full=scene.full, weak=scene.weak, restoration_scale=scale,
-        guidance_start=0.0, guidance_end=1.0,
+        RestorationCFGGuider,
+        model=model,
+        full=scene.full,
+        weak=scene.weak,
+        restoration_scale=scale,
+        guidance_start=0.0,
+        guidance_end=1.0,
     )
     (noise,) = host.run(RandomNoise, noise_seed=scene.seed)
     (sampler,) = host.run(KSamplerSelect, sampler_name="euler")
     custom, denoised = host.run(
-        SamplerCustomAdvanced, noise=noise, guider=guider, sampler=sampler, sigmas=scheduled(model, steps),
+        SamplerCustomAdvanced,
+        noise=noise,
+        guider=guider,
+        sampler=sampler,
+        sigmas=scheduled(model, steps),
         latent_image=scene.empty,
     )
     assert torch.equal(core["samples"], custom["samples"])
@@ -108,8 +126,17 @@ def test_denoise_below_one_starts_from_the_latent(host, multi_step):
     results = {}
     for denoise in (0.02, 1.0):
         (results[denoise],) = host.run(
-            nodes.KSampler, model=model, seed=1, steps=4, cfg=0.5, sampler_name="euler", scheduler="simple",
-            positive=scene.full, negative=scene.weak, latent_image=start, denoise=denoise,
+            nodes.KSampler,
+            model=model,
+            seed=1,
+            steps=4,
+            cfg=0.5,
+            sampler_name="euler",
+            scheduler="simple",
+            positive=scene.full,
+            negative=scene.weak,
+            latent_image=start,
+            denoise=denoise,
         )
     near, far = (relative_error(results[d]["samples"], scene.latent) for d in (0.02, 1.0))
     assert near < 0.2 < far

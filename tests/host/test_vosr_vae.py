@@ -133,8 +133,9 @@ def test_single_frames_of_the_video_vae(tmp_path, host):
 
     pixels, latent = pictures(2), torch.randn(2, 16, 6, 8)
     posterior = posterior_of(video)(pixels.movedim(-1, 1) * 2 - 1)
-    torch.testing.assert_close(posterior_of(vae.first_stage_model)(pixels.movedim(-1, 1) * 2 - 1), posterior,
-                               atol=1e-5, rtol=0)
+    torch.testing.assert_close(
+        posterior_of(vae.first_stage_model)(pixels.movedim(-1, 1) * 2 - 1), posterior, atol=1e-5, rtol=0
+    )
     torch.testing.assert_close(vae.encode(pixels), posterior[:, :16], atol=1e-5, rtol=0)
     expected = (video.decode(latent[:, :, None])[:, :, 0].clamp(-1, 1) + 1) / 2
     torch.testing.assert_close(vae.decode(latent).movedim(-1, 1), expected, atol=1e-5, rtol=0)

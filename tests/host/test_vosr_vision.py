@@ -180,7 +180,9 @@ def test_released_tensors_fit_exactly(host, release, naming):
     tensors = meta if naming == "hub" else checkpoints.dinov2_hf(meta)
     config = checked_config(release, transformers_names(release, tensors))
     assert (config["hidden_size"], config["num_hidden_layers"], config["num_attention_heads"]) == (
-        published["embed_dim"], published["depth"], published["num_heads"]
+        published["embed_dim"],
+        published["depth"],
+        published["num_heads"],
     )
     assert (config["image_size"], config["patch_size"]) == (published["img_size"], published["patch_size"])
 
@@ -203,8 +205,10 @@ def without_a_block_part() -> dict[str, torch.Tensor]:
         (clip_vit, r"is not a DINOv2 encoder\. It looks like a CLIP or SigLIP vision encoder\. Use dinov2_vitb14_pre"),
         (checkpoints.flux, r"is not a DINOv2 encoder\. It looks like a FLUX diffusion model"),
         (with_registers, r"is a DINOv2 with register tokens, which VOSR was not trained with\. Use dinov2_vitb14_pre"),
-        (lambda: checkpoints.dinov2_hf(checkpoints.dinov2()) | {"embeddings.register_tokens": torch.zeros(1, 4, 24)},
-         "is a DINOv2 with register tokens"),
+        (
+            lambda: checkpoints.dinov2_hf(checkpoints.dinov2()) | {"embeddings.register_tokens": torch.zeros(1, 4, 24)},
+            "is a DINOv2 with register tokens",
+        ),
         (without_a_block_part, r"does not fit a DINOv2 encoder: missing encoder\.layer\.1\.mlp\.fc2\.weight"),
         (lambda: {**checkpoints.dinov2(), "head.weight": torch.zeros(10, 24)}, "unexpected head.weight"),
     ],

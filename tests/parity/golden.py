@@ -120,9 +120,7 @@ def cases(pattern: str, method: str = "vosr") -> list[Any]:
 
     One skipped argument when no file matches.
     """
-    paths = [
-        path for path in sorted(folder(method).glob(pattern + SUFFIX)) if not path.name.endswith(WEIGHTS_SUFFIX)
-    ]
+    paths = [path for path in sorted(folder(method).glob(pattern + SUFFIX)) if not path.name.endswith(WEIGHTS_SUFFIX)]
     found = [case for path in paths for case in read_cases(path)]
     if not found:
         reason = f"no golden file {pattern}{SUFFIX} in {folder(method)}"

@@ -49,8 +49,14 @@ def flux(host):
 def scene_of(case) -> Scene:
     given = inputs(case)
     return Scene(
-        given["in/z_t"], given["in/z_lq"], given["in/txt_global"], given["in/pooled_global"], given["in/txt_local"],
-        given["in/pooled_local"], given["in/t"].item(), given["in/guidance"].item(),
+        given["in/z_t"],
+        given["in/z_lq"],
+        given["in/txt_global"],
+        given["in/pooled_global"],
+        given["in/txt_local"],
+        given["in/pooled_local"],
+        given["in/t"].item(),
+        given["in/guidance"].item(),
     )
 
 
@@ -60,7 +66,10 @@ def test_injected_velocity(host, flux, case):
     control = load_control(host, "golden_control.safetensors", golden.weights("mm_controlnet", "flux")[1], stated)
     scene, recorder = scene_of(case), BlockRecorder()
     model, positive, _ = apply_control(
-        recorder.watch(flux), control, scene, strength=case.parameters["strength"],
+        recorder.watch(flux),
+        control,
+        scene,
+        strength=case.parameters["strength"],
         text_branch=case.parameters["text_branch"],
     )
     golden.assert_within(velocity(model, positive, scene), case["out/v"], OUT_TOLERANCE)

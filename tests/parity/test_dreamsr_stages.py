@@ -45,9 +45,7 @@ def method(host, flux, lora, case, **changes):
     if stated.get("control", True):
         told = {name: stated[name] for name in ("dit_blocks", "text_residual")}
         control = load_control(host, "golden_stages.safetensors", golden.weights("mm_controlnet", "flux")[1], told)
-    grid = TileGrid.fitted(
-        tuple(stated["latent_hw"]), (stated["tile"],) * 2, (stated["overlap"],) * 2, 2
-    )
+    grid = TileGrid.fitted(tuple(stated["latent_hw"]), (stated["tile"],) * 2, (stated["overlap"],) * 2, 2)
     assert [[b.top, b.top + b.height, b.left, b.left + b.width] for b in grid.boxes] == stated["boxes"]
     texts, pooled = inputs["in/txt_tiles"], inputs["in/pooled_tiles"]
     patches = [entry(texts[i : i + 1], pooled[i : i + 1]) for i in range(len(grid))]
@@ -59,7 +57,9 @@ def method(host, flux, lora, case, **changes):
         "lora": AccelerationLoRA(lora, "golden"),
         "patch_prompts": patches if control is not None else None,
         "options": StageOptions(
-            removal_time=stated.get("t_s", 1.0), weights=stated.get("weights", "uniform"), start=stated.get("t", 0.8),
+            removal_time=stated.get("t_s", 1.0),
+            weights=stated.get("weights", "uniform"),
+            start=stated.get("t", 0.8),
             control=ApplyOptions(text_branch=stated.get("text_branch", True)),
         ),
     } | changes

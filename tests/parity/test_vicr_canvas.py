@@ -81,13 +81,20 @@ def test_conditioning_the_host_makes_of_it(host, case):
 
     model = load_fill(host, "golden_flux_fill", golden.weights("flux_fill", "flux")[1])
     canvas, mask, *_ = host.run(
-        DiptychBuilder, image=channels_last(case["in/image"]), layout="side by side",
+        DiptychBuilder,
+        image=channels_last(case["in/image"]),
+        layout="side by side",
         resize={"resize": "scale factor", "scale": 1.0},
     )
     encoder = GivenEncoder(case["in/vae_latent_raw"])
     positive, _, latent = host.run(
-        nodes.InpaintModelConditioning, positive=[[torch.zeros(1, 1, 32), {}]], negative=[], pixels=canvas,
-        vae=encoder, mask=mask, noise_mask=False,
+        nodes.InpaintModelConditioning,
+        positive=[[torch.zeros(1, 1, 32), {}]],
+        negative=[],
+        pixels=canvas,
+        vae=encoder,
+        mask=mask,
+        noise_mask=False,
     )
     assert "noise_mask" not in latent
     masked = encoder.seen[0] * 2 - 1

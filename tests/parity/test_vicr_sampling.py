@@ -139,8 +139,14 @@ def test_one_batch_with_and_without_vector(host, fill, case):
     guider.set_conds(wire, scene.wire)
     guider.set_cfg(2.0)
     with torch.inference_mode():
-        guider.sample(torch.zeros_like(x), torch.zeros_like(x), comfy.samplers.KSAMPLER(evaluate),
-                      torch.tensor([1.0, 0.0]), disable_pbar=True, seed=0)
+        guider.sample(
+            torch.zeros_like(x),
+            torch.zeros_like(x),
+            comfy.samplers.KSAMPLER(evaluate),
+            torch.tensor([1.0, 0.0]),
+            disable_pbar=True,
+            seed=0,
+        )
     assert batches == [2]
     found = torch.cat([(x - denoised) / case["in/t"] for denoised in seen])
     golden.assert_within(found, case["out/v"], TOLERANCE)

@@ -46,9 +46,16 @@ def test_sampled_tiles(host, case, per_batch):
     model, text = vicr.bridged(model, text, bridge, given["in/clip_image_embeds"])
     built = build_diptych(torch.rand(1, height, width, 3), width, height, "side by side")
     model, positive, _, latent, tile_latent, count = host.run(
-        DiptychTiles, model=[model], positive=[text], vae=[GivenEncodings(given["in/vae_latent_raw"])],
-        canvas=[built.canvas], diptych=[built.diptych], tile_size=[8 * params["tile"]],
-        tile_overlap=[8 * params["overlap"]], weights=[params["weights"]], tiles_per_batch=[per_batch],
+        DiptychTiles,
+        model=[model],
+        positive=[text],
+        vae=[GivenEncodings(given["in/vae_latent_raw"])],
+        canvas=[built.canvas],
+        diptych=[built.diptych],
+        tile_size=[8 * params["tile"]],
+        tile_overlap=[8 * params["overlap"]],
+        weights=[params["weights"]],
+        tiles_per_batch=[per_batch],
     )
     assert count == len(given["in/boxes"])
     sigmas = vicr.Scene.sigmas(SimpleNamespace(empty=tile_latent), params["steps"])

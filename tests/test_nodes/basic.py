@@ -82,9 +82,18 @@ class MeasureLatent(io.ComfyNode):
     def execute(cls, latent) -> io.NodeOutput:
         samples = latent["samples"].float()
         finite = bool(samples.isfinite().all())
-        return io.NodeOutput(ui={"latent": [{
-            "shape": list(samples.shape), "mean": samples.mean().item(), "std": samples.std().item(), "finite": finite,
-        }]})
+        return io.NodeOutput(
+            ui={
+                "latent": [
+                    {
+                        "shape": list(samples.shape),
+                        "mean": samples.mean().item(),
+                        "std": samples.std().item(),
+                        "finite": finite,
+                    }
+                ]
+            }
+        )
 
 
 class Wait(io.ComfyNode):

@@ -35,8 +35,10 @@ OPENAI = "https://api.openai.com/v1"
         ("[::1]:8080", "http://[::1]:8080/v1"),
         ("http://192.168.0.7:1234", "http://192.168.0.7:1234/v1"),
         ("https://openrouter.ai/api/v1", "https://openrouter.ai/api/v1"),
-        ("https://generativelanguage.googleapis.com/v1beta/openai/",
-         "https://generativelanguage.googleapis.com/v1beta/openai"),
+        (
+            "https://generativelanguage.googleapis.com/v1beta/openai/",
+            "https://generativelanguage.googleapis.com/v1beta/openai",
+        ),
     ],
 )
 def test_an_address_as_it_is_typed_or_pasted(typed, address):
@@ -44,7 +46,9 @@ def test_an_address_as_it_is_typed_or_pasted(typed, address):
     assert normalize_base_url(address) == address
 
 
-@pytest.mark.parametrize("typed", ["", "  ", "ftp://host/v1", "file:///x", "http://", "http://host:99999", "http://h:x"])
+@pytest.mark.parametrize(
+    "typed", ["", "  ", "ftp://host/v1", "file:///x", "http://", "http://host:99999", "http://h:x"]
+)
 def test_what_is_no_address(typed):
     with pytest.raises(SetupError, match="base_url"):
         normalize_base_url(typed)

@@ -60,7 +60,11 @@ def test_the_other_texts_may_be_missing_or_of_another_type():
 @pytest.mark.parametrize(
     "text",
     [
-        "", "   \n", "<think>nothing</think>", "```\n```", '""',
+        "",
+        "   \n",
+        "<think>nothing</think>",
+        "```\n```",
+        '""',
         JSON[:-30],
         '{"prompt": "", "changes": "none"}',
         '{"prompt": null}',
@@ -134,7 +138,8 @@ def test_an_artists_instruction_replaces_the_packs():
 def test_the_refiners_question(image):
     question = refine_question(image, "a door", image, seed=5)
     assert [picture.label for picture in question.pictures] == [
-        "Low-quality input:", "Previous result, restored with the previous prompt:",
+        "Low-quality input:",
+        "Previous result, restored with the previous prompt:",
     ]
     assert question.text == "Previous prompt:\na door"
     assert "complete revised prompt" in question.full_instruction

@@ -78,7 +78,10 @@ def test_a_question_as_the_endpoint_sees_it(chat):
     assert request.refused == ""
     assert request.headers["authorization"] == f"Bearer {KEY}"
     assert {name: body[name] for name in ("model", "temperature", "max_tokens", "seed")} == {
-        "model": MODEL, "temperature": 0.2, "max_tokens": 777, "seed": 11,
+        "model": MODEL,
+        "temperature": 0.2,
+        "max_tokens": 777,
+        "seed": 11,
     }
     assert not body.get("stream")
     system, user = body["messages"]
@@ -86,7 +89,9 @@ def test_a_question_as_the_endpoint_sees_it(chat):
     assert "complete revised prompt" in system["content"]
     labels = [part["text"] for part in user["content"] if part["type"] == "text"]
     assert labels == [
-        "Low-quality input:", "Previous result, restored with the previous prompt:", "Previous prompt:\na red door",
+        "Low-quality input:",
+        "Previous result, restored with the previous prompt:",
+        "Previous prompt:\na red door",
     ]
     assert [part["image_url"]["detail"] for part in user["content"] if part["type"] == "image_url"] == ["high"] * 2
     schema = body["response_format"]["json_schema"]
@@ -167,9 +172,19 @@ def test_a_busy_server_is_asked_again_when_it_says(chat):
 @pytest.mark.parametrize(
     "trouble",
     [
-        Failure(429), Failure(500), Failure(503, body=b"<html>bad gateway</html>"), Drop(), Drop(b"HTTP/1.1 200 O"),
-        Raw(b'{"choices": [{"mess'), Raw(b"[]"), Raw(b'{"error": {"message": "overloaded"}}'),
-        Raw(b"<html>login</html>", "text/html"), Answer(None), "", ANSWER[:-40], "<think>hm</think>",
+        Failure(429),
+        Failure(500),
+        Failure(503, body=b"<html>bad gateway</html>"),
+        Drop(),
+        Drop(b"HTTP/1.1 200 O"),
+        Raw(b'{"choices": [{"mess'),
+        Raw(b"[]"),
+        Raw(b'{"error": {"message": "overloaded"}}'),
+        Raw(b"<html>login</html>", "text/html"),
+        Answer(None),
+        "",
+        ANSWER[:-40],
+        "<think>hm</think>",
     ],
     ids=str,
 )
@@ -302,13 +317,15 @@ def rejecting(**words: str) -> Callable[[ChatRequest], Failure | str]:
     [
         (
             rejecting(max_tokens="Unsupported parameter: 'max_tokens'. Use 'max_completion_tokens' instead."),
-            {"max_completion_tokens"}, {"max_tokens"},
+            {"max_completion_tokens"},
+            {"max_tokens"},
         ),
         (rejecting(temperature="Only the default temperature is supported."), {"seed"}, {"temperature"}),
         (rejecting(seed="seed: extra inputs are not permitted"), {"temperature"}, {"seed"}),
         (
             rejecting(max_tokens="max_tokens?", max_completion_tokens="max_completion_tokens?", seed="seed?"),
-            {"response_format"}, {"max_tokens", "max_completion_tokens", "seed"},
+            {"response_format"},
+            {"max_tokens", "max_completion_tokens", "seed"},
         ),
     ],
     ids=["max_tokens", "temperature", "seed", "several"],

@@ -39,9 +39,7 @@ def picture(url: str, **options: Any) -> list[dict[str, Any]]:
 
 
 def post(chat: ChatServer, content: bytes) -> tuple[int, dict[str, Any]]:
-    request = urllib.request.Request(
-        f"{chat.url}/chat/completions", content, {"Content-Type": "application/json"}
-    )
+    request = urllib.request.Request(f"{chat.url}/chat/completions", content, {"Content-Type": "application/json"})
     try:
         with urllib.request.urlopen(request, timeout=5) as answer:
             return answer.status, json.loads(answer.read())
@@ -95,9 +93,16 @@ def test_the_wrong_key_is_refused():
         ({"response_format": {"type": "yaml"}}, "response_format.type"),
         ({"response_format": {"type": "json_schema", "json_schema": {"schema": {}}}}, "json_schema.name"),
         (
-            {"response_format": {"type": "json_schema", "json_schema": {
-                "name": "a", "strict": True, "schema": {"type": "object", "properties": {"b": {}}, "required": []},
-            }}},
+            {
+                "response_format": {
+                    "type": "json_schema",
+                    "json_schema": {
+                        "name": "a",
+                        "strict": True,
+                        "schema": {"type": "object", "properties": {"b": {}}, "required": []},
+                    },
+                }
+            },
             "additionalProperties",
         ),
         ({"content": picture("https://example.com/a.png")}, "Only data URLs"),
@@ -131,8 +136,11 @@ def test_an_endpoint_without_structured_output():
 def test_failures_and_nonsense_arrive_as_scripted():
     with ChatServer() as chat:
         chat.script(
-            Failure(429, "slow down", retry_after=1.5), Failure(502, body=b"<html>bad gateway</html>"),
-            Failure(403, echo_authorization=True), Raw(b'{"choices": ['), Drop(b"HTTP/1.1 2"),
+            Failure(429, "slow down", retry_after=1.5),
+            Failure(502, body=b"<html>bad gateway</html>"),
+            Failure(403, echo_authorization=True),
+            Raw(b'{"choices": ['),
+            Drop(b"HTTP/1.1 2"),
         )
         with pytest.raises(openai.RateLimitError, match="slow down") as limited:
             ask(chat)
@@ -171,7 +179,8 @@ def test_closing_releases_a_hanging_connection():
         connection = socket.create_connection(("127.0.0.1", port), timeout=5)
         connection.sendall(
             b"POST /v1/chat/completions HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\n"
-            + f"Content-Length: {len(body)}\r\n\r\n".encode() + body
+            + f"Content-Length: {len(body)}\r\n\r\n".encode()
+            + body
         )
         deadline = time.monotonic() + 5
         while not chat.requests and time.monotonic() < deadline:

@@ -74,9 +74,7 @@ def test_noise_of_two_rounds_adds_up():
         jpeg_quality=(100, 100),
     )
     flat = torch.full((1, 3, 128, 128), 0.5)
-    one, two = (
-        RealWorldDegradation(1, (noisy,) * count, sinc_chance=0.0)(flat, generator()).std() for count in (1, 2)
-    )
+    one, two = (RealWorldDegradation(1, (noisy,) * count, sinc_chance=0.0)(flat, generator()).std() for count in (1, 2))
     assert one.item() == pytest.approx(0.05, rel=0.05)
     assert two.item() == pytest.approx(0.05 * math.sqrt(2), rel=0.05)
 

@@ -198,8 +198,13 @@ def test_what_was_exchanged_is_put_back(tmp_path: Path):
         import pyiqa.utils.download_util as download_util
         import timm
     before = [
-        clip_model._download, liqe_arch.DEFAULT_CACHE_DIR, download_util.DEFAULT_CACHE_DIR, timm.create_model,
-        download_util.download_url_to_file, torch.hub.download_url_to_file, torch.hub.get_dir(),
+        clip_model._download,
+        liqe_arch.DEFAULT_CACHE_DIR,
+        download_util.DEFAULT_CACHE_DIR,
+        timm.create_model,
+        download_util.download_url_to_file,
+        torch.hub.download_url_to_file,
+        torch.hub.get_dir(),
     ]
     for name in ("liqe", "maniqa"):
         with pytest.raises(iqa.MissingWeights):
@@ -207,8 +212,13 @@ def test_what_was_exchanged_is_put_back(tmp_path: Path):
         with pyiqa_offline.importable(), pyiqa_offline.offline(name, name.upper(), tmp_path):
             assert torch.hub.get_dir() == str(tmp_path)
     after = [
-        clip_model._download, liqe_arch.DEFAULT_CACHE_DIR, download_util.DEFAULT_CACHE_DIR, timm.create_model,
-        download_util.download_url_to_file, torch.hub.download_url_to_file, torch.hub.get_dir(),
+        clip_model._download,
+        liqe_arch.DEFAULT_CACHE_DIR,
+        download_util.DEFAULT_CACHE_DIR,
+        timm.create_model,
+        download_util.download_url_to_file,
+        torch.hub.download_url_to_file,
+        torch.hub.get_dir(),
     ]
     assert after == before
 

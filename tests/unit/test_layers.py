@@ -20,8 +20,17 @@ MAY_IMPORT = {
 }
 KNOWS_COMFYUI = {"host", "nodes"}
 COMFYUI_MODULES = {
-    "api_server", "app", "cuda_malloc", "execution", "folder_paths", "latent_preview", "main", "node_helpers", "nodes",
-    "protocol", "server",
+    "api_server",
+    "app",
+    "cuda_malloc",
+    "execution",
+    "folder_paths",
+    "latent_preview",
+    "main",
+    "node_helpers",
+    "nodes",
+    "protocol",
+    "server",
 }
 
 SOURCES = [path.relative_to(ROOT) for layer in MAY_IMPORT for path in sorted((ROOT / layer).rglob("*.py"))]

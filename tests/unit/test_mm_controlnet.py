@@ -59,7 +59,11 @@ def test_image_branch_equals_diffusers_flux_controlnet():
 
     weights = control_weights()
     theirs = FluxControlNetModel(
-        num_layers=2, num_single_layers=0, num_attention_heads=2, joint_attention_dim=32, pooled_projection_dim=768,
+        num_layers=2,
+        num_single_layers=0,
+        num_attention_heads=2,
+        joint_attention_dim=32,
+        pooled_projection_dim=768,
         guidance_embeds=True,
     )
     kept = {name: value for name, value in weights.items() if not name.startswith("context_") or "embedder" in name}
@@ -71,9 +75,14 @@ def test_image_branch_equals_diffusers_flux_controlnet():
     rows, columns = torch.meshgrid(torch.arange(3.0), torch.arange(4.0), indexing="ij")
     positions = torch.stack([torch.zeros_like(rows), rows, columns], dim=-1).reshape(12, 3)
     out = theirs(
-        hidden_states=packed, controlnet_cond=torch.zeros_like(packed), encoder_hidden_states=given["text"],
-        pooled_projections=given["pooled"], timestep=given["timestep"], guidance=given["guidance"],
-        img_ids=positions, txt_ids=torch.zeros(7, 3),
+        hidden_states=packed,
+        controlnet_cond=torch.zeros_like(packed),
+        encoder_hidden_states=given["text"],
+        pooled_projections=given["pooled"],
+        timestep=given["timestep"],
+        guidance=given["guidance"],
+        img_ids=positions,
+        txt_ids=torch.zeros(7, 3),
     )
     features = network_of(weights)(**given)
     assert len(features) == len(out.controlnet_block_samples) == 2

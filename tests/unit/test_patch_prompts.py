@@ -18,7 +18,10 @@ TEXT = prompts_text("A house by a lake.", PROMPTS, 2, 3)
 
 def test_places_count_row_by_row():
     assert [str(place) for place in tile_places(2, 2)] == [
-        "tile 1 (row 1, column 1)", "tile 2 (row 1, column 2)", "tile 3 (row 2, column 1)", "tile 4 (row 2, column 2)",
+        "tile 1 (row 1, column 1)",
+        "tile 2 (row 1, column 2)",
+        "tile 3 (row 2, column 1)",
+        "tile 4 (row 2, column 2)",
     ]
 
 
@@ -43,8 +46,11 @@ def test_blocks_may_be_in_any_order_and_without_row_and_column():
         ("=== tile 5 (", "=== tlie 5 (", r"line 16 begins with === and is no heading: '=== tlie 5"),
         ("=== whole picture ===\n", "", r"line 1 is before the first heading: 'A house by a lake\.'"),
         ("=== whole picture ===\nA house by a lake.\n", "", r"it lacks the whole picture\. Add"),
-        ("tile 4 (row 2, column 1)", "tile 4 (row 1, column 4)",
-         r"line 13 names tile 4 \(row 1, column 4\), but in the grid it is tile 4 \(row 2, column 1\)"),
+        (
+            "tile 4 (row 2, column 1)",
+            "tile 4 (row 1, column 4)",
+            r"line 13 names tile 4 \(row 1, column 4\), but in the grid it is tile 4 \(row 2, column 1\)",
+        ),
     ],
 )
 def test_a_text_that_does_not_fit_the_grid_is_told_why(old, new, told):
@@ -177,8 +183,12 @@ def test_endpoints_that_answer_alike():
 
     assert identity() == identity(timeout=5.0, retries=9, max_tokens=99, key_variable="MY_KEY")
     others = [
-        identity(temperature=0.5), identity(image_size=99), identity(jpeg_quality=50), identity(image_detail="low"),
-        ChatEndpoint("localhost:1", "n").identity, ChatEndpoint("localhost:2", "m").identity,
+        identity(temperature=0.5),
+        identity(image_size=99),
+        identity(jpeg_quality=50),
+        identity(image_detail="low"),
+        ChatEndpoint("localhost:1", "n").identity,
+        ChatEndpoint("localhost:2", "m").identity,
     ]
     assert len({identity(), *others}) == 1 + len(others)
 
@@ -193,14 +203,19 @@ def test_batches_are_full_and_what_failed_goes_into_a_later_one():
 
     def write(batch: Sequence[Question]) -> list[str | AnswerError]:
         batches.append([(question.text, question.seed) for question in batch])
-        return ["bad" if question.text in "bd" else AnswerError("cut") if question.text == "c" else question.text[:1]
-                for question in batch]
+        return [
+            "bad" if question.text in "bd" else AnswerError("cut") if question.text == "c" else question.text[:1]
+            for question in batch
+        ]
 
     questions = [Question("", text, read=read, seed=7) for text in "abcde"]
     found = {answer.index: answer.value for answer in in_batches(questions, 2, write, lambda: None)}
     told = "Your last answer could not be used. That is bad."
     assert batches == [
-        [("a", 7), ("b", 7)], [("c", 7), ("d", 7)], [("e", 7), (f"b\n\n{told}", 8)], [(f"d\n\n{told}", 8)],
+        [("a", 7), ("b", 7)],
+        [("c", 7), ("d", 7)],
+        [("e", 7), (f"b\n\n{told}", 8)],
+        [(f"d\n\n{told}", 8)],
     ]
     assert [found[index] for index in (0, 1, 3, 4)] == ["a", "b", "d", "e"]
     assert isinstance(found[2], AnswerError)
