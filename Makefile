@@ -1,7 +1,7 @@
-# Everything runs in a ComfyUI that is made on first use and kept in ~/.cache/realisr (see tools/host_env.py),
+# Everything runs in a ComfyUI that is made on first use and kept in ~/.cache/realisr (see dev/host_env.py),
 # or in your own: make test COMFYUI_PATH=/path/to/ComfyUI
 PYTHON ?= python3
-HOST := $(PYTHON) tools/host_env.py run --
+HOST := $(PYTHON) dev/host_env.py run --
 ARGS ?=
 
 .DEFAULT_GOAL := help
@@ -11,10 +11,10 @@ help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
 setup: ## make the ComfyUI that demo and test share (done by them when needed)
-	$(PYTHON) tools/host_env.py setup
+	$(PYTHON) dev/host_env.py setup
 
 demo: ## restore a degraded photo with the bundled model through a headless ComfyUI
-	$(PYTHON) tools/host_env.py run --extra demo -- tools/demo.py $(ARGS)
+	$(PYTHON) dev/host_env.py run --extra demo -- scripts/demo.py $(ARGS)
 
 test: lint ## lint, type check and the whole test suite; ARGS="-k name" for a part of it
 	$(HOST) -m pytest $(ARGS)
@@ -23,17 +23,17 @@ test-parity: ## the golden tensor tests; REALISR_GOLDEN=DIR runs them on another
 	$(HOST) -m pytest tests/parity $(ARGS)
 
 lint: ## ruff and mypy
-	$(HOST) tools/lint.py
+	$(HOST) dev/lint.py
 
 workflows: ## write workflows/api/*.json from workflows/*.json with the real frontend
-	$(HOST) tools/export_workflows.py $(ARGS)
+	$(HOST) dev/export_workflows.py $(ARGS)
 
 locales: ## write locales/en from the node schemas, after changing a text
-	$(HOST) tools/export_locale.py
+	$(HOST) dev/export_locale.py
 
 bench: ## the benchmarks, one after the other
 	@for script in benchmarks/[a-z]*.py; do echo "== $$script"; $(HOST) $$script || exit 1; done
 
-clean: ## remove what runs leave in the checkout (the host stays; `python3 tools/host_env.py prune` for old ones)
+clean: ## remove what runs leave in the checkout (the host stays; `python3 dev/host_env.py prune` for old ones)
 	rm -rf .mypy_cache .pytest_cache .ruff_cache demo_output
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,6 +1,6 @@
 """What the pack adds to ComfyUI's start-up.
 
-    python3 tools/host_env.py run -- benchmarks/import_time.py [--runs 5] [--json]
+    python3 dev/host_env.py run -- benchmarks/import_time.py [--runs 5] [--json]
 
 Each run is a process of its own: it imports ComfyUI with its built-in nodes, then times ComfyUI's own loading of the
 pack's folder (import, entry point, node list, schemas). Target: at most 50 ms.

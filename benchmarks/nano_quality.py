@@ -12,14 +12,12 @@ scikit-image, on 8-bit RGB. Targets: x2 mean PSNR at least 1.0 dB above bicubic 
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT / "tools"))
 
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
@@ -30,12 +28,12 @@ from _pack import load_pack  # noqa: E402
 
 load_pack()
 from realisr.models.degradation.simple import SimpleDegradation  # noqa: E402
-from realisr.models.tiling import vosr_tile_grid  # noqa: E402
+from realisr.models.tiles.grid import vosr_tile_grid  # noqa: E402
 from realisr.models.vosr.dit import VOSRDiT  # noqa: E402
 from realisr.models.vosr.pixel_vae import PixelUnshuffleVAE  # noqa: E402
 from realisr.models.vosr.sampling import Condition, Guidance, Velocity, euler_times, sample  # noqa: E402
-from training_data import EVALUATION_PHOTOS, builtin_photos, degrade_and_upscale, read_image, to_signed  # noqa: E402
-from vosr_weights import load_model  # noqa: E402
+from realisr.training.data import EVALUATION_PHOTOS, builtin_photos, degrade_and_upscale, read_image, to_signed  # noqa: E402
+from realisr.training.vosr_weights import load_model  # noqa: E402
 
 WEIGHTS = ROOT / "weights" / "vosr_nano.safetensors"
 SCALES = (2, 4)

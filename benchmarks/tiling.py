@@ -1,7 +1,7 @@
 """Tiled MultiDiffusion: what tiling costs over the model alone, and its memory over image sizes.
 
-    python3 tools/host_env.py run -- benchmarks/tiling.py speed  [--hidden 1536 --steps 2 --repeats 3]
-    python3 tools/host_env.py run -- benchmarks/tiling.py memory [--latents 256,512,1024]
+    python3 dev/host_env.py run -- benchmarks/tiling.py speed  [--hidden 1536 --steps 2 --repeats 3]
+    python3 dev/host_env.py run -- benchmarks/tiling.py memory [--latents 256,512,1024]
 
 speed: a FLUX with blocks of the given width and random weights, tiles of 512 pixels, under the host's Euler sampler.
 The plain time is that of the host's own evaluation of the same tiles, one after another, without merging; both run in
@@ -25,7 +25,6 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT / "tools"), str(ROOT / "tests")]
 
 from _pack import load_pack  # noqa: E402
 from harness.host import start_host  # noqa: E402
@@ -72,7 +71,7 @@ def prompt(tokens: int):
 
 def tiling(side: int, per_forward: int):
     from realisr.host.tiling.sampling import Tiling
-    from realisr.models.tiling import TileGrid
+    from realisr.models.tiles.grid import TileGrid
 
     grid = TileGrid.fitted((side, side), (TILE, TILE), (OVERLAP, OVERLAP), 2)
     return Tiling(grid, weights="gaussian", per_forward=per_forward)

@@ -1,8 +1,8 @@
 """VICR's additions against FLUX Fill itself: bridge and builder, diptych tiles, the tiling loop.
 
-    python3 tools/host_env.py run -- benchmarks/vicr.py overhead [--panel 512]
-    python3 tools/host_env.py run -- benchmarks/vicr.py area     [--panels 512,1024,2048,4096]
-    python3 tools/host_env.py run -- benchmarks/vicr.py loop     [--panel 896 --tile 512 --overlap 128]
+    python3 dev/host_env.py run -- benchmarks/vicr.py overhead [--panel 512]
+    python3 dev/host_env.py run -- benchmarks/vicr.py area     [--panels 512,1024,2048,4096]
+    python3 dev/host_env.py run -- benchmarks/vicr.py loop     [--panel 896 --tile 512 --overlap 128]
 
 overhead: what bridge and builder add to one forward of FLUX Fill. Counted in floating-point operations at full size
 (without memory, on torch's meta device), and measured at a reduced width, where FLUX is cheaper and the builder is not,
@@ -24,7 +24,6 @@ import argparse
 import time
 from pathlib import Path
 
-# Importing it puts the folders of tools and of the tests' harness on the path.
 from vosr import clock, prepare, synchronise
 
 TEXT_TOKENS, TEXT_WIDTH, POOLED, CELL = 512, 4096, 768, 8
@@ -169,7 +168,7 @@ def overhead(args: argparse.Namespace) -> None:
 
 
 def tile_grid(panel: int, tile: int, overlap: int):
-    from realisr.models.tiling import TileGrid
+    from realisr.models.tiles.grid import TileGrid
 
     side, cells, shared = (length // CELL for length in (panel, tile, overlap))
     return TileGrid.fitted((side, side), (cells, cells), (shared, shared), 2)

@@ -1,7 +1,7 @@
 """VOSR's sampling in ComfyUI against a plain loop of the same network, and its memory over image sizes.
 
-    python3 tools/host_env.py run -- benchmarks/vosr.py speed  [--size 1.4B --depth 4 --latent 64 --steps 25]
-    python3 tools/host_env.py run -- benchmarks/vosr.py memory [--latents 128,256,512,1024]
+    python3 dev/host_env.py run -- benchmarks/vosr.py speed  [--size 1.4B --depth 4 --latent 64 --steps 25]
+    python3 dev/host_env.py run -- benchmarks/vosr.py memory [--latents 128,256,512,1024]
 
 speed: in one process, alternating, our guider under the host's Euler sampler and a plain loop that runs the full and
 the weak branch as two forwards of the same network and computes everything at every step. Random weights; depth can be
@@ -27,7 +27,6 @@ from itertools import pairwise
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT / "tools"), str(ROOT / "tests")]
 
 from _pack import load_pack  # noqa: E402
 from harness.host import start_host  # noqa: E402
@@ -99,7 +98,7 @@ def plain(model, noise, latent, features, grid, scale: float, steps: int):
     """The method as one would write it first: two forwards a step, tile by tile, nothing kept between steps."""
     import torch
 
-    from realisr.models.tiling import merge_tiles
+    from realisr.models.tiles.merge import merge_tiles
     from realisr.models.vosr.dit import VOSRDiT
     from realisr.models.vosr.sampling import euler_times, guide
 
@@ -182,7 +181,7 @@ def speed(args: argparse.Namespace) -> None:
     prepare()
     import torch
 
-    from realisr.models.tiling import vosr_tile_grid
+    from realisr.models.tiles.grid import vosr_tile_grid
     from realisr.models.vosr.config import VOSRConfig
 
     width, hidden = CONTEXT[args.size]
@@ -235,7 +234,7 @@ def memory_one(side: int) -> None:
     prepare()
     import torch
 
-    from realisr.models.tiling import vosr_tile_grid
+    from realisr.models.tiles.grid import vosr_tile_grid
     from realisr.models.vosr.config import VOSRConfig
 
     config = VOSRConfig(

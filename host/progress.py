@@ -1,8 +1,10 @@
-"""Progress inside a sampling step, for runs whose single step takes long."""
+"""What a node shows while it works: progress inside a sampling step, and a line of text under the node."""
 
 from __future__ import annotations
 
 import comfy.utils
+from comfy_execution.progress import get_progress_state
+from comfy_execution.utils import get_executing_context
 from torch import Tensor
 
 
@@ -36,3 +38,17 @@ class TileProgress:
         if self.evaluations <= self.steps:
             value = (self.evaluations - 1) * self.tiles + self.done
             self.bar.update_absolute(value, self.steps * self.tiles)
+
+
+def show_on_node(text: str) -> None:
+    """Show a text under the node that executes now; for a node of an expansion, under the one the artist placed.
+
+    Does nothing outside of a run and without a server.
+    """
+    from server import PromptServer
+
+    context, server = get_executing_context(), getattr(PromptServer, "instance", None)
+    if context is None or server is None:
+        return
+    shown_at = get_progress_state().dynprompt.get_display_node_id(context.node_id)
+    server.send_progress_text(text, shown_at, server.client_id)

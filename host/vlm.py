@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+import weakref
+from collections.abc import Hashable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import comfy.model_management
 import comfy.model_patcher
 import comfy.sd
+import comfy.utils
 import torch
 from comfy.text_encoders.llama import BaseGenerate
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
-T = TypeVar("T")
-R = TypeVar("R")
+from ..services.vlm.answers import excerpt
+from ..services.vlm.pictures import fit
+from ..services.vlm.protocol import Answer, AnswerError, Poll, Question, VisionLanguageModel, in_batches
+from ..services.vlm.transformers import LocalVLM
+from .memory import within_memory
 
 SAMPLING = {"top_k": 64, "top_p": 0.95, "min_p": 0.05, "repetition_penalty": 1.05, "presence_penalty": 0.0}
 GAP = 16
@@ -40,35 +46,6 @@ def managed(network: nn.Module) -> comfy.model_patcher.ModelPatcher:
         load_device=comfy.model_management.text_encoder_device(),
         offload_device=comfy.model_management.text_encoder_offload_device(),
     )
-
-
-def within_memory(run: Callable[[Sequence[T]], list[R]], batch: Sequence[T]) -> list[R]:
-    """`run` of a batch; where memory does not suffice, of its halves one after the other.
-
-    Raises what `run` raises, also for a single item that does not fit.
-    """
-    try:
-        return run(batch)
-    except Exception as error:
-        comfy.model_management.raise_non_oom(error)
-        if len(batch) == 1:
-            raise
-    # Out of the handler: the exception holds the failed run's tensors alive.
-    comfy.model_management.soft_empty_cache()
-    half = len(batch) // 2
-    return within_memory(run, batch[:half]) + within_memory(run, batch[half:])
-
-
-def weight_dtypes() -> dict[str, torch.dtype]:
-    """Choices for the precision of a foreign network's weights on the device it will run on."""
-    device = comfy.model_management.text_encoder_device()
-    if comfy.model_management.is_device_cpu(device):
-        default = torch.float32
-    elif comfy.model_management.should_use_bf16(device):
-        default = torch.bfloat16
-    else:
-        default = torch.float16
-    return {"default": default, "fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def generate_text(
@@ -145,3 +122,83 @@ def resized(image: Tensor, height: int, width: int) -> Tensor:
         return image[None]
     channels_first = image.movedim(-1, 0)[None]
     return interpolate(channels_first, (height, width), mode="bicubic", antialias=True).clamp(0, 1).movedim(1, -1)
+
+
+HOST_TEMPERATURE = 0.2
+
+
+HOST_MAX_TOKENS = 768
+
+
+HOST_IMAGE_SIZE = 1024
+
+
+def vlm_of(value: VisionLanguageModel | comfy.sd.CLIP) -> VisionLanguageModel:
+    """What came over the wire, as something that answers questions."""
+    return HostVLM(value) if isinstance(value, comfy.sd.CLIP) else value
+
+
+def poll() -> None:
+    """Raises when the artist has pressed cancel."""
+    comfy.model_management.throw_exception_if_processing_interrupted()
+
+
+def whole(text: str, complete: bool, max_tokens: int) -> str | AnswerError:
+    """The text of a model in this process, or an error for one that was cut off: half a prompt is none."""
+    if not complete:
+        return AnswerError(f"The model did not come to an end within {max_tokens} tokens: {excerpt(text)}")
+    return text
+
+
+@dataclass(frozen=True)
+class HostVLM:
+    """A text encoder of the host that can write (Qwen-VL, Gemma and others), as Generate Text uses it."""
+
+    clip: comfy.sd.CLIP
+
+    @property
+    def identity(self) -> Hashable:
+        """The network while it lives, and what LoRAs have made of it."""
+        return weakref.ref(self.clip.cond_stage_model), self.clip.patcher.patches_uuid
+
+    def answers(self, questions: Sequence[Question], poll: Poll, in_flight: int = 1) -> Iterator[Answer]:
+        """See VisionLanguageModel; one question at a time."""
+        return in_batches(questions, 1, lambda batch: [self._answer(question) for question in batch], poll)
+
+    def _answer(self, question: Question) -> str | AnswerError:
+        images = [fit(picture.image, HOST_IMAGE_SIZE) for picture in question.pictures]
+        text, complete = generate_text(
+            self.clip, question.as_one_text, images, HOST_MAX_TOKENS, HOST_TEMPERATURE, question.seed or 0
+        )
+        return whole(text, complete, HOST_MAX_TOKENS)
+
+
+@dataclass(frozen=True)
+class ManagedVLM:
+    """A transformers model on the host's device management. patcher: of the model inside `local`."""
+
+    local: LocalVLM
+    patcher: Any
+
+    @property
+    def identity(self) -> Hashable:
+        """The network while it lives, and how it is asked."""
+        return weakref.ref(self.local.network), self.local.temperature, self.local.image_size
+
+    def answers(self, questions: Sequence[Question], poll: Poll, in_flight: int = 1) -> Iterator[Answer]:
+        """See VisionLanguageModel; `in_flight` questions are answered as one batch, or fewer where memory is short."""
+
+        def answers(batch: Sequence[Question]) -> list[str | AnswerError]:
+            comfy.model_management.load_models_gpu([self.patcher], force_full_load=True)
+            # The bar of several questions counts questions, and is their caller's.
+            bar = comfy.utils.ProgressBar(self.local.max_tokens) if len(questions) == 1 else None
+
+            def advance() -> None:
+                poll()
+                if bar is not None:
+                    bar.update(1)
+
+            written = within_memory(lambda part: self.local.answers(part, self.patcher.load_device, advance), batch)
+            return [whole(text, complete, self.local.max_tokens) for text, complete in written]
+
+        return in_batches(questions, in_flight, answers, poll)

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .resize import LANCZOS, from_bytes, resize, to_bytes, truncate_to_bytes
+from .image import LANCZOS, from_bytes, resize, to_bytes, truncate_to_bytes
 
 Method = Literal["adain", "wavelet", "none"]
 METHODS: tuple[Method, ...] = get_args(Method)

@@ -1,4 +1,4 @@
-"""An agent that looks at a restoration and revises its prompt."""
+"""The prompt of a restoration: a caption to start with, and an agent that revises it (VICR, arXiv 2606.00704)."""
 
 from __future__ import annotations
 
@@ -7,52 +7,19 @@ import logging
 import torch
 from comfy_api.latest import io
 
-from ..services.prompting import RefinedPrompt, refine_question
-from ..services.questions import AnswerError, ask
-from .vlm import CATEGORY, MAX_SEED, one_image, poll, vlm_input, vlm_of
+from ..host.vlm import poll, vlm_of
+from ..services.vlm.protocol import AnswerError, ask
+from ..services.vlm.questions import RefinedPrompt, Style, caption_question, refine_question
+from .inputs import instruction_input, length_input, one_image, seed_input, vlm_input
 
 log = logging.getLogger(__name__)
 
+CATEGORY = "RealISR/Agent"
 NAME = "Agent Prompt Refiner"
+CAPTION_NAME = "Caption for Restoration"
+STYLES: dict[str, Style] = {"sentences (VICR)": "sentences", "tags (VICR-Faithful)": "tags"}
 STOP = "stop"
 CONTINUE = "continue with the previous prompt"
-MAX_LENGTH = 1500
-
-
-def length_input() -> io.Int.Input:
-    return io.Int.Input(
-        "max_length",
-        default=MAX_LENGTH,
-        min=50,
-        max=20000,
-        advanced=True,
-        tooltip="Longest prompt in characters. The model is told; a longer answer is asked for again and never cut. "
-        "FLUX reads about 512 tokens, some 2000 characters.",
-    )
-
-
-def instruction_input() -> io.String.Input:
-    return io.String.Input(
-        "instruction",
-        default="",
-        multiline=True,
-        optional=True,
-        advanced=True,
-        tooltip="What the model is told to do, instead of the pack's instruction (shown on the help page). "
-        "The word max_length in braces becomes the limit. Empty: the pack's.",
-    )
-
-
-def seed_input(name: str = "seed") -> io.Int.Input:
-    return io.Int.Input(
-        name,
-        default=0,
-        min=0,
-        max=MAX_SEED,
-        control_after_generate=io.ControlAfterGenerate.fixed,
-        tooltip="Passed to the model where it takes one. Another seed asks again; the same one gives the answer that "
-        "ComfyUI has kept.",
-    )
 
 
 def refiner_options(seed_id: str = "seed") -> list[io.Input]:
@@ -163,4 +130,50 @@ def check_previous(prompt: str, max_length: int) -> None:
         )
 
 
-NODES = [AgentPromptRefiner]
+class CaptionForRestoration(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="RealISR_CaptionForRestoration",
+            display_name=CAPTION_NAME,
+            category=CATEGORY,
+            description=(
+                "Describes a low-quality image as the prompt of a text-guided restorer: the scene in sentences (VICR), "
+                "or tags that name what is visible and how it is degraded, for results closer to the input "
+                "(VICR-Faithful, arXiv 2606.00704)."
+            ),
+            search_aliases=["vicr", "caption", "describe image", "interrogate", "prompt", "llava", "tagger", "vlm"],
+            inputs=[
+                io.Image.Input("image", tooltip="The low-quality input, one image. Transparent parts become white."),
+                vlm_input(
+                    "Chat Endpoint, Load Local VLM, or the CLIP of a text encoder that can see and write (Qwen-VL, "
+                    "Gemma): the ones that work in Generate Text."
+                ),
+                io.Combo.Input(
+                    "style",
+                    options=list(STYLES),
+                    default="sentences (VICR)",
+                    tooltip="sentences: a description of the sharp scene; more detail is generated. tags: visible "
+                    "things and their degradations; weaker guidance, higher fidelity.",
+                ),
+                seed_input(),
+                length_input(),
+                instruction_input(),
+            ],
+            outputs=[io.String.Output(display_name="prompt", tooltip="The prompt, on one line.")],
+        )
+
+    @classmethod
+    def execute(
+        cls, image: torch.Tensor, vlm, style: str, seed: int, max_length: int, instruction: str = ""
+    ) -> io.NodeOutput:
+        question = caption_question(
+            one_image(CAPTION_NAME, "image", image), STYLES[style], max_length, instruction, seed
+        )
+        try:
+            return io.NodeOutput(ask(vlm_of(vlm), question, poll))
+        except AnswerError as error:
+            raise ValueError(f"{CAPTION_NAME}: {error}") from None
+
+
+NODES = [AgentPromptRefiner, CaptionForRestoration]

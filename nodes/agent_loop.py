@@ -13,20 +13,18 @@ from typing import Any
 import torch
 from comfy_api.latest import io
 
-from ..host.agent_loop import CANDIDATES_ID, LOOP_ID, RESULT_ID, ROUND_ID, START_ID, Expansion, Wiring
-from ..host.refinement_history import RefinementHistory, RoundResult, circumstances
-from ..host.status_text import show_on_node
+from ..host.agent.history import RefinementHistory, RoundResult, circumstances
+from ..host.agent.loop import CANDIDATES_ID, LOOP_ID, RESULT_ID, ROUND_ID, START_ID, Expansion, Wiring
+from ..host.progress import show_on_node
 from .agent import AgentPromptRefiner, check_previous, refiner_options
-from .vlm import vlm_input
+from .inputs import vlm_input
+from .sockets import LoopType
 
 log = logging.getLogger(__name__)
 
 CATEGORY = "RealISR/Agent"
 MAX_ROUNDS = 50
 ALIASES = ["agent", "loop", "refine", "iterate", "rounds", "candidates", "VLM", "VICR", "best of n"]
-
-LoopType = io.Custom("REALISR_AGENT_LOOP")
-"""Says which Start a Loop belongs to, and carries a RefinementHistory."""
 
 
 class AgentRefinementStart(io.ComfyNode):

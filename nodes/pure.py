@@ -7,16 +7,15 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..host.pure.model import ARRestorerType
 from ..host.pure.restore import RestoreOptions, Tiles, restore
 from ..models.pure.answer import Guidance
 from ..models.pure.generation import GenerationOptions
 from ..models.pure.logits import Sampling
 from ..models.pure.prompt import INSTRUCTION, PLACEHOLDER
 from ..models.pure.vocabulary import IMAGE_TOKENS
+from .inputs import MAX_SEED, resize_input, target_size
 from .pure_loaders import CATEGORY
-from .sizes import resize_input, target_size
-from .widgets import MAX_SEED
+from .sockets import ARRestorerType, TokenGridType
 
 MAX_ENTROPY = math.log(IMAGE_TOKENS)
 """Nats of all codes being equally likely."""
@@ -32,8 +31,6 @@ ANSWERS: dict[str, Guidance] = {
     "none": "none",
 }
 WITH_DESCRIPTION = ("full", "understanding only")
-
-TokenGridType = io.Custom("REALISR_TOKEN_GRID")
 
 
 def sampling_input() -> io.DynamicCombo.Input:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from comfy_api.latest import io
 
-from ..models.colormap import heat
+from ..models.pure.heatmap import heat
 from .pure_loaders import CATEGORY
 
 FIXED_RANGE, AUTO_RANGE = "0 to ln 16384", "auto"

@@ -6,7 +6,7 @@ from comfy_api.latest import io
 
 from ..host.pure.files import VQ_AUTO, restorer_choices, vq_choices
 from ..host.pure.loader import AUTO, WEIGHT_DTYPES, load_ar_restorer
-from ..host.pure.model import ARRestorerType
+from .sockets import ARRestorerType
 
 CATEGORY = "RealISR/PURE"
 

@@ -11,15 +11,8 @@ from torch import Tensor
 
 from ..host.iqa import Metric, score_images, weights_folder
 from ..models.best_of_n import best_of_n
-from ..services.iqa import (
-    DEFAULT_METRICS,
-    MetricInfo,
-    create_network,
-    parse_metrics,
-    require_weights,
-    score,
-)
-from .candidates import ARRANGEMENTS, AUTO, group_candidates
+from ..models.candidates import ARRANGEMENTS, AUTO, group_candidates
+from ..services.iqa.metrics import DEFAULT_METRICS, MetricInfo, create_network, parse_metrics, require_weights, score
 from .score_table import ScoreTable, Section
 
 CATEGORY = "RealISR/Quality"

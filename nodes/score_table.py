@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from ..models.best_of_n import Ranking
-from ..services.iqa import MetricInfo
+from ..services.iqa.metrics import MetricInfo
 
 PROMPT_LENGTH = 60
 

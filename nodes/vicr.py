@@ -1,4 +1,5 @@
-"""VICR: the diptych to complete, the restored panel of it, and FLUX Fill's noise levels (arXiv 2606.00704)."""
+"""VICR: the diptych to complete, the restored panel of it, FLUX Fill's noise levels, CLIP's global context
+(arXiv 2606.00704)."""
 
 from __future__ import annotations
 
@@ -6,13 +7,14 @@ from typing import Any, cast
 
 from comfy_api.latest import io
 
+from ..host.vicr.bridge import apply_bridge
 from ..models.vicr.diptych import LAYOUTS, Layout, build_diptych, crop_target, nearest_to_square
 from ..models.vicr.sigmas import BASE_SHIFT, MAX_SHIFT, flow_match_sigmas
-from .sizes import resize_input, target_size
+from .inputs import resize_input, target_size
+from .sockets import DiptychRecord
 
 CATEGORY = "RealISR/VICR"
 AUTO_LAYOUT = "auto"
-DiptychRecord = io.Custom("REALISR_DIPTYCH")
 
 
 class DiptychBuilder(io.ComfyNode):
@@ -181,4 +183,53 @@ def shift_input(name: str, default: float, at: str) -> io.Float.Input:
     )
 
 
-NODES = [DiptychBuilder, DiptychCrop, FLUXFillSigmas]
+class CLIPVisionContextBridge(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="RealISR_CLIPVisionContextBridge",
+            display_name="CLIP Vision-Context Bridge",
+            category=CATEGORY,
+            description=(
+                "Adds CLIP's view of the whole LQ image to FLUX Fill's conditioning, through the bridge. Use both "
+                "outputs: the conditioning carries the vector, the model reads it. Other conditionings stay as they "
+                "are and batch with it. The model is a MODEL as before: LoRAs may come before or after."
+            ),
+            search_aliases=["vicr", "vcb", "bridge", "vision context", "clip vision", "image conditioning"],
+            inputs=[
+                io.Model.Input("model", tooltip="FLUX.1 Fill (Load Diffusion Model), with VICR's LoRA."),
+                io.Conditioning.Input("conditioning", tooltip="The prompt, encoded with FLUX's text encoders."),
+                io.ClipVisionOutput.Input(
+                    "clip_vision_output",
+                    tooltip=(
+                        "The LQ image through CLIP Vision Encode with CLIP ViT-L/14. Set its crop to none to show CLIP "
+                        "the whole image; center cuts a square out of it."
+                    ),
+                ),
+                io.ModelPatch.Input("bridge", tooltip="From Load Vision-Context Bridge."),
+                io.Float.Input(
+                    "strength",
+                    default=1.0,
+                    min=-10.0,
+                    max=10.0,
+                    step=0.05,
+                    round=0.001,
+                    tooltip="Factor on the bridge's vector. 1: as trained. 0: FLUX without it, exactly.",
+                ),
+            ],
+            outputs=[
+                io.Model.Output(display_name="model", tooltip="The model, able to read the conditioning's vector."),
+                io.Conditioning.Output(
+                    display_name="conditioning",
+                    tooltip="The conditioning with the vector. Without the model output, FLUX ignores a vector meant "
+                    "for its modulation.",
+                ),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, model, conditioning, clip_vision_output, bridge, strength: float) -> io.NodeOutput:
+        return io.NodeOutput(*apply_bridge(model, conditioning, bridge, clip_vision_output, strength))
+
+
+NODES = [DiptychBuilder, DiptychCrop, FLUXFillSigmas, CLIPVisionContextBridge]

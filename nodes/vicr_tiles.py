@@ -7,8 +7,9 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..host.vicr.tiles import DiptychTileOptions, tile_diptych, tile_images
-from .vicr import CATEGORY, DiptychRecord
-from .widgets import only, tile_weights_input, tiles_per_batch_input
+from .inputs import only, tile_weights_input, tiles_per_batch_input
+from .sockets import DiptychRecord
+from .vicr import CATEGORY
 
 DEFAULTS = DiptychTileOptions()
 

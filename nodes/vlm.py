@@ -2,121 +2,18 @@
 
 from __future__ import annotations
 
-import weakref
-from collections.abc import Hashable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any
-
-import comfy.model_management
-import comfy.sd
-import comfy.utils
-import torch
 from comfy_api.latest import io
 
-from ..host.vlm import generate_text, managed, weight_dtypes, within_memory
-from ..host.vlm_folders import find_vlm, vlm_choices
-from ..services.addresses import check_key_variable, normalize_base_url
-from ..services.answers import excerpt
-from ..services.chat import ChatEndpoint, Detail, check_model
-from ..services.pictures import fit
-from ..services.questions import Answer, AnswerError, Poll, Question, SetupError, VisionLanguageModel, in_batches
-from ..services.vision_language import LocalVLM, load_local_vlm
+from ..host.model_folders import find_vlm, vlm_choices
+from ..host.precision import weight_dtypes
+from ..host.vlm import ManagedVLM, managed
+from ..services.vlm.chat.addresses import check_key_variable, normalize_base_url
+from ..services.vlm.chat.endpoint import ChatEndpoint, Detail, check_model
+from ..services.vlm.protocol import SetupError
+from ..services.vlm.transformers import load_local_vlm
+from .sockets import VLM
 
-CATEGORY = "RealISR/Agent"
-VLM = io.Custom("REALISR_VLM")
-MAX_SEED = 2**32 - 1
-"""Endpoints and samplers take seeds of different widths; all take this one."""
-
-HOST_TEMPERATURE = 0.2
-HOST_MAX_TOKENS = 768
-HOST_IMAGE_SIZE = 1024
-
-
-def vlm_input(tooltip: str) -> io.MultiType.Input:
-    """The socket that takes any of the three."""
-    return io.MultiType.Input("vlm", [VLM, io.Clip], tooltip=tooltip)
-
-
-def vlm_of(value: VisionLanguageModel | comfy.sd.CLIP) -> VisionLanguageModel:
-    """What came over the wire, as something that answers questions."""
-    return HostVLM(value) if isinstance(value, comfy.sd.CLIP) else value
-
-
-def poll() -> None:
-    """Raises when the artist has pressed cancel."""
-    comfy.model_management.throw_exception_if_processing_interrupted()
-
-
-def one_image(node: str, name: str, image: torch.Tensor) -> torch.Tensor:
-    """The only image `[H, W, C]` of a batch. Raises ValueError for several: each needs a prompt of its own."""
-    if image.shape[0] != 1:
-        raise ValueError(
-            f"{node}: {name} is a batch of {image.shape[0]} images, and each image needs a prompt of its own. Put "
-            "Rebatch Images (batch size 1) before it: the node then runs once per image and gives a list of prompts. "
-            "Or choose one image with Get Image from Batch."
-        )
-    return image[0]
-
-
-def whole(text: str, complete: bool, max_tokens: int) -> str | AnswerError:
-    """The text of a model in this process, or an error for one that was cut off: half a prompt is none."""
-    if not complete:
-        return AnswerError(f"The model did not come to an end within {max_tokens} tokens: {excerpt(text)}")
-    return text
-
-
-@dataclass(frozen=True)
-class HostVLM:
-    """A text encoder of the host that can write (Qwen-VL, Gemma and others), as Generate Text uses it."""
-
-    clip: comfy.sd.CLIP
-
-    @property
-    def identity(self) -> Hashable:
-        """The network while it lives, and what LoRAs have made of it."""
-        return weakref.ref(self.clip.cond_stage_model), self.clip.patcher.patches_uuid
-
-    def answers(self, questions: Sequence[Question], poll: Poll, in_flight: int = 1) -> Iterator[Answer]:
-        """See VisionLanguageModel; one question at a time."""
-        return in_batches(questions, 1, lambda batch: [self._answer(question) for question in batch], poll)
-
-    def _answer(self, question: Question) -> str | AnswerError:
-        images = [fit(picture.image, HOST_IMAGE_SIZE) for picture in question.pictures]
-        text, complete = generate_text(
-            self.clip, question.as_one_text, images, HOST_MAX_TOKENS, HOST_TEMPERATURE, question.seed or 0
-        )
-        return whole(text, complete, HOST_MAX_TOKENS)
-
-
-@dataclass(frozen=True)
-class ManagedVLM:
-    """A transformers model on the host's device management. patcher: of the model inside `local`."""
-
-    local: LocalVLM
-    patcher: Any
-
-    @property
-    def identity(self) -> Hashable:
-        """The network while it lives, and how it is asked."""
-        return weakref.ref(self.local.network), self.local.temperature, self.local.image_size
-
-    def answers(self, questions: Sequence[Question], poll: Poll, in_flight: int = 1) -> Iterator[Answer]:
-        """See VisionLanguageModel; `in_flight` questions are answered as one batch, or fewer where memory is short."""
-
-        def answers(batch: Sequence[Question]) -> list[str | AnswerError]:
-            comfy.model_management.load_models_gpu([self.patcher], force_full_load=True)
-            # The bar of several questions counts questions, and is their caller's.
-            bar = comfy.utils.ProgressBar(self.local.max_tokens) if len(questions) == 1 else None
-
-            def advance() -> None:
-                poll()
-                if bar is not None:
-                    bar.update(1)
-
-            written = within_memory(lambda part: self.local.answers(part, self.patcher.load_device, advance), batch)
-            return [whole(text, complete, self.local.max_tokens) for text, complete in written]
-
-        return in_batches(questions, in_flight, answers, poll)
+CATEGORY = "RealISR/VLM"
 
 
 class ChatEndpointNode(io.ComfyNode):

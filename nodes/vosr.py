@@ -11,8 +11,7 @@ from ..host.vosr.guider import RestorationGuider
 from ..host.vosr.restore import RestoreOptions, restore, vosr_info
 from ..models.color import METHODS, Method
 from ..models.vosr.sampling import DEFAULT_GUIDANCE_SCALE, DEFAULT_WEAK_STRENGTH, Guidance
-from .sizes import resize_input, target_size
-from .widgets import MAX_SEED, vae_tile_input
+from .inputs import MAX_SEED, resize_input, target_size, vae_tile_input
 
 CATEGORY = "RealISR/VOSR"
 POSTERIORS = ["mean", "sample"]

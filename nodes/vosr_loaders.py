@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from ..host.loading import WEIGHT_DTYPES
+from ..host.precision import WEIGHT_DTYPES
 from ..host.vosr.files import BUNDLED, model_choices
 from ..host.vosr.loader import VARIANTS, load_vosr_model
 from ..host.vosr.vae import NO_DECODER, PIXEL_UNSHUFFLE, decoder_choices, load_vosr_vae, vae_choices

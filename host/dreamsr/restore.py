@@ -16,18 +16,19 @@ from torch import Tensor
 
 from ...models.color import Method, align_colors
 from ...models.dreamsr.schedule import REMOVAL_TIME, TEXTURE_START, TEXTURE_STEPS, texture_sigmas
-from ...models.resize import upscale
-from ...models.tile_layout import TileLayout
-from ...models.tiling import TileGrid, Weights
-from ..image_latents import check_image, decode_latent, encode_image, pad_to_multiple
-from ..tiling.prompts import Conditioning
+from ...models.image import pad_to_multiple, upscale
+from ...models.tiles.grid import TileGrid
+from ...models.tiles.layout import TileLayout
+from ...models.tiles.weights import Weights
+from ..images import check_image, decode_latent, encode_image
+from ..tiling.patch_prompts import Conditioning
 from ..tiling.sampling import Tiling
-from .acceleration import remove_degradation, require_flow
-from .apply import apply_mm_control
-from .conditioning import ApplyOptions
-from .forward_lora import with_forward_lora
-from .loader import MMControl
-from .patch_prompts import with_patch_prompts
+from .control.apply import apply_mm_control
+from .control.conditioning import ApplyOptions
+from .control.loader import MMControl
+from .control.patch_prompts import with_patch_prompts
+from .lora import with_forward_lora
+from .removal import remove_degradation, require_flow
 
 NODE = "DreamSR Restore"
 

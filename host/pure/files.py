@@ -8,8 +8,8 @@ from typing import Any
 
 import folder_paths
 
-from ..llm_folders import INDEX_NAME, SINGLE_NAME, llm_folders, llm_places, read_json
-from ..loading import first_few, model_files
+from ...models.state_dict import first_few
+from ..model_folders import INDEX_NAME, SINGLE_NAME, llm_folders, llm_places, model_files, read_json
 
 VQ_NAME = "vq_ds8_c2i"
 VQ_SUFFIXES = (".pt", ".pth", ".safetensors", ".ckpt")

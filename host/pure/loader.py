@@ -19,7 +19,8 @@ from ...models.pure.released import IGNORED_PREFIXES, fuse, problems, with_store
 from ...models.pure.transformer import Chameleon
 from ...models.pure.vocabulary import Vocabulary, check_special_names
 from ...models.pure.vqgan import VQGAN, WrongCodebook, check_released
-from ..loading import describe_state_dict, load_state_dict_file
+from ...models.state_dict import describe_state_dict
+from ..files import load_state_dict_file
 from .files import VQ_AUTO, VQ_WHERE_FROM, WHERE_FROM, RestorerFiles, find_restorer, find_vqgan
 from .model import ARRestorer, Backbone
 from .tokenizer import TextTokenizer

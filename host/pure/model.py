@@ -7,15 +7,12 @@ from typing import Any
 
 import comfy.model_management
 import torch
-from comfy_api.latest import io
 from torch import Tensor, nn
 
 from ...models.pure.config import ChameleonConfig
 from ...models.pure.vocabulary import Vocabulary
 from ...models.pure.vqgan import VQGAN
 from .tokenizer import TextTokenizer
-
-ARRestorerType = io.Custom("REALISR_AR_RESTORER")
 
 VQ_ACTIVATIONS = 6
 """Feature maps of the full resolution that the VQGAN has in memory at once, generously."""

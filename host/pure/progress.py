@@ -12,11 +12,11 @@ from comfy.cli_args import args
 from PIL import Image
 from torch import Tensor
 
+from ...models.image import to_bytes
 from ...models.pure.crop import to_image
 from ...models.pure.observer import Observer, Phase
-from ...models.resize import to_bytes
-from ...models.tiling import Box
-from ..status_text import show_on_node
+from ...models.tiles.grid import Box
+from ..progress import show_on_node
 from .model import ARRestorer
 
 PREVIEW_SECONDS = 1.0

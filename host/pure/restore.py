@@ -10,20 +10,16 @@ import torch
 from torch import Tensor
 
 from ...models.color import swap_lowest_band
+from ...models.image import resize, to_bytes, upscale
 from ...models.pure.answer import split_text
 from ...models.pure.crop import TARGET_SIZE, to_image, to_pixels
-from ...models.pure.generation import (
-    Generated,
-    GenerationOptions,
-    cache_bytes,
-    generate,
-)
+from ...models.pure.generation import Generated, GenerationOptions, cache_bytes, generate
 from ...models.pure.prompt import INSTRUCTION, image_block, prompt_ids
 from ...models.pure.text_only import write_texts
 from ...models.pure.vocabulary import PATCH_PIXELS
-from ...models.resize import resize, to_bytes, upscale
-from ...models.tiling import Box, TileGrid, merge_tiles
-from ..image_latents import check_image
+from ...models.tiles.grid import Box, TileGrid
+from ...models.tiles.merge import merge_tiles
+from ..images import check_image
 from .model import ARRestorer
 from .progress import TEXT_ALLOWANCE, Canvas, RunObserver, TokenProgress
 

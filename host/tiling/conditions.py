@@ -16,8 +16,8 @@ import torch
 from comfy.controlnet import ControlBase
 from torch import Tensor
 
-from ...models.tile_layout import CELL
-from ...models.tiling import Box, Panes, TileGrid
+from ...models.tiles.grid import Box, Panes, TileGrid
+from ...models.tiles.layout import CELL
 
 TILE_OPTIONS = "realisr_tile_options"
 

@@ -10,8 +10,8 @@ import torch
 from comfy.controlnet import ControlBase
 from torch import Tensor
 
-from ...models.tile_layout import CELL
-from ...models.tiling import Box, Panes
+from ...models.tiles.grid import Box, Panes
+from ...models.tiles.layout import CELL
 
 
 class TileControls:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import comfy.model_management
 
-from ...models.tile_layout import CELL
+from ...models.tiles.layout import CELL
 from .sampling import MEMORY_MARGIN
 
 AUTO_TILES = (1024, 768, 512)

@@ -15,7 +15,9 @@ import torch
 from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
-from ...models.tiling import ONE_PANE, Box, Panes, TileGrid, Weights, merge_tiles, tile_weight
+from ...models.tiles.grid import ONE_PANE, Box, Panes, TileGrid
+from ...models.tiles.merge import merge_tiles
+from ...models.tiles.weights import Weights, tile_weight
 from ..progress import TileProgress
 from .conditions import MODEL_CONDS, TILE_OPTIONS, NeedsTiledModel, TileBatch, own_conds, tile_cond
 from .controls import TileControls

@@ -11,8 +11,10 @@ import comfy.utils
 import folder_paths
 import torch
 
+from ...models.state_dict import describe_state_dict, require_keys, shapes_of
 from ...models.vicr.bridge import BridgeConfig, VisionContextBridge, strip_prefixes
-from ..loading import describe_state_dict, load_state_dict_file, model_files, require_keys, shapes_of
+from ..files import load_state_dict_file
+from ..model_folders import model_files
 
 FOLDER = "model_patches"
 

@@ -17,11 +17,12 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from ...models.tile_layout import CELL
-from ...models.tiling import Panes, TileGrid, Weights
+from ...models.tiles.grid import Panes, TileGrid
+from ...models.tiles.layout import CELL
+from ...models.tiles.weights import Weights
 from ...models.vicr.diptych import PANEL_MULTIPLE, Diptych, empty_target, seam_dim, split, target_mask
 from ..tiling.conditions import TILE_OPTIONS, NeedsTiledModel, TileOptions
-from ..tiling.prompts import Conditioning, Entry, prompts_of, text_options
+from ..tiling.patch_prompts import Conditioning, Entry, prompts_of, text_options
 from ..tiling.sampling import Tiling
 
 NODE = "Diptych Tiles"

@@ -21,9 +21,9 @@ from comfy.ldm.models.autoencoder import AutoencoderKL
 from comfy.ldm.modules.diffusionmodules.model import vae_attention
 from torch import Tensor, nn
 
+from ...models.state_dict import require_keys, shapes_of
 from ...models.vosr.pixel_vae import PixelUnshuffleVAE
 from ...models.vosr.qwen_vae import LOGVAR_RANGE, QwenImageVAE, QwenVAEConfig
-from ..loading import require_keys, shapes_of
 
 NORM_GROUPS = 32
 QWEN_BASE_DIM = 96

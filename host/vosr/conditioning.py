@@ -10,16 +10,10 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from ...models.tiling import TileGrid, vosr_tile_grid
+from ...models.image import pad_to_multiple
+from ...models.tiles.grid import TileGrid, vosr_tile_grid
 from ...models.vosr.sampling import DEFAULT_WEAK_STRENGTH
-from ..image_latents import (
-    check_image,
-    check_vae_tile,
-    encode_image,
-    pad_to_multiple,
-    require_image_latent,
-    vae_tile_for,
-)
+from ..images import check_image, check_vae_tile, encode_image, require_image_latent, vae_tile_for
 from .vae import encode_moments
 from .vision import encode_vosr_features
 

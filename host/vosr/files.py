@@ -12,7 +12,7 @@ import folder_paths
 import torch
 from torch import Tensor
 
-from ..loading import model_files
+from ..model_folders import model_files
 
 BUNDLED = "VOSR nano (bundled)"
 BUNDLED_FILE = Path(__file__).resolve().parents[2] / "weights" / "vosr_nano.safetensors"

@@ -11,9 +11,11 @@ import comfy.patcher_extension
 import comfy.utils
 import torch
 
+from ...models.state_dict import describe_state_dict, require_keys, shapes_of
 from ...models.vosr.config import VOSRConfig, strip_wrapper_prefix
 from ...models.vosr.dit import VOSRDiT
-from ..loading import WEIGHT_DTYPES, describe_state_dict, load_state_dict_file, require_keys, shapes_of
+from ..files import load_state_dict_file
+from ..precision import WEIGHT_DTYPES
 from .files import VOSRFile, find_model, stored_args
 from .latent import latent_format_for
 from .model import VOSRInfo, VOSRModelConfig

@@ -19,12 +19,13 @@ import torch
 from einops import repeat
 from torch import Tensor
 
-from ...models.tiling import Box, TileGrid, merge_tiles
+from ...models.tiles.grid import Box, TileGrid
+from ...models.tiles.merge import merge_tiles
 from ...models.vosr.config import VOSRConfig
 from ...models.vosr.dit import Block, VOSRDiT
 from ...models.vosr.sampling import weak_strength_from_args
 from ..progress import TileProgress
-from .condition import ContextMemo, TilesCond, VisionCond, check_tokens, tiles_forward_shape, tiles_per_forward
+from .conds import ContextMemo, TilesCond, VisionCond, check_tokens, tiles_forward_shape, tiles_per_forward
 from .files import ARGS_KEY, args_to_tensor
 
 SIGMA_TABLE_SIZE = 25200

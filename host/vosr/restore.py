@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from ...models.color import Method, align_colors
-from ...models.resize import upscale
+from ...models.image import upscale
 from ...models.vosr.sampling import MULTI_STEP, Guidance, euler_times
-from ..image_latents import check_image, decode_latent
+from ..images import check_image, decode_latent
 from .conditioning import EncodeOptions, Tiling, VOSRConditioning, build_conditioning
 from .guider import RestorationGuider
 from .model import VOSRInfo, VOSRModel

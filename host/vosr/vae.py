@@ -15,10 +15,12 @@ import torch
 from comfy.ldm.models.autoencoder import AutoencodingEngine, AutoencodingEngineLegacy, DiagonalGaussianRegularizer
 from torch import Tensor
 
+from ...models.state_dict import describe_state_dict
 from ...models.vosr.config import strip_wrapper_prefix
 from ...models.vosr.qwen_vae import LATENTS_MEAN, LATENTS_STD, LOGVAR_RANGE
 from ...models.vosr.qwen_vae_video import from_video, is_video
-from ..loading import describe_state_dict, load_state_dict_file, model_files
+from ..files import load_state_dict_file
+from ..model_folders import model_files
 from .autoencoders import kl_vae, latent_diffusion_names, pixel_vae, qwen_vae
 from .files import read_args
 

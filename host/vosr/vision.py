@@ -14,9 +14,11 @@ import torch
 from comfy.image_encoders.dino2 import Dinov2Model
 from torch import Tensor
 
+from ...models.state_dict import describe_state_dict, require_keys, shapes_of
 from ...models.vosr.config import strip_wrapper_prefix
 from ...models.vosr.vision import IMAGE_MEAN, IMAGE_STD, INPUT_SIZE, feature_block, preprocess
-from ..loading import describe_state_dict, load_state_dict_file, model_files, require_keys, shapes_of
+from ..files import load_state_dict_file
+from ..model_folders import model_files
 
 HEAD_DIM = 64
 """Of every published DINOv2; the tensors do not tell."""

@@ -15,7 +15,7 @@ from einops import rearrange
 from PIL import Image
 from torch import Tensor
 
-from ..resize import BICUBIC, from_bytes, truncate_to_bytes
+from ..image import BICUBIC, from_bytes, truncate_to_bytes
 from .vocabulary import PATCH_PIXELS
 
 TARGET_SIZE = 512

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
-from ..tiling import Box
+from ..tiles.grid import Box
 
 Layout = Literal["side by side", "stacked"]
 LAYOUTS: tuple[Layout, ...] = get_args(Layout)

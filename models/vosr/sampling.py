@@ -14,7 +14,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ..tiling import Box, TileGrid, merge_tiles
+from ..tiles.grid import Box, TileGrid
+from ..tiles.merge import merge_tiles
 from .dit import VOSRDiT
 
 DEFAULT_WEAK_STRENGTH = 0.15

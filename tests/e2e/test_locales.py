@@ -36,7 +36,7 @@ def leaves(texts: Any, path: str = "") -> Iterator[tuple[str, str]]:
 
 
 def test_english_is_what_the_schemas_say(schema_texts):
-    assert read("en") == schema_texts, "run tools/export_locale.py"
+    assert read("en") == schema_texts, "run dev/export_locale.py"
 
 
 def test_chinese_is_complete(schema_texts):

@@ -1,4 +1,4 @@
-"""tools/restore.py over a real server, and what it says when something is wrong."""
+"""scripts/restore.py over a real server, and what it says when something is wrong."""
 
 from __future__ import annotations
 
@@ -114,7 +114,13 @@ def test_a_run_that_is_given_up_leaves_the_servers_queue(server, tmp_path: Path,
 def test_it_needs_nothing_but_python(tmp_path: Path):
     """An interpreter without installed packages runs it: -S leaves out site-packages, -I the environment."""
     done = subprocess.run(
-        [sys.executable, "-I", "-S", "-c", f"import sys; sys.path.insert(0, {str(ROOT / 'tools')!r}); import restore"],
+        [
+            sys.executable,
+            "-I",
+            "-S",
+            "-c",
+            f"import sys; sys.path.insert(0, {str(ROOT / 'scripts')!r}); import restore",
+        ],
         capture_output=True,
         text=True,
         check=False,

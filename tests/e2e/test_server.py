@@ -25,7 +25,7 @@ INVERT = {
 
 PARENT = """
 import subprocess, sys, time
-sys.path.insert(0, {tools!r})
+sys.path[:0] = {folders!r}
 from comfy_server import die_with_parent
 child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"], preexec_fn=die_with_parent)
 print(child.pid, flush=True)
@@ -104,7 +104,7 @@ def test_a_server_that_cannot_start_says_why(start_server):
 def test_the_server_ends_with_a_process_that_is_killed():
     """A test run that dies leaves no server behind."""
     parent = subprocess.Popen(
-        [sys.executable, "-c", PARENT.format(tools=str(ROOT / "tools"))],
+        [sys.executable, "-c", PARENT.format(folders=[str(ROOT / "scripts"), str(ROOT / "dev")])],
         stdout=subprocess.PIPE,
         text=True,
     )

@@ -54,7 +54,7 @@ def save_control(host: Any, name: str, weights: dict[str, Tensor], stated: dict[
 
 
 def load_control(host: Any, name: str, weights: dict[str, Tensor], stated: Any = None, dtype: str = "fp32"):
-    from realisr.host.dreamsr.loader import load_mm_control
+    from realisr.host.dreamsr.control.loader import load_mm_control
 
     return load_mm_control(save_control(host, name, weights, stated), dtype)
 
@@ -120,8 +120,8 @@ class Scene:
 
 def apply_control(model: Any, control: Any, scene: Scene, **changes: Any) -> tuple[Any, list[Any], list[Any]]:
     """What Apply MM-ControlNet does. changes: positive, negative, latent, local, or fields of ApplyOptions."""
-    from realisr.host.dreamsr.apply import apply_mm_control
-    from realisr.host.dreamsr.conditioning import ApplyOptions
+    from realisr.host.dreamsr.control.apply import apply_mm_control
+    from realisr.host.dreamsr.control.conditioning import ApplyOptions
 
     inputs: dict[str, Any] = {
         "positive": scene.positive,

@@ -4,13 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from _pack import load_pack
-
-load_pack()
-
-from realisr.models.pure.config import ChameleonConfig  # noqa: E402
-from realisr.models.pure.transformer import Chameleon  # noqa: E402
-from realisr.models.pure.vocabulary import BOI, EOT, SIZE_BASE, image_ids  # noqa: E402
+from realisr.models.pure.config import ChameleonConfig
+from realisr.models.pure.transformer import Chameleon
+from realisr.models.pure.vocabulary import BOI, EOT, SIZE_BASE, image_ids
 
 TINY = ChameleonConfig(hidden_size=16, intermediate_size=32, num_layers=2, num_heads=2, num_kv_heads=2)
 PROMPT = [0, 16400, 16450, 16500, 8197, 8805, 8805, 30, 40, 8803, 8196, EOT]

@@ -40,7 +40,7 @@ class Parameters(nn.Module):
 
 def clip(kind: str, seed: int = 0) -> StateDict:
     """A CLIP of two layers with OpenAI's names and vocabulary; kind: `vit` or `resnet`."""
-    from realisr.services.pyiqa_offline import importable
+    from realisr.services.iqa.offline import importable
 
     with importable():
         from pyiqa.archs.clip_model import CLIP
@@ -86,7 +86,7 @@ def save_clipiqa(folder: Path, seed: int = 0) -> StateDict:
 
 def save_musiq(folder: Path, seed: int = 0) -> StateDict:
     """MUSIQ's one size: 27 million parameters."""
-    from realisr.services.pyiqa_offline import importable
+    from realisr.services.iqa.offline import importable
 
     with importable():
         from pyiqa.archs.musiq_arch import MUSIQ as Network
@@ -98,7 +98,7 @@ def save_musiq(folder: Path, seed: int = 0) -> StateDict:
 
 def save_maniqa(folder: Path, seed: int = 0) -> StateDict:
     """MANIQA's one size: 136 million parameters, saved in half precision."""
-    from realisr.services.pyiqa_offline import importable, offline
+    from realisr.services.iqa.offline import importable, offline
 
     torch.manual_seed(seed)
     with importable(), offline("maniqa", "MANIQA", folder):

@@ -47,7 +47,7 @@ def load_lora(host: InProcessHost, model: Any, name: str, weights: StateDict, st
 
 
 def load_bridge(host: InProcessHost, name: str, weights: StateDict) -> Any:
-    from realisr.nodes.vicr_bridge import LoadVisionContextBridge
+    from realisr.nodes.vicr_loaders import LoadVisionContextBridge
 
     file = host.save_model("model_patches", f"{name}.safetensors", weights)
     return host.run(LoadVisionContextBridge, bridge_name=file)[0]
@@ -55,7 +55,7 @@ def load_bridge(host: InProcessHost, name: str, weights: StateDict) -> Any:
 
 def bridged(model: Any, wire: list[Any], bridge: Any, embeds: Tensor, strength: float = 1.0) -> tuple[Any, list[Any]]:
     """MODEL and CONDITIONING of the bridge node, for CLIP embeddings `[B, 768]`."""
-    from realisr.nodes.vicr_bridge import CLIPVisionContextBridge
+    from realisr.nodes.vicr import CLIPVisionContextBridge
 
     return InProcessHost.run(
         CLIPVisionContextBridge,

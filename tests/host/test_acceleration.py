@@ -88,7 +88,7 @@ def guider_of(model: Any, positive: list[Any]) -> Any:
 
 
 def removed(model: Any, positive: list[Any], latent: Tensor, time: float = 1.0) -> Tensor:
-    from realisr.host.dreamsr.acceleration import remove_degradation
+    from realisr.host.dreamsr.removal import remove_degradation
 
     with torch.inference_mode():
         return remove_degradation(guider_of(model, positive), model, latent, time)
@@ -110,7 +110,7 @@ def weights_of(model: Any) -> dict[str, Tensor]:
 def test_equals_the_hosts_patched_weights(model, positive, latent, naming, rank, alpha):
     import comfy.sd
 
-    from realisr.host.dreamsr.forward_lora import with_forward_lora
+    from realisr.host.dreamsr.lora import with_forward_lora
 
     lora = lora_file(naming, rank, alpha)
     plain = removed(model, positive, latent)
@@ -122,7 +122,7 @@ def test_equals_the_hosts_patched_weights(model, positive, latent, naming, rank,
 
 
 def test_the_weights_are_never_touched(model, positive, latent):
-    from realisr.host.dreamsr.forward_lora import with_forward_lora
+    from realisr.host.dreamsr.lora import with_forward_lora
 
     plain, before = removed(model, positive, latent), weights_of(model)
     patched = with_forward_lora(model, lora_file("diffusers"), 1.0, "x")
@@ -138,7 +138,7 @@ def test_the_weights_are_never_touched(model, positive, latent):
 
 
 def test_a_failing_run_takes_the_lora_out_too(model, positive, latent):
-    from realisr.host.dreamsr.forward_lora import with_forward_lora
+    from realisr.host.dreamsr.lora import with_forward_lora
 
     patched = with_forward_lora(model, lora_file("diffusers"), 1.0, "x")
 
@@ -152,7 +152,7 @@ def test_a_failing_run_takes_the_lora_out_too(model, positive, latent):
 
 
 def test_the_host_counts_the_lora_and_not_a_second_model(model):
-    from realisr.host.dreamsr.forward_lora import with_forward_lora
+    from realisr.host.dreamsr.lora import with_forward_lora
 
     lora = lora_file("diffusers")
     (extra,) = with_forward_lora(model, lora, 1.0, "x").get_additional_models()
@@ -162,7 +162,7 @@ def test_the_host_counts_the_lora_and_not_a_second_model(model):
 def test_stacks_with_a_lora_the_host_adds_in_the_forward(model, positive, latent):
     import comfy.sd
 
-    from realisr.host.dreamsr.forward_lora import with_forward_lora
+    from realisr.host.dreamsr.lora import with_forward_lora
 
     plain = removed(model, positive, latent)
     first, second = lora_file("kohya"), lora_file("host", rank=2)
@@ -208,7 +208,7 @@ def test_is_one_forward_on_the_latent_itself(model, positive, latent, time):
 
 
 def test_the_node_gives_the_texture_stage(host, model, positive, latent):
-    from realisr.nodes.acceleration import AccelerationLoRAStep
+    from realisr.nodes.dreamsr import AccelerationLoRAStep
 
     name = host.save_model("loras", "acceleration.safetensors", lora_file("diffusers"))
     out, sigmas = host.run(
@@ -228,7 +228,7 @@ def test_the_node_gives_the_texture_stage(host, model, positive, latent):
 
 
 def test_a_lora_of_another_model_is_named(model):
-    from realisr.host.dreamsr.forward_lora import with_forward_lora
+    from realisr.host.dreamsr.lora import with_forward_lora
 
     other = {
         "lora_unet_input_blocks_1.lora_down.weight": torch.zeros(4, 8),
@@ -239,7 +239,7 @@ def test_a_lora_of_another_model_is_named(model):
 
 
 def test_other_kinds_of_adapter_are_refused_by_name(model):
-    from realisr.host.dreamsr.forward_lora import with_forward_lora
+    from realisr.host.dreamsr.lora import with_forward_lora
 
     dora = lora_file("host") | {"diffusion_model.double_blocks.0.img_attn.qkv.dora_scale": torch.ones(3 * SIZE, 1)}
     with pytest.raises(ValueError, match=r"not a plain LoRA: .*double_blocks\.0\.img_attn\.qkv.*Use Load LoRA"):

@@ -64,7 +64,7 @@ def refine(chat: ChatServer, **inputs: Any) -> tuple[str, str, str]:
 
 
 def caption(chat: ChatServer, **inputs: Any) -> str:
-    from realisr.nodes.captioning import CaptionForRestoration
+    from realisr.nodes.agent import CaptionForRestoration
 
     given = {
         "image": image(),

@@ -41,7 +41,7 @@ def graph(steps: int = 30):
 @pytest.fixture
 def same(host):
     """Circumstances from defaults, one of them changed at a time."""
-    from realisr.host.refinement_history import circumstances
+    from realisr.host.agent.history import circumstances
 
     keep_alive = [Agent("seer")]
 
@@ -53,13 +53,13 @@ def same(host):
 
 @pytest.fixture
 def history(host):
-    from realisr.host.refinement_history import RefinementHistory
+    from realisr.host.agent.history import RefinementHistory
 
     return RefinementHistory("a house")
 
 
 def result(value: float):
-    from realisr.host.refinement_history import RoundResult
+    from realisr.host.agent.history import RoundResult
 
     return RoundResult([torch.full((1, 2, 2, 3), value)], [f"prompt {value}"], [""], [""])
 

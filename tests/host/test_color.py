@@ -8,7 +8,7 @@ import torch
 
 def test_it_runs_as_a_node(host):
     from realisr.models.color import align_colors
-    from realisr.nodes.color import AlignColors
+    from realisr.nodes.image import AlignColors
 
     image, reference = torch.rand(2, 20, 24, 4), torch.rand(1, 10, 12, 3)
     (aligned,) = host.run(AlignColors, image=image, reference=reference, method="wavelet")
@@ -18,7 +18,7 @@ def test_it_runs_as_a_node(host):
 
 @pytest.mark.parametrize("where", ["image", "reference"])
 def test_values_that_are_not_numbers_are_refused(host, where):
-    from realisr.nodes.color import AlignColors
+    from realisr.nodes.image import AlignColors
 
     inputs = {"image": torch.rand(1, 8, 8, 3), "reference": torch.rand(1, 8, 8, 3)}
     inputs[where][0, 2, 3, 1] = float("nan")
@@ -27,7 +27,7 @@ def test_values_that_are_not_numbers_are_refused(host, where):
 
 
 def test_batches_that_do_not_fit_are_refused(host):
-    from realisr.nodes.color import AlignColors
+    from realisr.nodes.image import AlignColors
 
     with pytest.raises(ValueError, match="the reference has 2 images and there are 3 to align"):
         host.run(AlignColors, image=torch.rand(3, 8, 8, 3), reference=torch.rand(2, 8, 8, 3), method="adain")

@@ -10,7 +10,7 @@ MODES = [SIMPLE, {"degradation": "real-world (first order)"}, {"degradation": "r
 
 
 def degrade(host, image, seed=7, scale=2.0, degradation=SIMPLE, output_size="low resolution"):
-    from realisr.nodes.degrade import DegradeImage
+    from realisr.nodes.image import DegradeImage
 
     inputs = {"seed": seed, "scale": scale, "degradation": degradation, "output_size": output_size}
     (result,) = host.run(DegradeImage, image=image, **inputs)
@@ -30,7 +30,7 @@ def test_an_image_of_a_batch_is_degraded_as_alone(host, degradation):
 
 @pytest.mark.parametrize("degradation", MODES, ids=lambda mode: mode["degradation"])
 def test_the_input_size_comes_back(host, degradation):
-    from realisr.models.resize import upscale
+    from realisr.models.image import upscale
 
     image = torch.rand(1, 30, 41, 3)
     low = degrade(host, image, scale=3.0, degradation=degradation)
@@ -40,7 +40,7 @@ def test_the_input_size_comes_back(host, degradation):
 
 
 def test_alpha_is_resized_and_not_degraded(host):
-    from realisr.models.resize import upscale
+    from realisr.models.image import upscale
 
     image = torch.rand(1, 32, 32, 4)
     result = degrade(host, image)

@@ -30,7 +30,7 @@ def vae(host) -> Any:
 
 @pytest.fixture(scope="module")
 def control(host) -> Any:
-    from realisr.nodes.mm_controlnet import LoadMMControlNet
+    from realisr.nodes.dreamsr_control import LoadMMControlNet
 
     name = save_control(host, "dreamsr_node.safetensors", control_weights())
     return host.run(LoadMMControlNet, control_name=name, weight_dtype="fp32")[0]
@@ -95,10 +95,10 @@ def test_equals_the_separate_nodes(host, model, vae, control, lora):
     import nodes
     from comfy_extras.nodes_custom_sampler import KSamplerSelect, RandomNoise, SamplerCustomAdvanced
 
-    from realisr.nodes.acceleration import AccelerationLoRAStep
-    from realisr.nodes.mm_controlnet import ApplyMMControlNet
-    from realisr.nodes.multidiffusion import TiledMultiDiffusionGuider, TileGridNode
-    from realisr.nodes.upscale import UpscaleForRestoration
+    from realisr.nodes.dreamsr import AccelerationLoRAStep
+    from realisr.nodes.dreamsr_control import ApplyMMControlNet
+    from realisr.nodes.image import UpscaleForRestoration
+    from realisr.nodes.tiles import TiledMultiDiffusionGuider, TileGridNode
 
     image = picture()
     (large,) = host.run(UpscaleForRestoration, image=image, resize={"resize": "scale factor", "scale": 4.0})
@@ -213,7 +213,7 @@ def test_items_of_a_batch_are_what_they_are_alone(host, model, vae, lora):
 
 
 def test_a_grid_of_another_size_is_refused(host, model, vae):
-    from realisr.models.tile_layout import TileLayout
+    from realisr.models.tiles.layout import TileLayout
 
     with pytest.raises(ValueError, match=r"tile grid is for 128x128 pixels, the result is 144x96\. Give Tile Grid"):
         run(host, model, vae, picture(), tile_grid=TileLayout.fitted(128, 128, 64, 32))
@@ -225,7 +225,7 @@ def test_the_number_of_patch_prompts_is_checked(host, model, vae):
 
 
 def test_a_list_of_images_is_refused_with_a_remedy(host, model, vae):
-    from realisr.nodes.widgets import only
+    from realisr.nodes.inputs import only
 
     with pytest.raises(ValueError, match=r"image got a list of 2.*Rebatch Images"):
         only("DreamSR Restore", "image", [picture(), picture()])
@@ -236,10 +236,10 @@ def test_memory_is_asked_for_tiles_and_their_control(host, model, control, monke
     import comfy.samplers
     from comfy.patcher_extension import WrappersMP
 
-    from realisr.host.dreamsr.apply import apply_mm_control
-    from realisr.host.dreamsr.conditioning import ApplyOptions
+    from realisr.host.dreamsr.control.apply import apply_mm_control
+    from realisr.host.dreamsr.control.conditioning import ApplyOptions
     from realisr.host.tiling.sampling import Tiling
-    from realisr.models.tiling import TileGrid
+    from realisr.models.tiles.grid import TileGrid
 
     latent = torch.randn(1, 16, 32, 32)
     patched, positive, _ = apply_mm_control(model, control, text(1), None, {"samples": latent}, None, ApplyOptions())

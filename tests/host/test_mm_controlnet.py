@@ -258,7 +258,7 @@ def test_the_model_that_went_in_stays_as_it_was(model, control, scene):
 
 def test_prompt_of_a_tile(model, control, scene):
     """What a tiled sampler does to the conditions of a tile."""
-    from realisr.host.dreamsr.conditioning import LocalPrompt, with_local_prompt
+    from realisr.host.dreamsr.control.conditioning import LocalPrompt, with_local_prompt
 
     patched, positive, _ = apply_control(model, control, scene, local=None)
     prompt = LocalPrompt(scene.local_text, scene.local_pooled)
@@ -271,7 +271,7 @@ def test_prompt_of_a_tile(model, control, scene):
 def test_tiles(model, control, scene):
     """Under the pack's tiling, the control of a tile sees its crop of the latent: as a canvas of a tile's size does."""
     from realisr.host.tiling.sampling import Tiling
-    from realisr.models.tiling import TileGrid
+    from realisr.models.tiles.grid import TileGrid
 
     patched, positive, _ = apply_control(model, control, scene)
     tiled = Tiling(TileGrid(4, 6, 4, 4, overlap=2, align=2)).apply(patched)

@@ -50,7 +50,7 @@ def scene() -> Scene:
 
 
 def initialise(model: Any, **changes: Any):
-    from realisr.host.dreamsr.initialise import initialise_mm_control
+    from realisr.host.dreamsr.control.initialise import initialise_mm_control
 
     return initialise_mm_control(model, **({"layers": 2} | changes))
 
@@ -189,7 +189,7 @@ def test_initialising_more_than_there_is(model, changes, said):
 
 
 def test_node_refuses_block_lists_before_the_queue_runs(host):
-    from realisr.nodes.mm_controlnet import ApplyMMControlNet, InitialiseMMControlNet
+    from realisr.nodes.dreamsr_control import ApplyMMControlNet, InitialiseMMControlNet
 
     assert InitialiseMMControlNet.validate_inputs(2, "0, 2") is True
     assert "not 2 different block numbers" in InitialiseMMControlNet.validate_inputs(2, "0,0")
@@ -203,8 +203,8 @@ def test_node_refuses_block_lists_before_the_queue_runs(host):
 
 @pytest.mark.parametrize("stored", [torch.float32, torch.bfloat16, torch.float8_e4m3fn])
 def test_saved_file_loads_back_identical(host, weights, stored):
-    from realisr.host.dreamsr.loader import load_mm_control
-    from realisr.nodes.mm_controlnet import SaveMMControlNet
+    from realisr.host.dreamsr.control.loader import load_mm_control
+    from realisr.nodes.dreamsr_control import SaveMMControlNet
 
     dtype = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float8_e4m3fn: "fp8_e4m3fn"}[stored]
     stated = {"dit_blocks": [0, 2], "text_residual": False}
@@ -228,7 +228,7 @@ def test_saved_file_loads_back_identical(host, weights, stored):
 
 
 def test_saved_file_keeps_the_workflow(host, model):
-    from realisr.host.dreamsr.loader import save_mm_control
+    from realisr.host.dreamsr.control.loader import save_mm_control
 
     path = save_mm_control(initialise(model), "controlnet/fresh", {"prompt": {"1": {}}, "workflow": None})
     with safe_open(path, "pt") as file:
@@ -272,7 +272,7 @@ def test_file_without_metadata_or_guidance(host, model, scene):
 
 def test_nodes(host, model, weights, scene):
     """What the nodes hand on, from file to sampler."""
-    from realisr.nodes.mm_controlnet import ApplyMMControlNet, InitialiseMMControlNet, LoadMMControlNet
+    from realisr.nodes.dreamsr_control import ApplyMMControlNet, InitialiseMMControlNet, LoadMMControlNet
 
     name = save_control(host, "by_node.safetensors", weights, {"dit_blocks": [0, 2]})
     (control,) = host.run(LoadMMControlNet, control_name=name, weight_dtype="fp32")

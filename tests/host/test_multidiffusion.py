@@ -42,14 +42,14 @@ SIGMA = {"flux": 0.7, "fill": 0.7, "vosr": 0.7, "unet": 3.0}
 
 
 def layout(size=SIZE, tile=8, overlap=2, align=2):
-    from realisr.models.tile_layout import TileLayout
+    from realisr.models.tiles.layout import TileLayout
 
     return TileLayout.fitted(size[0] * 8, size[1] * 8, tile * 8, overlap * 8, align)
 
 
 def tile_model(model, grid_layout=None, patch_prompts=None, positive=None, **widgets):
     """Outputs of the node: (model, positive)."""
-    from realisr.nodes.multidiffusion import TiledMultiDiffusion
+    from realisr.nodes.tiles import TiledMultiDiffusion
 
     given = {"weights": "uniform", "tiles_per_batch": 4, "true_positions": False, "patch_prompt_reader": "auto"}
     wires = {} if positive is None else {"positive": positive}
@@ -93,7 +93,7 @@ def scene(kind: str, models, multi_step, batch: int = 2, size=SIZE):
 @pytest.mark.parametrize("weights", ["uniform", "gaussian", "linear"])
 @pytest.mark.parametrize("kind", ["flux", "fill", "unet", "vosr"])
 def test_tiles_are_what_the_model_makes_of_each_alone(models, multi_step, kind, weights):
-    from realisr.models.tiling import tile_weight
+    from realisr.models.tiles.weights import tile_weight
 
     x, positive, negative = scene(kind, models, multi_step)
     model, sigma = models[kind], SIGMA[kind]

@@ -29,7 +29,7 @@ def vae(host: InProcessHost):
 
 
 def layout(size=SIZE):
-    from realisr.models.tile_layout import TileLayout
+    from realisr.models.tiles.layout import TileLayout
 
     return TileLayout.fitted(size[0] * 8, size[1] * 8, 64, 16, 2)
 
@@ -58,7 +58,7 @@ def apply_control(control, positive, negative, image, vae=None, strength=0.8, st
 
 
 def tile_model(model, positive=None, prompts=None, **widgets):
-    from realisr.nodes.multidiffusion import TiledMultiDiffusion
+    from realisr.nodes.tiles import TiledMultiDiffusion
 
     given = {"weights": "uniform", "tiles_per_batch": 4, "true_positions": False, "patch_prompt_reader": "auto"}
     wires = {name: value for name, value in (("positive", positive), ("patch_prompts", prompts)) if value is not None}

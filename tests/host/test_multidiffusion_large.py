@@ -15,7 +15,7 @@ from harness.tiled import node_lists, randn, text
 def test_8192_by_8192_takes_as_many_forwards_as_the_grid_has_tiles(host: InProcessHost):
     import comfy.samplers
 
-    from realisr.nodes.multidiffusion import TiledMultiDiffusion, TileGridNode
+    from realisr.nodes.tiles import TiledMultiDiffusion, TileGridNode
 
     sizes: list[list[int]] = []
     model = tiled.calls_of(dreamsr.load_flux(host, "large_flux.safetensors", flux(**tiled.FLUX)), sizes)

@@ -24,7 +24,7 @@ def model(host: InProcessHost):
 
 def grid_of(size_of, tile_size=64, overlap=16, align=2, **wires):
     """(tile grid, preview, number of tiles)."""
-    from realisr.nodes.multidiffusion import TileGridNode
+    from realisr.nodes.tiles import TileGridNode
 
     return InProcessHost.run(TileGridNode, size_of=size_of, tile_size=tile_size, overlap=overlap, align=align, **wires)
 
@@ -34,13 +34,13 @@ def latent(*size: int) -> dict[str, torch.Tensor]:
 
 
 def multidiffusion(**inputs):
-    from realisr.nodes.multidiffusion import TiledMultiDiffusion
+    from realisr.nodes.tiles import TiledMultiDiffusion
 
     return InProcessHost.run(TiledMultiDiffusion, **node_lists(**WIDGETS | inputs))
 
 
 def guider_of(**inputs):
-    from realisr.nodes.multidiffusion import TiledMultiDiffusionGuider
+    from realisr.nodes.tiles import TiledMultiDiffusionGuider
 
     return InProcessHost.run(TiledMultiDiffusionGuider, **node_lists(**WIDGETS | inputs))[0]
 
@@ -98,7 +98,7 @@ def test_the_automatic_tile_needs_the_model(host):
 def test_widgets_are_checked_before_the_run(host, widgets, message):
     import re
 
-    from realisr.nodes.multidiffusion import TileGridNode
+    from realisr.nodes.tiles import TileGridNode
 
     found = TileGridNode.validate_inputs(**widgets)
     assert found is True if message is None else re.search(message, found)
@@ -209,7 +209,7 @@ def test_prompts_that_do_not_fit_are_refused(model, layout, inputs, message):
 
 
 def test_a_list_where_one_is_meant_is_refused(model, layout):
-    from realisr.nodes.multidiffusion import TiledMultiDiffusion
+    from realisr.nodes.tiles import TiledMultiDiffusion
 
     inputs = node_lists(**WIDGETS, model=model, tile_grid=layout) | {"model": [model, model]}
     with pytest.raises(ValueError, match="model got a list of 2"):
@@ -245,7 +245,7 @@ def test_what_covers_the_whole_canvas_and_cannot_be_cropped_is_refused(model, la
 
 def test_a_vosr_conditioning_with_tiles_of_its_own_is_refused(multi_step, layout):
     from harness.vosr import Scene
-    from realisr.models.tiling import TileGrid
+    from realisr.models.tiles.grid import TileGrid
 
     scene = Scene.random(multi_step.config, SIZE, grid=TileGrid(*SIZE, 8, 8, 2))
     patched, _ = multidiffusion(model=multi_step.load(), tile_grid=layout)
@@ -259,7 +259,7 @@ def test_a_vosr_conditioning_with_tiles_of_its_own_is_refused(multi_step, layout
 def test_identical_texts_are_encoded_once(host):
     import nodes
 
-    from realisr.nodes.multidiffusion import EncodePatchPrompts
+    from realisr.nodes.patch_prompts import EncodePatchPrompts
 
     clip = tiled.small_clip()
     prompts = ["a red roof", "", "grass", "a red roof", "grass", "a red roof"]
@@ -275,7 +275,7 @@ def test_identical_texts_are_encoded_once(host):
 
 
 def test_encoded_prompts_are_what_the_sampler_takes(host, layout):
-    from realisr.nodes.multidiffusion import EncodePatchPrompts
+    from realisr.nodes.patch_prompts import EncodePatchPrompts
 
     model, clip = tiled.unet_model(), tiled.small_clip()
     (prompts,) = host.run(EncodePatchPrompts, clip=[clip], prompts=[f"tile {index}" for index in range(6)])
@@ -287,7 +287,7 @@ def test_encoded_prompts_are_what_the_sampler_takes(host, layout):
 def test_encoding_can_be_stopped_and_needs_a_text_encoder(host):
     import comfy.model_management
 
-    from realisr.nodes.multidiffusion import EncodePatchPrompts
+    from realisr.nodes.patch_prompts import EncodePatchPrompts
 
     with pytest.raises(ValueError, match="no text encoder"):
         host.run(EncodePatchPrompts, clip=[None], prompts=["a"])

@@ -51,8 +51,8 @@ def describe(request: ChatRequest) -> Reply:
 
 @pytest.fixture(autouse=True)
 def memory(host: InProcessHost, monkeypatch: pytest.MonkeyPatch) -> Any:
-    from realisr.nodes.patch_captioner import PatchPromptCaptioner
-    from realisr.services.answer_memory import AnswerMemory
+    from realisr.nodes.patch_prompts import PatchPromptCaptioner
+    from realisr.services.vlm.memory import AnswerMemory
 
     fresh = AnswerMemory()
     monkeypatch.setattr(PatchPromptCaptioner, "memory", fresh)
@@ -74,7 +74,7 @@ def endpoint(chat: ChatServer, **options: Any) -> Any:
 
 
 def layout(rows: int, columns: int, tile: int = 16, overlap: int = 0) -> Any:
-    from realisr.models.tile_layout import TileLayout
+    from realisr.models.tiles.layout import TileLayout
 
     return TileLayout.fitted(rows * tile, columns * tile, tile, overlap)
 
@@ -87,7 +87,7 @@ def patchwork(rows: int, columns: int, tile: int = 16) -> torch.Tensor:
 
 
 def captioned(vlm: Any, rows: int, columns: int, **inputs: Any) -> tuple[str, list[str], str]:
-    from realisr.nodes.patch_captioner import STOP, PatchPromptCaptioner
+    from realisr.nodes.patch_prompts import STOP, PatchPromptCaptioner
 
     given = {
         "image": patchwork(rows, columns),
@@ -176,7 +176,7 @@ def test_a_failing_tile_is_named_and_does_not_lose_the_others(chat):
 
 
 def test_failing_tiles_can_have_the_global_prompt(chat, caplog):
-    from realisr.nodes.patch_captioner import FALL_BACK
+    from realisr.nodes.patch_prompts import FALL_BACK
 
     caplog.set_level(logging.WARNING)
     chat.default = lambda request: "I'm sorry, no." if place_of(request) in [(1, 1), (2, 2)] else describe(request)
@@ -192,7 +192,7 @@ def test_failing_tiles_can_have_the_global_prompt(chat, caplog):
 
 
 def test_without_a_global_prompt_nothing_else_is_asked(chat):
-    from realisr.nodes.patch_captioner import FALL_BACK
+    from realisr.nodes.patch_prompts import FALL_BACK
 
     chat.default = Failure(400, "broken")
     with pytest.raises(ValueError, match=r"Patch-Prompt Captioner: no global prompt\. .*broken"):
@@ -310,7 +310,7 @@ def test_a_grid_for_another_image_is_refused(chat):
 
 
 def test_the_text_can_be_edited(chat):
-    from realisr.nodes.patch_captioner import EditPatchPrompts
+    from realisr.nodes.patch_prompts import EditPatchPrompts
 
     whole, prompts, text = captioned(endpoint(chat), 2, 3)
     assert InProcessHost.run(EditPatchPrompts, tile_grid=layout(2, 3), text=text) == (whole, prompts)
@@ -326,13 +326,13 @@ def test_the_text_can_be_edited(chat):
     [(" \n", "text is empty"), ("a dog", "line 1 is before the first heading"), ("=== tile ===", "is no heading")],
 )
 def test_what_is_refused_before_the_queue(host, text, told):
-    from realisr.nodes.patch_captioner import EditPatchPrompts
+    from realisr.nodes.patch_prompts import EditPatchPrompts
 
     assert told in str(EditPatchPrompts.validate_inputs(text))
 
 
 def test_other_texts_pass(host):
-    from realisr.nodes.patch_captioner import EditPatchPrompts
+    from realisr.nodes.patch_prompts import EditPatchPrompts
 
     assert EditPatchPrompts.validate_inputs() is True
     assert EditPatchPrompts.validate_inputs("=== tile 1 ===") is True
@@ -369,7 +369,7 @@ def test_a_local_model_answers_in_batches(host, memory):
 def test_a_host_encoder_is_asked_again_when_a_lora_changes_it(host, memory, monkeypatch):
     from comfy.text_encoders import qwen3vl
 
-    from realisr.nodes.vlm import HostVLM
+    from realisr.host.vlm import HostVLM
 
     monkeypatch.setitem(qwen3vl.QWEN3VL_VISION, "qwen3vl_4b", TINY_VISION)
     clip = tiny_qwen()
@@ -389,7 +389,7 @@ def test_a_host_encoder_is_asked_again_when_a_lora_changes_it(host, memory, monk
 @pytest.mark.parametrize("chat_template", [True, False])
 def test_a_batch_answers_as_one_by_one(host, chat_template):
     """Likeliest words, so that only the padding of the shorter questions could make a difference."""
-    from realisr.services.prompting import caption_question, refine_question
+    from realisr.services.vlm.questions import caption_question, refine_question
 
     vlm = load_llava(host, f"batch_{chat_template}", 0.0, 24, chat_template=chat_template)
     for parameter in vlm.local.network.parameters():  # so large that the answer depends on the question
@@ -408,7 +408,7 @@ def test_a_batch_answers_as_one_by_one(host, chat_template):
 def test_a_batch_is_halved_where_memory_is_short(host):
     import comfy.model_management
 
-    from realisr.host.vlm import within_memory
+    from realisr.host.memory import within_memory
 
     tried: list[list[int]] = []
 

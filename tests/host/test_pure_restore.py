@@ -109,7 +109,7 @@ def test_batch_and_preview_change_nothing(model, monkeypatch, decoding):
 )
 @pytest.mark.parametrize("channels", [3, 4])
 def test_any_size_and_alpha(model, size, resize, expected, channels):
-    from realisr.models.resize import upscale
+    from realisr.models.image import upscale
 
     image = picture(width=size[0], height=size[1], channels=channels)
     result = run_restorer(model, image, resize=resize)

@@ -38,7 +38,7 @@ def pictures(count: int = 1, side: int = 64, seed: int = 0, channels: int = 3) -
 
 def piqe(image: torch.Tensor) -> float:
     """By pyiqa alone."""
-    from realisr.services.pyiqa_offline import importable
+    from realisr.services.iqa.offline import importable
 
     with importable():
         import pyiqa
@@ -203,7 +203,7 @@ def test_a_metric_is_loaded_once_and_freed_with_the_rest(host):
 def test_a_metric_is_moved_as_a_whole_however_little_memory_there_is(host):
     """Its layers are ordinary ones, which do not compute with a part of the weights elsewhere."""
     from realisr.host.iqa import LoadedMetrics, Metric, weights_folder
-    from realisr.services.iqa import create_network, parse_metrics
+    from realisr.services.iqa.metrics import create_network, parse_metrics
 
     (info,) = parse_metrics("liqe")
     patcher = LoadedMetrics().load(Metric("liqe", lambda: create_network(info, weights_folder()), lambda *_: 0.0))
@@ -295,7 +295,7 @@ def test_the_four_default_metrics_choose(host, weights, monkeypatch: pytest.Monk
     """MANIQA at its real size, with one crop of its twenty: ViT-B/8 is heavy on a CPU."""
     from realisr.models.best_of_n import best_of_n
     from realisr.nodes import quality as nodes
-    from realisr.services.iqa import DEFAULT_METRICS, create_network
+    from realisr.services.iqa.metrics import DEFAULT_METRICS, create_network
 
     def create(info, folder):
         return create_network(info, folder, **({"test_sample": 1} if info.name == "maniqa" else {}))
@@ -379,7 +379,7 @@ def test_candidates_that_do_not_fit_together(host, entries, inputs, message):
 def test_a_score_that_is_no_number_is_null_in_json_and_ranks_last(host):
     from realisr.models.best_of_n import best_of_n
     from realisr.nodes.score_table import ScoreTable, Section
-    from realisr.services.iqa import parse_metrics
+    from realisr.services.iqa.metrics import parse_metrics
 
     scores = torch.tensor([[math.nan], [2.0]], dtype=torch.float64)
     table = ScoreTable(parse_metrics("musiq"), [Section("", scores, best_of_n(scores, [True]))])

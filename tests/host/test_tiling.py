@@ -26,7 +26,7 @@ def fill(host: InProcessHost):
 
 def tiling(size=(12, 14), tile=(8, 8), overlap=(4, 4), **options):
     from realisr.host.tiling.sampling import Tiling
-    from realisr.models.tiling import TileGrid
+    from realisr.models.tiles.grid import TileGrid
 
     return Tiling(TileGrid.fitted(size, tile, overlap, 2), **options)
 

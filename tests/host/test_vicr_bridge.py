@@ -316,7 +316,7 @@ def test_projected_embedding_of_the_cores_clip(host, weights, plain, bridge):
     import comfy.clip_vision
     import nodes
 
-    from realisr.nodes.vicr_bridge import CLIPVisionContextBridge
+    from realisr.nodes.vicr import CLIPVisionContextBridge
 
     clip = comfy.clip_vision.ClipVisionModel(
         {

@@ -123,7 +123,7 @@ def test_a_bridge_with_odd_tensors(host):
 
 
 def test_damaged_bridge(host):
-    from realisr.nodes.vicr_bridge import LoadVisionContextBridge
+    from realisr.nodes.vicr_loaders import LoadVisionContextBridge
 
     name = host.save_model("model_patches", "cut.safetensors", checkpoints.vision_context_bridge())
     path = host.models / "model_patches" / name

@@ -175,7 +175,7 @@ def test_wires_have_the_sizes_the_sampler_and_the_schedule_need(models, width, h
 @pytest.mark.parametrize("layout", ["side by side", "stacked"])
 def test_a_step_merges_the_tiles_run_one_by_one(models, layout):
     """One evaluation equals the untiled model run on every tile's own diptych, each half averaged over its panel."""
-    from realisr.models.tiling import TileGrid
+    from realisr.models.tiles.grid import TileGrid
     from realisr.models.vicr.diptych import Diptych, DiptychImages, empty_target, join, split, target_mask
 
     built = build(96, 80, 1, layout)
@@ -318,7 +318,7 @@ def test_prompts_that_speak_of_the_canvas_are_refused(models):
 
 
 def test_lists_are_for_prompts(models):
-    from realisr.nodes.widgets import only
+    from realisr.nodes.inputs import only
 
     assert only("Diptych Tiles", "canvas", None) is None
     with pytest.raises(ValueError, match=r"Diptych Tiles: canvas got a list of 2\. Only tile_prompts"):

@@ -45,7 +45,9 @@ def wires(host: InProcessHost):
 
 @pytest.mark.parametrize(("weights", "margin"), [("uniform", 0.5), ("gaussian", 0.15)])
 def test_merging_at_every_step_leaves_less_of_a_seam(wires, weights, margin):
-    from realisr.models.tiling import Panes, TileGrid, merge_tiles, tile_weight
+    from realisr.models.tiles.grid import Panes, TileGrid
+    from realisr.models.tiles.merge import merge_tiles
+    from realisr.models.tiles.weights import tile_weight
     from realisr.models.vicr.diptych import build_diptych
     from realisr.nodes.vicr_tiles import DiptychTiles
 

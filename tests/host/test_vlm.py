@@ -32,7 +32,7 @@ def load(name: str = "tiny-llava", **options: Any) -> Any:
 
 
 def caption(vlm: Any, image: torch.Tensor | None = None, **options: Any) -> str:
-    from realisr.nodes.captioning import CaptionForRestoration
+    from realisr.nodes.agent import CaptionForRestoration
 
     widgets = {"style": "tags (VICR-Faithful)", "seed": 5, "max_length": 5000, **options}
     image = picture() if image is None else image
@@ -47,13 +47,13 @@ def refine(vlm: Any, **inputs: Any) -> tuple[str, str, str]:
 
 
 def test_the_folder_is_offered(llava):
-    from realisr.host.vlm_folders import vlm_choices
+    from realisr.host.model_folders import vlm_choices
 
     assert "tiny-llava" in vlm_choices()
 
 
 def test_folders_of_other_models_are_not(host):
-    from realisr.host.vlm_folders import vlm_choices
+    from realisr.host.model_folders import vlm_choices
 
     for name, config in (("language-only", {"model_type": "llama"}), ("pure", {"model_type": "chameleon"})):
         (host.models / "LLM" / name).mkdir(parents=True)
@@ -66,7 +66,7 @@ def test_the_answer_is_transformers_own(llava):
     from PIL import Image
     from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
-    from realisr.services.prompting import refine_question
+    from realisr.services.vlm.questions import refine_question
 
     vlm = load(temperature=0.0, max_tokens=24)
     low, previous = picture(seed=1)[0], picture(60, 90, seed=2)[0]

@@ -274,8 +274,8 @@ def test_no_image(multi_step, vae, vision):
     ],
 )
 def test_huge_scales(multi_step, vae, vision, resize, message):
-    from realisr.nodes.sizes import target_size
-    from realisr.nodes.upscale import UpscaleForRestoration
+    from realisr.nodes.image import UpscaleForRestoration
+    from realisr.nodes.inputs import target_size
 
     wide = torch.zeros(1, 16, 4096, 3)
     if message is None:
@@ -309,7 +309,7 @@ def test_overlap_of_a_whole_tile(multi_step, vae, vision, size, overlap):
 
 
 def test_colour_alignment_of_what_is_not_numbers(host):
-    from realisr.nodes.color import AlignColors
+    from realisr.nodes.image import AlignColors
 
     broken = GREY.clone()
     broken[0, 0, 0, 0] = float("nan")

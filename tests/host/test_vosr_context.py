@@ -12,7 +12,7 @@ STEPS = 5
 
 @pytest.fixture
 def grid():
-    from realisr.models.tiling import TileGrid
+    from realisr.models.tiles.grid import TileGrid
 
     return TileGrid(16, 28, 16, 16, 4)
 

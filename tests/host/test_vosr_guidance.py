@@ -138,7 +138,7 @@ def test_features_of_another_encoder_are_refused(multi_step):
 
 
 def test_features_that_tiles_cannot_share_are_refused(multi_step):
-    from realisr.models.tiling import TileGrid
+    from realisr.models.tiles.grid import TileGrid
 
     scene = Scene.random(multi_step.config, (16, 24), grid=TileGrid(16, 24, 16, 16, 4))
     with pytest.raises(ValueError, match="31 feature tokens, which 2 tiles cannot share evenly"):
@@ -146,7 +146,7 @@ def test_features_that_tiles_cannot_share_are_refused(multi_step):
 
 
 def test_tiles_of_another_canvas_are_refused(multi_step):
-    from realisr.models.tiling import TileGrid
+    from realisr.models.tiles.grid import TileGrid
 
     scene = Scene.random(multi_step.config, (16, 24), grid=TileGrid(16, 32, 16, 16, 4))
     with pytest.raises(ValueError, match="covers a latent of 16x32, the one being sampled is 16x24"):

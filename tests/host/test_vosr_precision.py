@@ -30,7 +30,7 @@ def tables(model) -> set[torch.dtype]:
 
 @pytest.mark.parametrize("name", NEAR)
 def test_weight_dtypes(multi_step, scene, exact, name):
-    from realisr.host.loading import WEIGHT_DTYPES
+    from realisr.host.precision import WEIGHT_DTYPES
 
     model = multi_step.load(name)
     result = run_guider(model, scene)
@@ -42,7 +42,7 @@ def test_weight_dtypes(multi_step, scene, exact, name):
 
 
 def test_every_dtype_offered_is_tested():
-    from realisr.host.loading import WEIGHT_DTYPES
+    from realisr.host.precision import WEIGHT_DTYPES
 
     assert set(WEIGHT_DTYPES) == {"default", "fp32", *NEAR}
 

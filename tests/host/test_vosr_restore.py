@@ -98,8 +98,7 @@ def wired(host, parts: Parts, image, resize=None, tiling=(0, 0), color="adain", 
     from comfy_extras.nodes_custom_sampler import BasicScheduler, KSamplerSelect, RandomNoise, SamplerCustomAdvanced
     from comfy_extras.nodes_images import ImageCrop
 
-    from realisr.nodes.color import AlignColors
-    from realisr.nodes.upscale import UpscaleForRestoration
+    from realisr.nodes.image import AlignColors, UpscaleForRestoration
     from realisr.nodes.vosr import RestorationCFGGuider, VOSRConditioning
 
     (upscaled,) = host.run(UpscaleForRestoration, image=image, resize=resize or by_factor(2.0))
@@ -187,7 +186,7 @@ def test_last_seed_wraps_around(host, pixel):
 
 
 def test_alpha_is_kept(host, pixel):
-    from realisr.models.resize import upscale
+    from realisr.models.image import upscale
 
     image = picture(20, 28, channels=4)
     result = in_one_node(host, pixel, image)

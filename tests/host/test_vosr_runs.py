@@ -13,7 +13,7 @@ from harness.vosr import CountedCalls, Recorder, Scene, plain_run, relative_erro
 
 
 def grid_of(height: int, width: int):
-    from realisr.models.tiling import TileGrid
+    from realisr.models.tiles.grid import TileGrid
 
     return TileGrid(height, width, 16, 16, 4)
 
@@ -27,7 +27,7 @@ def canvas(multi_step) -> Scene:
 @pytest.fixture
 def tiles_of_two(monkeypatch) -> None:
     """At most two tiles a forward: tiny ones would otherwise all share one."""
-    from realisr.host.vosr import condition
+    from realisr.host.vosr import conds as condition
 
     monkeypatch.setattr(condition, "TOKENS_PER_FORWARD", 2 * 64)
 

@@ -17,7 +17,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from . import golden
+from parity import golden
 
 METHOD = "pure"
 

@@ -5,13 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from _pack import load_pack
-
-from . import golden
-
-load_pack()
-
-from realisr.models import color, resize  # noqa: E402
+from parity import golden
+from realisr.models import color
+from realisr.models import image as resize
 
 LQ_TOLERANCE = 1e-6
 BLUR_TOLERANCE = 2e-6

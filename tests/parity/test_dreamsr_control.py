@@ -5,15 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from _pack import load_pack
 from harness.dreamsr import BlockRecorder, Scene, apply_control, load_control, load_flux, velocity
-
-from . import golden
-
-load_pack()
-
-from realisr.models.dreamsr.config import MMControlNetConfig  # noqa: E402
-from realisr.models.dreamsr.mm_controlnet import MMControlNet  # noqa: E402
+from parity import golden
+from realisr.models.dreamsr.config import MMControlNetConfig
+from realisr.models.dreamsr.mm_controlnet import MMControlNet
 
 OUT_TOLERANCE, MID_TOLERANCE = 4e-5, 6e-5
 

@@ -5,12 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from _pack import load_pack
 from harness.dreamsr import load_control, load_flux
-
-from . import golden
-
-load_pack()
+from parity import golden
 
 LATENT_TOLERANCE, RAW_TOLERANCE = 5e-5, 1e-4
 
@@ -36,9 +32,9 @@ def entry(text, pooled, guidance: float | None = None):
 
 def method(host, flux, lora, case, **changes):
     """The method as the case has it."""
-    from realisr.host.dreamsr.conditioning import ApplyOptions
+    from realisr.host.dreamsr.control.conditioning import ApplyOptions
     from realisr.host.dreamsr.restore import AccelerationLoRA, DreamSR, StageOptions
-    from realisr.models.tiling import TileGrid
+    from realisr.models.tiles.grid import TileGrid
 
     inputs, stated = given(case), case.parameters
     control = None
@@ -77,7 +73,7 @@ def test_degradation_removal(host, flux, lora, case):
     if "box" in case.parameters:
         from dataclasses import replace
 
-        from realisr.models.tiling import TileGrid
+        from realisr.models.tiles.grid import TileGrid
 
         top, bottom, left, right = case.parameters["box"]
         latent = latent[..., top:bottom, left:right].contiguous()

@@ -7,7 +7,7 @@ import json
 import pytest
 import torch
 
-from . import golden
+from parity import golden
 
 RECIPES = sorted(golden.folder("flux").glob(f"*{golden.RECIPE_SUFFIX}"))
 

@@ -5,13 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from _pack import load_pack
-
-from . import golden
-
-load_pack()
-
-from realisr.models.tiling import TileGrid, merge_tiles, tile_weight  # noqa: E402
+from parity import golden
+from realisr.models.tiles.grid import TileGrid
+from realisr.models.tiles.merge import merge_tiles
+from realisr.models.tiles.weights import tile_weight
 
 TOLERANCE = 2e-6
 

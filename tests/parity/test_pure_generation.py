@@ -7,23 +7,18 @@ from functools import cache
 import pytest
 import torch
 
-from _pack import load_pack
-
-from . import golden, pure_golden
-from .pure_tokenizer import ByteTokenizer
-
-load_pack()
-
-from realisr.models.pure import crop, prompt  # noqa: E402
-from realisr.models.pure import logits as stages  # noqa: E402
-from realisr.models.pure.config import ChameleonConfig  # noqa: E402
-from realisr.models.pure.generation import GenerationOptions, generate  # noqa: E402
-from realisr.models.pure.grid import Slot, next_slot  # noqa: E402
-from realisr.models.pure.released import fuse  # noqa: E402
-from realisr.models.pure.transformer import Chameleon  # noqa: E402
-from realisr.models.pure.vocabulary import BOI, BOS, EOT, NL, Vocabulary  # noqa: E402
-from realisr.models.pure.vqgan import VQGAN, VQConfig  # noqa: E402
-from realisr.models.resize import to_bytes  # noqa: E402
+from parity import golden, pure_golden
+from parity.pure_tokenizer import ByteTokenizer
+from realisr.models.image import to_bytes
+from realisr.models.pure import crop, prompt
+from realisr.models.pure import logits as stages
+from realisr.models.pure.config import ChameleonConfig
+from realisr.models.pure.generation import GenerationOptions, generate
+from realisr.models.pure.grid import Slot, next_slot
+from realisr.models.pure.released import fuse
+from realisr.models.pure.transformer import Chameleon
+from realisr.models.pure.vocabulary import BOI, BOS, EOT, NL, Vocabulary
+from realisr.models.pure.vqgan import VQGAN, VQConfig
 
 ENTROPY_TOLERANCE, PROBABILITY_TOLERANCE = 2e-5, 2e-6
 LOGITS_ABSOLUTE, LOGITS_RELATIVE = 5e-5, 1e-5

@@ -5,19 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 
-from _pack import load_pack
-
-from . import golden, pure_golden
-
-load_pack()
-
-from realisr.models import color  # noqa: E402
-from realisr.models.pure import crop, prompt  # noqa: E402
-from realisr.models.pure.vocabulary import EOT, Vocabulary  # noqa: E402
-from realisr.models.pure.vqgan import VQGAN, VQConfig  # noqa: E402
-from realisr.models.resize import from_bytes, to_bytes, truncate_to_bytes  # noqa: E402
-
-from .pure_tokenizer import ByteTokenizer  # noqa: E402
+from parity import golden, pure_golden
+from parity.pure_tokenizer import ByteTokenizer
+from realisr.models import color
+from realisr.models.image import from_bytes, to_bytes, truncate_to_bytes
+from realisr.models.pure import crop, prompt
+from realisr.models.pure.vocabulary import EOT, Vocabulary
+from realisr.models.pure.vqgan import VQGAN, VQConfig
 
 MID_TOLERANCE, DECODED_TOLERANCE, COLOR_TOLERANCE = 2e-5, 3e-5, 2e-6
 

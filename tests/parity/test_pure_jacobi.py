@@ -7,15 +7,10 @@ from itertools import pairwise
 import pytest
 import torch
 
-from _pack import load_pack
-
-from . import golden, pure_golden
-from .test_pure_generation import network
-
-load_pack()
-
-from realisr.models.pure import jacobi, jacobi_reference  # noqa: E402
-from realisr.models.pure import logits as stages  # noqa: E402
+from parity import golden, pure_golden
+from parity.test_pure_generation import network
+from realisr.models.pure import jacobi, jacobi_reference
+from realisr.models.pure import logits as stages
 
 ENTROPY_TOLERANCE, PROBABILITY_TOLERANCE, RATIO_TOLERANCE, RUN_TOLERANCE = 2e-5, 1e-6, 1e-6, 2e-6
 LOGITS_ABSOLUTE, LOGITS_RELATIVE = 5e-5, 1e-5

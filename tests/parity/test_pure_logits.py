@@ -5,15 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from _pack import load_pack
-
-from . import golden, pure_golden
-
-load_pack()
-
-from realisr.models.pure import logits as stages  # noqa: E402
-from realisr.models.pure.grid import Grid, Slot, next_slot  # noqa: E402
-from realisr.models.pure.vocabulary import id_to_index, image_ids  # noqa: E402
+from parity import golden, pure_golden
+from realisr.models.pure import logits as stages
+from realisr.models.pure.grid import Grid, Slot, next_slot
+from realisr.models.pure.vocabulary import id_to_index, image_ids
 
 GUIDANCE_TOLERANCE, ENTROPY_TOLERANCE, PROBABILITY_TOLERANCE = 1e-5, 2e-5, 1e-6
 CASES = pure_golden.cases("logits_stages")

@@ -6,16 +6,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from _pack import load_pack
-
-from . import golden, pure_golden
-
-load_pack()
-
-from realisr.models.pure.cache import KVCache  # noqa: E402
-from realisr.models.pure.config import ChameleonConfig  # noqa: E402
-from realisr.models.pure.released import fuse  # noqa: E402
-from realisr.models.pure.transformer import Chameleon  # noqa: E402
+from parity import golden, pure_golden
+from realisr.models.pure.cache import KVCache
+from realisr.models.pure.config import ChameleonConfig
+from realisr.models.pure.released import fuse
+from realisr.models.pure.transformer import Chameleon
 
 TOLERANCE, LOSS_TOLERANCE, Z_LOSS_TOLERANCE = 2e-5, 1e-5, 1e-4
 CASES = pure_golden.cases("transformer_*")

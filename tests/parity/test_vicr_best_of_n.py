@@ -5,13 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from _pack import load_pack
-
-from . import golden
-
-load_pack()
-
-from realisr.models.best_of_n import best_of_n  # noqa: E402
+from parity import golden
+from realisr.models.best_of_n import best_of_n
 
 NAN = -1e30
 """What the tables hold in place of NaN."""

@@ -7,14 +7,9 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from _pack import load_pack
-
-from . import golden
-
-load_pack()
-
-from realisr.models.vicr import diptych as vicr  # noqa: E402
-from realisr.models.vicr.sigmas import dynamic_shift, flow_match_sigmas  # noqa: E402
+from parity import golden
+from realisr.models.vicr import diptych as vicr
+from realisr.models.vicr.sigmas import dynamic_shift, flow_match_sigmas
 
 IMAGE_TOLERANCE, UPSAMPLE_TOLERANCE, SIGMA_TOLERANCE = 1e-6, 5e-6, 1e-6
 

@@ -7,12 +7,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from _pack import load_pack
 from harness.vicr import LATENT_SCALE, Scene, bridged, load_bridge, load_fill, load_lora, model_space, sample, velocity
-
-from . import golden
-
-load_pack()
+from parity import golden
 
 FORWARD_TOLERANCE, MID_TOLERANCE, TOLERANCE, VECTOR_TOLERANCE = 2e-5, 6e-5, 5e-5, 2e-6
 

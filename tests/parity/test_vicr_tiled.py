@@ -8,12 +8,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from _pack import load_pack
 from harness import vicr
-
-from . import golden
-
-load_pack()
+from parity import golden
 
 TOLERANCE = 5e-5
 

@@ -5,14 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from _pack import load_pack
-
-from . import golden
-
-load_pack()
-
-from realisr.models.vosr import dit, sampling  # noqa: E402
-from realisr.models.vosr.config import VOSRConfig  # noqa: E402
+from parity import golden
+from realisr.models.vosr import dit, sampling
+from realisr.models.vosr.config import VOSRConfig
 
 OUT_TOLERANCE, MID_TOLERANCE = 2e-5, 3e-5
 ROPE_TOLERANCE = 1e-5

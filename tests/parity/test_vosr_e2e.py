@@ -8,14 +8,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from _pack import load_pack
-
-from . import golden
-
-load_pack()
-
-from realisr.models import color, resize  # noqa: E402
-from realisr.models.vosr.sampling import Guidance, euler_times, weak_strength_from_args  # noqa: E402
+from parity import golden
+from realisr.models import color
+from realisr.models import image as resize
+from realisr.models.vosr.sampling import Guidance, euler_times, weak_strength_from_args
 
 FLOAT_TOLERANCE = 5e-5
 LEVELS, EXACT = 3, 0.999

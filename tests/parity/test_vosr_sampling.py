@@ -5,15 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from _pack import load_pack
-
-from . import golden
-from .test_vosr_dit import load_network
-
-load_pack()
-
-from realisr.models import tiling  # noqa: E402
-from realisr.models.vosr import sampling  # noqa: E402
+from parity import golden
+from parity.test_vosr_dit import load_network
+from realisr.models.tiles import merge as tiling
+from realisr.models.vosr import sampling
 
 SAMPLE_TOLERANCE = 3e-5
 MASK_TOLERANCE = 1e-6

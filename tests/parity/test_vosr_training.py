@@ -7,17 +7,10 @@ from typing import Any
 import pytest
 from torch import Tensor
 
+from parity.golden import Case, assert_within, cases, weights
 from realisr.models.vosr.config import VOSRConfig
 from realisr.models.vosr.dit import VOSRDiT
-from realisr.models.vosr.training import (
-    Conditions,
-    ConditionScheme,
-    Distillation,
-    flow_matching_loss,
-    step_times,
-)
-
-from .golden import Case, assert_within, cases, weights
+from realisr.training.vosr_losses import Conditions, ConditionScheme, Distillation, flow_matching_loss, step_times
 
 TOLERANCE = 1e-5
 

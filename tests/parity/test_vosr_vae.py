@@ -5,13 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from _pack import load_pack
-
-from . import golden
-
-load_pack()
-
-from realisr.models.vosr import qwen_vae  # noqa: E402
+from parity import golden
+from realisr.models.vosr import qwen_vae
 
 SD_OUT_TOLERANCE, SD_MID_TOLERANCE = 5e-6, 2e-5
 DECODER_OUT_TOLERANCE, DECODER_MID_TOLERANCE = 1e-5, 1e-4

@@ -5,13 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from _pack import load_pack
-
-from . import golden
-
-load_pack()
-
-from realisr.models.vosr.vision import INPUT_SIZE, preprocess  # noqa: E402
+from parity import golden
+from realisr.models.vosr.vision import INPUT_SIZE, preprocess
 
 TOLERANCE = 5e-5
 

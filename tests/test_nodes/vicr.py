@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from comfy_api.latest import io
 
-from .basic import CATEGORY
+from test_nodes.basic import CATEGORY
 
 GRID = 8
 

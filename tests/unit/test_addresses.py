@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from realisr.services.addresses import (
+from realisr.services.vlm.chat.addresses import (
     NO_KEY,
     base_url_variable,
     check_key_variable,
@@ -15,7 +15,7 @@ from realisr.services.addresses import (
     normalize_base_url,
     redact,
 )
-from realisr.services.questions import SetupError
+from realisr.services.vlm.protocol import SetupError
 
 KEY = "sk-test-0123456789"
 OPENAI = "https://api.openai.com/v1"

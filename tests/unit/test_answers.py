@@ -8,9 +8,9 @@ from collections.abc import Sequence
 import pytest
 import torch
 
-from realisr.services.answers import excerpt, one_line, read_fields, within
-from realisr.services.prompting import RefinedPrompt, caption_question, instruction, refine_question
-from realisr.services.questions import AnswerError, Question, UnusableAnswer, in_batches
+from realisr.services.vlm.answers import excerpt, one_line, read_fields, within
+from realisr.services.vlm.protocol import AnswerError, Question, UnusableAnswer, in_batches
+from realisr.services.vlm.questions import RefinedPrompt, caption_question, instruction, refine_question
 
 FIELDS = ("prompt", "changes", "reason")
 PROMPT = "a wooden door, weathered paint"

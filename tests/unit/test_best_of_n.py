@@ -8,11 +8,7 @@ import random
 import pytest
 import torch
 
-from _pack import load_pack
-
-load_pack()
-
-from realisr.models.best_of_n import best_of_n  # noqa: E402
+from realisr.models.best_of_n import best_of_n
 
 Table = list[list[float]]
 NAN = math.nan

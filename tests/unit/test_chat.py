@@ -14,10 +14,10 @@ import pytest
 import torch
 
 from harness.chat_server import Answer, ChatRequest, ChatServer, Drop, Failure, Hang, Raw
-from realisr.services import wire
-from realisr.services.chat import ChatEndpoint
-from realisr.services.prompting import RefinedPrompt, caption_question, refine_question
-from realisr.services.questions import AnswerError, Question, SetupError, ask
+from realisr.services.vlm.chat import wire
+from realisr.services.vlm.chat.endpoint import ChatEndpoint
+from realisr.services.vlm.protocol import AnswerError, Question, SetupError, ask
+from realisr.services.vlm.questions import RefinedPrompt, caption_question, refine_question
 
 KEY = "sk-test-5f0c6b1e77aa"
 MODEL = "tiny-vlm"

@@ -5,11 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from _pack import load_pack
-
-load_pack()
-
-from realisr.models import color  # noqa: E402
+from realisr.models import color
 
 
 def photo(batch: int = 1, height: int = 40, width: int = 56, channels: int = 3) -> torch.Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from realisr.models.colormap import heat, oklab_to_srgb
+from realisr.models.pure.heatmap import heat, oklab_to_srgb
 
 
 def luminance(colours: torch.Tensor) -> torch.Tensor:

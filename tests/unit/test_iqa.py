@@ -9,13 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from _pack import ROOT, load_pack
+from _pack import ROOT
 from harness import quality
 from host_env import read_extra
-
-load_pack()
-
-from realisr.services import iqa, pyiqa_offline  # noqa: E402
+from realisr.services.iqa import metrics as iqa
+from realisr.services.iqa import offline as pyiqa_offline
 
 
 @pytest.fixture

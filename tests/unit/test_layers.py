@@ -1,4 +1,4 @@
-"""The folders are the architecture: nodes -> host -> models and nodes -> services, never back."""
+"""The folders are the architecture: nodes -> host -> models, nodes and host -> services, training -> models."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from _pack import ROOT
 MAY_IMPORT = {
     "models": {"models"},
     "services": {"services"},
-    "host": {"host", "models"},
+    "training": {"training", "models"},
+    "host": {"host", "models", "services"},
     "nodes": {"nodes", "host", "models", "services"},
 }
 KNOWS_COMFYUI = {"host", "nodes"}
@@ -78,12 +79,13 @@ def test_imports_point_one_way(path: Path):
     [
         ("models/flow.py", "import comfy.utils"),
         ("models/flow.py", "def f():\n    from nodes import KSampler"),
-        ("models/vosr/dit.py", "from ...host import loading"),
+        ("models/vosr/dit.py", "from ...host import files"),
         ("models/vosr/dit.py", "from ... import host"),
-        ("services/chat.py", "import folder_paths"),
-        ("services/chat.py", "from ..nodes import agent"),
+        ("services/vlm/answers.py", "import folder_paths"),
+        ("services/vlm/answers.py", "from ...nodes import agent"),
         ("host/vosr/model.py", "from ...nodes.vosr import CATEGORY"),
-        ("host/loading.py", "from ..services import iqa"),
+        ("training/data.py", "from ..host import images"),
+        ("services/vlm/answers.py", "from ...models import image"),
         ("nodes/vosr.py", "import realisr.models"),
     ],
 )
@@ -94,9 +96,9 @@ def test_an_arrow_back_is_found(path: str, source: str):
 @pytest.mark.parametrize(
     ("path", "source"),
     [
-        ("models/vosr/dit.py", "from .config import VOSRConfig\nfrom ..tiling import Grid\nimport torch"),
-        ("host/vosr/model.py", "import comfy.model_base\nfrom ...models.vosr import dit\nfrom .. import loading"),
-        ("nodes/vosr.py", "from comfy_api.latest import io\nfrom ..host import loading\nfrom ..services import iqa"),
+        ("models/vosr/dit.py", "from .config import VOSRConfig\nfrom ..tiles.grid import TileGrid\nimport torch"),
+        ("host/vosr/model.py", "import comfy.model_base\nfrom ...models.vosr import dit\nfrom .. import files"),
+        ("nodes/vosr.py", "from comfy_api.latest import io\nfrom ..host import files\nfrom ..services import iqa"),
     ],
 )
 def test_an_arrow_forward_is_fine(path: str, source: str):
@@ -112,7 +114,7 @@ def test_models_and_services_import_without_comfyui(tmp_path: Path):
     ]
     script = (
         "import importlib, sys\n"
-        f"sys.path.insert(0, {str(ROOT / 'tools')!r})\n"
+        f"sys.path.insert(0, {str(ROOT / 'scripts')!r})\n"
         "from _pack import load_pack\n"
         "load_pack()\n"
         f"for name in {names!r}: importlib.import_module(name)\n"

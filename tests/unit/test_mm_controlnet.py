@@ -7,14 +7,10 @@ import json
 import pytest
 import torch
 
-from _pack import load_pack
 from harness.dreamsr import Scene, control_config, control_weights
 from harness.straight_line_flux import control_streams
-
-load_pack()
-
-from realisr.models.dreamsr.config import METADATA_KEY, Injection, MMControlNetConfig, spread_evenly  # noqa: E402
-from realisr.models.dreamsr.mm_controlnet import MMControlNet, inject_image, inject_text  # noqa: E402
+from realisr.models.dreamsr.config import METADATA_KEY, Injection, MMControlNetConfig, spread_evenly
+from realisr.models.dreamsr.mm_controlnet import MMControlNet, inject_image, inject_text
 
 
 def network_of(weights: dict[str, torch.Tensor]) -> MMControlNet:

@@ -7,10 +7,10 @@ from collections.abc import Iterator, Sequence
 import pytest
 import torch
 
-from realisr.services.answer_memory import AnswerMemory, KeyedQuestion
-from realisr.services.chat import ChatEndpoint
-from realisr.services.patch_prompts import PatchCaptioning, prompts_text, read_prompts, tile_places
-from realisr.services.questions import Answer, AnswerError, Question, UnusableAnswer, in_batches
+from realisr.services.vlm.chat.endpoint import ChatEndpoint
+from realisr.services.vlm.memory import AnswerMemory, KeyedQuestion
+from realisr.services.vlm.patch_prompts import PatchCaptioning, prompts_text, read_prompts, tile_places
+from realisr.services.vlm.protocol import Answer, AnswerError, Question, UnusableAnswer, in_batches
 
 PROMPTS = ["sky", "a roof, red tiles", "", "=== tile 1 ===", "# grass", "water\nand reeds"]
 TEXT = prompts_text("A house by a lake.", PROMPTS, 2, 3)

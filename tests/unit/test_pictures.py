@@ -6,7 +6,7 @@ import pytest
 import torch
 from PIL import Image
 
-from realisr.services.pictures import as_rgb, fit, to_pil
+from realisr.services.vlm.pictures import as_rgb, fit, to_pil
 
 
 def test_transparent_parts_become_white():

@@ -8,21 +8,17 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from _pack import load_pack
 from harness.pure_tiny import PROMPT, TINY, answering_network, prefer, random_network
-
-load_pack()
-
-from realisr.models.pure import cache, generation, jacobi, sequential  # noqa: E402
-from realisr.models.pure.answer import split_text  # noqa: E402
-from realisr.models.pure.draws import SeededDraws  # noqa: E402
-from realisr.models.pure.generation import GenerationOptions, generate  # noqa: E402
-from realisr.models.pure.grid import Grid, Slot, next_slot  # noqa: E402
-from realisr.models.pure.logits import Sampling  # noqa: E402
-from realisr.models.pure.observer import GenerationError, Observer  # noqa: E402
-from realisr.models.pure.session import Session  # noqa: E402
-from realisr.models.pure.transformer import Chameleon  # noqa: E402
-from realisr.models.pure.vocabulary import BOI, BOS, EOI, EOT, SIZE_BASE, Vocabulary, id_to_index  # noqa: E402
+from realisr.models.pure import cache, generation, jacobi, sequential
+from realisr.models.pure.answer import split_text
+from realisr.models.pure.draws import SeededDraws
+from realisr.models.pure.generation import GenerationOptions, generate
+from realisr.models.pure.grid import Grid, Slot, next_slot
+from realisr.models.pure.logits import Sampling
+from realisr.models.pure.observer import GenerationError, Observer
+from realisr.models.pure.session import Session
+from realisr.models.pure.transformer import Chameleon
+from realisr.models.pure.vocabulary import BOI, BOS, EOI, EOT, SIZE_BASE, Vocabulary, id_to_index
 
 VOCABULARY = Vocabulary.formula()
 DECODINGS = ("sequential", "jacobi")

@@ -8,15 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from _pack import load_pack
 from harness.pure_tiny import TINY, random_network
-
-load_pack()
-
-from realisr.models.pure import released, vqgan  # noqa: E402
-from realisr.models.pure.config import ChameleonConfig  # noqa: E402
-from realisr.models.pure.transformer import Chameleon  # noqa: E402
-from realisr.models.pure.vocabulary import Vocabulary, check_special_names, image_ids  # noqa: E402
+from realisr.models.pure import released, vqgan
+from realisr.models.pure.config import ChameleonConfig
+from realisr.models.pure.transformer import Chameleon
+from realisr.models.pure.vocabulary import Vocabulary, check_special_names, image_ids
 
 FORMATS = Path(__file__).resolve().parents[1] / "formats"
 

@@ -6,17 +6,13 @@ import pytest
 import torch
 from scipy.stats import chi2, chi2_contingency, chisquare
 
-from _pack import load_pack
 from harness.pure_tiny import PROMPT, TINY, random_network
-
-load_pack()
-
-from realisr.models.pure import jacobi  # noqa: E402
-from realisr.models.pure import logits as stages  # noqa: E402
-from realisr.models.pure.generation import Generated, GenerationOptions, generate  # noqa: E402
-from realisr.models.pure.logits import Sampling  # noqa: E402
-from realisr.models.pure.transformer import Chameleon  # noqa: E402
-from realisr.models.pure.vocabulary import Vocabulary  # noqa: E402
+from realisr.models.pure import jacobi
+from realisr.models.pure import logits as stages
+from realisr.models.pure.generation import Generated, GenerationOptions, generate
+from realisr.models.pure.logits import Sampling
+from realisr.models.pure.transformer import Chameleon
+from realisr.models.pure.vocabulary import Vocabulary
 
 SEEDS = 96
 SIGNIFICANCE = 1e-3

@@ -7,17 +7,13 @@ import math
 import pytest
 import torch
 
-from _pack import load_pack
-
-load_pack()
-
-from realisr.models.pure import crop, prompt  # noqa: E402
-from realisr.models.pure import logits as stages  # noqa: E402
-from realisr.models.pure.answer import split_text  # noqa: E402
-from realisr.models.pure.draws import SeededDraws  # noqa: E402
-from realisr.models.pure.grid import Slot, next_slot  # noqa: E402
-from realisr.models.pure.logits import Sampling  # noqa: E402
-from realisr.models.pure.vocabulary import BOI, EOI, EOT, NL, VOCABULARY, image_ids  # noqa: E402
+from realisr.models.pure import crop, prompt
+from realisr.models.pure import logits as stages
+from realisr.models.pure.answer import split_text
+from realisr.models.pure.draws import SeededDraws
+from realisr.models.pure.grid import Slot, next_slot
+from realisr.models.pure.logits import Sampling
+from realisr.models.pure.vocabulary import BOI, EOI, EOT, NL, VOCABULARY, image_ids
 
 ENTROPIES = torch.linspace(-1, 13, 500)
 

@@ -8,13 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from _pack import load_pack
 from harness.autoencoders import qwen_vae
-
-load_pack()
-
-from realisr.models.vosr.qwen_vae import LATENTS_MEAN, LATENTS_STD, QwenImageVAE, QwenVAEConfig  # noqa: E402
-from realisr.models.vosr.qwen_vae_video import from_video, is_video  # noqa: E402
+from realisr.models.vosr.qwen_vae import LATENTS_MEAN, LATENTS_STD, QwenImageVAE, QwenVAEConfig
+from realisr.models.vosr.qwen_vae_video import from_video, is_video
 
 FORMATS = Path(__file__).resolve().parents[1] / "formats"
 

@@ -7,11 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from _pack import load_pack
-
-load_pack()
-
-from realisr.models import resize  # noqa: E402
+from realisr.models import image as resize
 
 
 def pillow(image: torch.Tensor, width: int, height: int, resample) -> np.ndarray:

@@ -5,11 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from _pack import load_pack
-
-load_pack()
-
-from realisr.models.tile_layout import TileLayout, draw_tiles  # noqa: E402
+from realisr.models.tiles.layout import TileLayout
+from realisr.models.tiles.preview import draw_tiles
 
 
 def test_boxes_in_pixels_cover_the_image_and_end_at_its_border():

@@ -5,20 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from _pack import load_pack
-
-load_pack()
-
-from realisr.models.tiling import (  # noqa: E402
-    WEIGHTS,
-    Box,
-    Panes,
-    TileGrid,
-    gaussian_weight,
-    merge_tiles,
-    tile_weight,
-    vosr_tile_grid,
-)
+from realisr.models.tiles.grid import Box, Panes, TileGrid, vosr_tile_grid
+from realisr.models.tiles.merge import merge_tiles
+from realisr.models.tiles.weights import WEIGHTS, gaussian_weight, tile_weight
 
 GRIDS = [(24, 32, 16, 4), (16, 16, 16, 0), (17, 40, 16, 15), (65, 64, 64, 8), (33, 18, 8, 1), (10, 10, 4, 0)]
 

@@ -13,14 +13,14 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 import train_vosr
-from muon import orthogonalise
-from procedural_images import make_image
 from realisr.models.vosr.dit import VOSRDiT
-from realisr.models.vosr.training import Conditions, ConditionScheme, Distillation
-from training_data import DegradationRange, PairBatches
-from vosr_start import start_from_condition
-from vosr_trainer import TrainOptions
-from vosr_weights import load_model
+from realisr.training.data import DegradationRange, PairBatches
+from realisr.training.muon import orthogonalise
+from realisr.training.procedural_images import make_image
+from realisr.training.vosr_losses import Conditions, ConditionScheme, Distillation
+from realisr.training.vosr_start import start_from_condition
+from realisr.training.vosr_trainer import TrainOptions
+from realisr.training.vosr_weights import load_model
 
 MICRO = {
     **train_vosr.PRESETS["nano"],

@@ -8,13 +8,9 @@ import re
 import pytest
 import torch
 
-from _pack import load_pack
 from harness.checkpoints import vision_context_bridge
 from harness.vicr import LORA_MODULES, LORA_RANK
-
-load_pack()
-
-from realisr.models.vicr.bridge import BridgeConfig, VisionContextBridge, strip_prefixes  # noqa: E402
+from realisr.models.vicr.bridge import BridgeConfig, VisionContextBridge, strip_prefixes
 
 SIZES = {"embedding": 48, "hidden": 24, "width": 40}
 

@@ -6,11 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from _pack import load_pack
-
-load_pack()
-
-from realisr.models.vicr import diptych as vicr  # noqa: E402
+from realisr.models.vicr import diptych as vicr
 
 SIZES = [(64, 48), (40, 56), (33, 70), (17, 100), (16, 16), (5, 200), (1, 1)]
 

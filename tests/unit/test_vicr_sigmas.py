@@ -7,11 +7,7 @@ import math
 import pytest
 import torch
 
-from _pack import load_pack
-
-load_pack()
-
-from realisr.models.vicr.sigmas import dynamic_shift, flow_match_sigmas  # noqa: E402
+from realisr.models.vicr.sigmas import dynamic_shift, flow_match_sigmas
 
 
 @pytest.mark.parametrize("tokens", [1, 256, 1024, 4096, 32768])

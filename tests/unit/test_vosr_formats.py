@@ -8,12 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from _pack import load_pack
-
-load_pack()
-
-from realisr.models.vosr.config import VOSRConfig, strip_wrapper_prefix  # noqa: E402
-from realisr.models.vosr.dit import VOSRDiT  # noqa: E402
+from realisr.models.vosr.config import VOSRConfig, strip_wrapper_prefix
+from realisr.models.vosr.dit import VOSRDiT
 
 FORMATS = Path(__file__).resolve().parents[1] / "formats"
 RELEASES = ("0.5B", "0.5B_os", "1.4B", "1.4B_os")

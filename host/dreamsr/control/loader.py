@@ -1,0 +1,153 @@
+"""MM-ControlNet files: reading them from `controlnet`, building the managed network, writing them."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import comfy.cli_args
+import comfy.model_management
+import comfy.model_patcher
+import comfy.ops
+import comfy.utils
+import folder_paths
+import torch
+from torch import Tensor
+
+from ....models.dreamsr.config import Injection, MMControlNetConfig
+from ....models.dreamsr.mm_controlnet import MMControlNet
+from ....models.state_dict import describe_state_dict, require_keys, shapes_of
+from ...files import load_state_dict_file
+from ...model_folders import model_files
+from ...precision import WEIGHT_DTYPES
+
+# As for FLUX itself: half precision is too narrow for it, so bfloat16 comes first.
+INFERENCE_DTYPES = [torch.bfloat16, torch.float16, torch.float32]
+
+QUANTISATION_KEYS = (".comfy_quant", ".weight_scale", ".input_scale")
+
+
+@dataclass(frozen=True)
+class MMControl:
+    """A loaded MM-ControlNet: what an MM_CONTROLNET socket carries.
+
+    patcher: the network under the host's memory management. compute_dtype: what its inputs are cast to.
+    """
+
+    name: str
+    patcher: comfy.model_patcher.ModelPatcher
+    injection: Injection
+    compute_dtype: torch.dtype
+
+    @property
+    def network(self) -> MMControlNet:
+        return self.patcher.model
+
+    @property
+    def config(self) -> MMControlNetConfig:
+        return self.network.config
+
+
+def control_choices() -> list[str]:
+    return [name for name in model_files("controlnet") if name.endswith(".safetensors")]
+
+
+def read_control_config(source: str, state_dict: dict[str, Any]) -> MMControlNetConfig:
+    """Sizes of a state dict. Raises ValueError when it is not a complete MM-ControlNet."""
+    try:
+        config = MMControlNetConfig.from_shapes(shapes_of(state_dict))
+    except (KeyError, ValueError) as error:
+        raise ValueError(
+            f"{source} is not an MM-ControlNet: it lacks {error}. It looks like {describe_state_dict(state_dict)}. "
+            "Choose a DreamSR MM-ControlNet, or make one with Initialise MM-ControlNet. Ordinary ControlNets go "
+            "through ComfyUI's own Load ControlNet Model."
+        ) from error
+    with torch.device("meta"):
+        expected = MMControlNet(config).state_dict()
+    require_keys("DreamSR MM-ControlNet", source, expected, state_dict, QUANTISATION_KEYS)
+    return config
+
+
+def read_injection(source: str, metadata: Mapping[str, str], config: MMControlNetConfig) -> Injection:
+    try:
+        return Injection.from_metadata(metadata, config.layers)
+    except ValueError as error:
+        raise ValueError(f"{source} cannot be used: {error}. Download it again, or save it anew.") from error
+
+
+def load_mm_control(name: str, weight_dtype: str = "default", disable_dynamic: bool = False) -> MMControl:
+    """The MM-ControlNet of a file in `controlnet`. weight_dtype: a key of WEIGHT_DTYPES.
+
+    Raises ValueError for a file that is damaged, no MM-ControlNet, or has malformed metadata.
+    """
+    path = folder_paths.get_full_path_or_raise("controlnet", name)
+    state_dict, metadata = load_state_dict_file(path)
+    state_dict, metadata = comfy.utils.convert_old_quants(state_dict, "", metadata=metadata)
+    config = read_control_config(name, state_dict)
+    injection = read_injection(name, metadata, config)
+    control = build_control(name, config, injection, state_dict, WEIGHT_DTYPES[weight_dtype], disable_dynamic)
+    control.patcher.cached_patcher_init = (load_patcher, (name, weight_dtype))
+    logging.info("RealISR: loaded MM-ControlNet %s (%s blocks) from %s", name, config.layers, path)
+    return control
+
+
+def load_patcher(name: str, weight_dtype: str, disable_dynamic: bool = False) -> comfy.model_patcher.ModelPatcher:
+    return load_mm_control(name, weight_dtype, disable_dynamic).patcher
+
+
+def build_control(
+    name: str,
+    config: MMControlNetConfig,
+    injection: Injection,
+    state_dict: dict[str, Any],
+    options: Mapping[str, Any],
+    disable_dynamic: bool = False,
+) -> MMControl:
+    """Device, precision and casting as the host chooses them for its own diffusion models."""
+    management = comfy.model_management
+    load_device, offload_device = management.get_torch_device(), management.unet_offload_device()
+    quantisation = comfy.utils.detect_layer_quantization(state_dict, "")
+    dtype = options.get("dtype")
+    if dtype is None:
+        dtype = management.unet_dtype(
+            model_params=comfy.utils.calculate_parameters(state_dict),
+            supported_dtypes=INFERENCE_DTYPES,
+            weight_dtype=None if quantisation else comfy.utils.weight_dtype(state_dict),
+        )
+    manual_cast = management.unet_manual_cast(None if quantisation else dtype, load_device, INFERENCE_DTYPES)
+    operations = comfy.ops.pick_operations(
+        dtype,
+        manual_cast,
+        load_device,
+        fp8_optimizations=options.get("fp8_optimizations", False),
+        model_config=SimpleNamespace(quant_config=quantisation),
+    )
+    network = MMControlNet(config, dtype=dtype, device=offload_device, operations=operations)
+    network.eval().requires_grad_(False)
+    patcher_class = comfy.model_patcher.ModelPatcher if disable_dynamic else comfy.model_patcher.CoreModelPatcher
+    patcher = patcher_class(network, load_device=load_device, offload_device=offload_device)
+    # Strict except for what only the host's quantised layers know of; the keys were checked by name and shape.
+    network.load_state_dict(state_dict, strict=not quantisation, assign=patcher.is_dynamic())
+    return MMControl(name, patcher, injection, manual_cast or dtype)
+
+
+def save_mm_control(control: MMControl, prefix: str, workflow: Mapping[str, Any]) -> Path:
+    """Write the network under `prefix` in the host's output folder, with its metadata; returns the file.
+
+    workflow: what goes into the metadata beside it unless the host is told to write none, name to JSON data.
+    """
+    folder, filename, counter, *_ = folder_paths.get_save_image_path(prefix, folder_paths.get_output_directory())
+    metadata = control.injection.to_metadata()
+    if not comfy.cli_args.args.disable_metadata:
+        metadata |= {name: json.dumps(data) for name, data in workflow.items() if data is not None}
+    path = Path(folder) / f"{filename}_{counter:05}_.safetensors"
+    tensors: dict[str, Tensor] = {
+        key: value.detach().contiguous() for key, value in control.patcher.model_state_dict().items()
+    }
+    comfy.utils.save_torch_file(tensors, str(path), metadata=metadata)
+    return path

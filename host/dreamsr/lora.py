@@ -1,0 +1,159 @@
+"""A LoRA that is added in the forward pass, W x + s B A x, and leaves the weights as they are.
+
+For a LoRA that is on for a few forwards only: patching the weights for it would rewrite the whole network twice, keep a
+copy of what it rewrote, and round quantised weights. Names are the host's business: whatever Load LoRA understands.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+
+import comfy.lora
+import comfy.lora_convert
+import comfy.model_management
+import comfy.ops
+from comfy.model_patcher import CoreModelPatcher, ModelPatcher
+from comfy.patcher_extension import PatcherInjection
+from comfy.weight_adapter import LoRAAdapter
+from torch import Tensor, nn
+
+from ...models.state_dict import first_few
+
+KEY = "realisr_forward_lora"
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where a low-rank update goes: a layer, and the part of its output features (None: all of them)."""
+
+    layer: str
+    features: tuple[int, int] | None
+
+    @classmethod
+    def parse(cls, key: str | tuple[str, tuple[int, int, int]]) -> Target:
+        """From the host's patch key: a weight's name, or that with (dimension, start, length) of a fused weight."""
+        name, part = (key, None) if isinstance(key, str) else key
+        if part is not None and part[0] != 0:
+            raise ValueError(f"The LoRA updates input features {part[1:]} of {name}, which is not supported here.")
+        return cls(name.removesuffix(".weight"), None if part is None else (part[1], part[2]))
+
+
+class LowRankUpdate(nn.Module):
+    """s B A x for one layer, added to (a part of) its output."""
+
+    def __init__(self, adapter: LoRAAdapter, strength: float, features: tuple[int, int] | None):
+        super().__init__()
+        up, down, alpha = adapter.weights[:3]
+        rank = down.shape[0]
+        self.scale = strength * (1.0 if alpha is None else alpha / rank)
+        self.features = features
+        linear = comfy.ops.manual_cast.Linear
+        self.down = linear(down.shape[1], rank, bias=False, dtype=down.dtype, device="meta")
+        self.up = linear(rank, up.shape[0], bias=False, dtype=up.dtype, device="meta")
+        self.load_state_dict({"down.weight": down, "up.weight": up}, assign=True)
+
+    def forward(self, x: Tensor, output: Tensor) -> Tensor:
+        """x: the layer's input `[..., in]`; output: what it gave for it, `[..., out]`."""
+        update = self.up(self.down(x)) * self.scale
+        if self.features is None:
+            return output + update
+        output = output.clone()
+        output.narrow(-1, *self.features).add_(update)
+        return output
+
+
+class ForwardLoRA(nn.Module):
+    """All updates of one LoRA; loaded, offloaded and counted by the host like any model."""
+
+    def __init__(self, updates: Mapping[Target, LowRankUpdate]):
+        super().__init__()
+        self.targets = [target.layer for target in updates]
+        self.updates = nn.ModuleList(updates.values())
+
+    def by_layer(self) -> Iterator[tuple[str, list[LowRankUpdate]]]:
+        layers: dict[str, list[LowRankUpdate]] = {}
+        for layer, update in zip(self.targets, self.updates, strict=True):
+            layers.setdefault(layer, []).append(update)
+        yield from layers.items()
+
+    def injection(self, network: nn.Module) -> PatcherInjection:
+        """Puts the updates behind the forwards of `network`'s layers, and takes them out again."""
+        replaced: list[tuple[nn.Module, Callable[..., Tensor], Callable[..., Tensor] | None]] = []
+
+        def inject(_: ModelPatcher) -> None:
+            for name, updates in self.by_layer():
+                layer = network.get_submodule(name)
+                before = vars(layer).get("forward")
+                ours = with_updates(layer.forward, updates)
+                layer.forward = ours
+                replaced.append((layer, ours, before))
+
+        def eject(_: ModelPatcher) -> None:
+            for layer, ours, before in replaced:
+                # Not ours any more: an injection from before ours was ejected first and put the layer's own back.
+                if layer.forward is not ours:
+                    continue
+                if before is None:
+                    del layer.forward
+                else:
+                    layer.forward = before
+            replaced.clear()
+
+        return PatcherInjection(inject=inject, eject=eject)
+
+
+def with_updates(forward: Callable[..., Tensor], updates: list[LowRankUpdate]) -> Callable[..., Tensor]:
+    def updated(x: Tensor, *args, **kwargs) -> Tensor:
+        output = forward(x, *args, **kwargs)
+        for update in updates:
+            output = update(x, output)
+        return output
+
+    return updated
+
+
+def read_adapters(model: ModelPatcher, lora: Mapping[str, Tensor], name: str) -> dict[Target, LoRAAdapter]:
+    """The LoRA's layers as the host maps them onto `model`. `name` is for messages.
+
+    Raises ValueError when nothing matches or when a layer has something other than a plain low-rank update.
+    """
+    keys = comfy.lora.model_lora_keys_unet(model.model, {})
+    loaded = comfy.lora.load_lora(comfy.lora_convert.convert_lora(dict(lora)), keys)
+    if not loaded:
+        raise ValueError(
+            f"No layer of {name} belongs to this model ({type(model.model).__name__}). Its first names are "
+            f"{first_few(sorted(lora))}. Choose a LoRA made for this kind of model."
+        )
+    other = [str(key) for key, adapter in loaded.items() if not is_low_rank(adapter)]
+    if other:
+        raise ValueError(
+            f"{name} is not a plain LoRA: {first_few(other)} hold another kind of update (DoRA, LoHa, LoKr, full "
+            "difference). Use Load LoRA for it."
+        )
+    return {Target.parse(key): adapter for key, adapter in loaded.items()}
+
+
+def is_low_rank(adapter) -> bool:
+    """Two matrices and nothing else: no convolution's middle, no magnitude (DoRA), no reshaping."""
+    if not isinstance(adapter, LoRAAdapter):
+        return False
+    up, down, _, *extras = adapter.weights
+    return up.ndim == down.ndim == 2 and all(extra is None for extra in extras)
+
+
+def with_forward_lora(model: ModelPatcher, lora: Mapping[str, Tensor], strength: float, name: str) -> ModelPatcher:
+    """A clone of `model` that runs with the LoRA on; the two share every weight.
+
+    Raises ValueError as `read_adapters` does.
+    """
+    adapters = read_adapters(model, lora, name)
+    updates = ForwardLoRA(
+        {target: LowRankUpdate(adapter, strength, target.features) for target, adapter in adapters.items()}
+    )
+    patched = model.clone()
+    patched.set_injections(KEY, [updates.injection(patched.model)])
+    patched.set_additional_models(
+        KEY, [CoreModelPatcher(updates, model.load_device, comfy.model_management.unet_offload_device())]
+    )
+    return patched

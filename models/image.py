@@ -1,0 +1,71 @@
+"""Resampling as Pillow does it, for float images.
+
+The reference pipelines upscale 8-bit images with Pillow, whose bicubic (a = -0.5, antialiased when shrinking)
+differs from torch's (a = -0.75) by up to 7/255, which a one-step model amplifies. So images go through Pillow
+itself: rounded to 8 bits, resized, back to float. An 8-bit source loses nothing by that.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+BICUBIC = Image.Resampling.BICUBIC
+LANCZOS = Image.Resampling.LANCZOS
+
+
+def to_bytes(images: Tensor) -> Tensor:
+    """Images in 0..1, any shape -> nearest 8-bit levels; values outside are clamped."""
+    return (images.clamp(0, 1) * 255).round().to(torch.uint8)
+
+
+def truncate_to_bytes(images: Tensor) -> Tensor:
+    """Images in 0..1, any shape -> 8-bit levels, rounded down as when ComfyUI and the reference save an image."""
+    return (images.clamp(0, 1) * 255).to(torch.uint8)
+
+
+def from_bytes(images: Tensor) -> Tensor:
+    """8-bit images, any shape -> float32 in 0..1."""
+    return images.float() / 255
+
+
+def resize_bytes(image: Tensor, width: int, height: int, resample: Image.Resampling) -> Tensor:
+    """Resize one 8-bit image `[H, W, C]` on the CPU; every channel alike, alpha included."""
+    array = image.numpy()
+    if array.shape[-1] == 3:
+        return torch.from_numpy(np.array(Image.fromarray(array).resize((width, height), resample)))
+    bands = [Image.fromarray(np.ascontiguousarray(band)) for band in np.moveaxis(array, -1, 0)]
+    resized = [np.array(band.resize((width, height), resample)) for band in bands]
+    return torch.from_numpy(np.stack(resized, axis=-1))
+
+
+def resize(images: Tensor, width: int, height: int, resample: Image.Resampling = BICUBIC) -> Tensor:
+    """Resize images `[B, H, W, C]` in 0..1 to `[B, height, width, C]` of 8-bit levels, on the images' device.
+
+    Images already of that size are returned as they are. Raises ValueError for a size below 1.
+    """
+    if width < 1 or height < 1:
+        raise ValueError(f"cannot resize to {width}x{height}: both sides must be at least 1 pixel")
+    if images.shape[1:3] == (height, width):
+        return images
+    out = torch.empty((images.shape[0], height, width, images.shape[-1]), dtype=images.dtype, device=images.device)
+    for source, target in zip(images, out, strict=True):
+        target.copy_(from_bytes(resize_bytes(to_bytes(source).cpu(), width, height, resample)))
+    return out
+
+
+def upscale(images: Tensor, width: int, height: int) -> Tensor:
+    """Bicubic `resize`, alpha included: the low-quality image a restoration network is given."""
+    return resize(images, width, height, BICUBIC)
+
+
+def pad_to_multiple(image: Tensor, multiple: int) -> Tensor:
+    """Repeat the right and bottom border of `[B, H, W, C]` until both sides are multiples."""
+    bottom, right = -image.shape[1] % multiple, -image.shape[2] % multiple
+    if not (bottom or right):
+        return image
+    padded = F.pad(image.movedim(-1, 1), (0, right, 0, bottom), mode="replicate")
+    return padded.movedim(1, -1)

@@ -1,0 +1,81 @@
+"""State dicts: what a file's tensors look like, and whether they are the ones a module needs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+# First match wins: (a key the file must contain, optionally as a suffix or prefix, what such a file is).
+FILE_MARKS: tuple[tuple[str, str], ...] = (
+    ("double_blocks.0.img_attn.qkv.weight", "a FLUX diffusion model"),
+    ("context_mlp.0.net.2.weight", "a DreamSR MM-ControlNet"),
+    ("controlnet_x_embedder.weight", "a ControlNet (diffusers naming)"),
+    ("transformer_blocks.0.norm1_context.linear.weight", "a FLUX diffusion model (diffusers naming)"),
+    ("blocks.0.scale_shift_table", "a VOSR diffusion model"),
+    ("encoder.layer.0.layer_scale1.lambda1", "a DINOv2 encoder (transformers naming)"),
+    ("blocks.0.ls1.gamma", "a DINOv2 encoder (hub naming)"),
+    ("vision_model.encoder.layers.0.layer_norm1.weight", "a CLIP or SigLIP vision encoder"),
+    ("visual.transformer.resblocks.0.ln_1.weight", "a CLIP vision encoder (OpenAI naming)"),
+    ("text_model.encoder.layers.0.layer_norm1.weight", "a CLIP text encoder"),
+    ("encoder.block.0.layer.0.SelfAttention.q.weight", "a T5 text encoder"),
+    ("input_blocks.0.0.weight", "a Stable Diffusion UNet"),
+    ("joint_blocks.0.x_block.attn.qkv.weight", "a Stable Diffusion 3 model"),
+    ("taesd_decoder.1.weight", "a TAESD preview decoder"),
+    ("encoder.down.0.block.0.norm1.weight", "a KL autoencoder (latent-diffusion naming)"),
+    ("encoder.down_blocks.0.resnets.0.norm1.weight", "a KL autoencoder (diffusers naming)"),
+    ("encoder.downsamples.0.residual.0.gamma", "a Wan or Qwen-Image video VAE"),
+    ("encoder.down_blocks.0.norm1.gamma", "a Qwen-Image VAE"),
+    ("up_blocks.0.resnets.0.norm1.weight", "an image decoder"),
+    ("lora_A.weight", "a LoRA"),
+    ("lora_down.weight", "a LoRA"),
+)
+
+
+def describe_state_dict(state_dict: Mapping[str, Any]) -> str:
+    """What a file looks like, from its tensor names, for an error message."""
+    keys = list(state_dict)
+    for mark, meaning in FILE_MARKS:
+        if any(key.endswith(mark) for key in keys):
+            return meaning
+    shown = ", ".join(sorted(keys)[:3])
+    return f"a file unknown to this pack ({len(keys)} entries, such as {shown})" if keys else "an empty file"
+
+
+def shapes_of(state_dict: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    return {key: tuple(value.shape) for key, value in state_dict.items() if isinstance(value, torch.Tensor)}
+
+
+def first_few(names: list[str], count: int = 3) -> str:
+    rest = len(names) - count
+    return ", ".join(names[:count]) + (f" and {rest} more" if rest > 0 else "")
+
+
+def require_keys(
+    what: str, source: str, expected: Mapping[str, Any], state_dict: Mapping[str, Any], optional: tuple[str, ...] = ()
+) -> None:
+    """Check that `state_dict` has exactly the tensors of `expected` (a module's state_dict), in their shapes.
+
+    what: the thing being loaded, as in "VOSR model". source: the file's name. optional: suffixes of names that
+    may be missing or extra. Raises ValueError naming the first missing, unexpected or misshapen tensors.
+    """
+    have, want = shapes_of(state_dict), shapes_of(expected)
+    missing = [key for key in want if key not in have and not key.endswith(optional)]
+    unexpected = [key for key in have if key not in want and not key.endswith(optional)]
+    misshapen = [
+        f"{key} is {list(have[key])}, expected {list(want[key])}"
+        for key in want
+        if key in have and have[key] != want[key]
+    ]
+    problems = []
+    if missing:
+        problems.append(f"missing {first_few(missing)}")
+    if unexpected:
+        problems.append(f"unexpected {first_few(unexpected)}")
+    if misshapen:
+        problems.append(first_few(misshapen))
+    if problems:
+        raise ValueError(
+            f"{source} does not fit a {what}: {'; '.join(problems)}. It looks like {describe_state_dict(state_dict)}."
+        )

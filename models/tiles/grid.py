@@ -1,0 +1,138 @@
+"""Where tiles lie on a 2-D field. Sizes are in the field's own unit; a tile never reaches outside the field."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+
+def tile_starts(length: int, tile: int, overlap: int, align: int = 1) -> list[int]:
+    """First cells of the tiles along a side of `length`; the last tile is moved back to end at the border.
+
+    Tiles advance by whole multiples of `align` cells; length and tile are expected to be such multiples.
+    """
+    if length <= tile:
+        return [0]
+    stride = max((tile - overlap) // align * align, align)
+    starts = list(range(0, length - tile + 1, stride))
+    if starts[-1] + tile < length:
+        starts.append(length - tile)
+    return starts
+
+
+@dataclass(frozen=True)
+class Box:
+    """A tile's place: rows [top, top + height), columns [left, left + width)."""
+
+    top: int
+    left: int
+    height: int
+    width: int
+
+    def crop(self, field: Tensor, scale: int = 1) -> Tensor:
+        """The tile's part of `[..., H, W]`; `scale` cells of `field` stand for one of the grid's."""
+        rows = slice(self.top * scale, (self.top + self.height) * scale)
+        columns = slice(self.left * scale, (self.left + self.width) * scale)
+        return field[..., rows, columns]
+
+
+@dataclass(frozen=True)
+class TileGrid:
+    """Equal tiles covering a field of `height` x `width` cells, row by row.
+
+    overlap: cells shared by neighbours, one number or (down, across). align: tiles start at multiples of it, where
+    the field's sides are multiples too.
+    """
+
+    height: int
+    width: int
+    tile_height: int
+    tile_width: int
+    overlap: int | tuple[int, int]
+    align: int = 1
+
+    @classmethod
+    def fitted(cls, size: tuple[int, int], tile: tuple[int, int], overlap: tuple[int, int], align: int = 1) -> TileGrid:
+        """Tiles of about the size asked for, over a field of `size`; all arguments are (height, width).
+
+        Along each axis the tile is rounded down to a multiple of `align`, and cut to the field.
+        """
+        height, width = (
+            min(max(side // align * align, align), length) for side, length in zip(tile, size, strict=True)
+        )
+        return cls(*size, height, width, overlap, align)
+
+    @property
+    def overlaps(self) -> tuple[int, int]:
+        return self.overlap if isinstance(self.overlap, tuple) else (self.overlap, self.overlap)
+
+    @property
+    def rows(self) -> list[int]:
+        return tile_starts(self.height, self.tile_height, self.overlaps[0], self.align)
+
+    @property
+    def columns(self) -> list[int]:
+        return tile_starts(self.width, self.tile_width, self.overlaps[1], self.align)
+
+    @property
+    def boxes(self) -> list[Box]:
+        return [Box(top, left, self.tile_height, self.tile_width) for top in self.rows for left in self.columns]
+
+    def __len__(self) -> int:
+        return len(self.rows) * len(self.columns)
+
+    def batches(self, size: int) -> Iterator[tuple[int, list[Box]]]:
+        """Runs of at most `size` tiles: (index of the first, boxes)."""
+        boxes = self.boxes
+        for first in range(0, len(boxes), size):
+            yield first, boxes[first : first + size]
+
+
+@dataclass(frozen=True)
+class Panes:
+    """A field made of `count` equal panes next to each other along `dim`, all tiled alike.
+
+    A tile is then the crop of every pane at the same box, joined as the panes are: the field's own kind, smaller.
+    """
+
+    count: int = 1
+    dim: Literal[-1, -2] = -1
+
+    def split(self, field: Tensor) -> tuple[Tensor, ...]:
+        """The panes of `[..., H, W]`, as views."""
+        return field.chunk(self.count, self.dim)
+
+    def join(self, panes: Sequence[Tensor]) -> Tensor:
+        return torch.cat(list(panes), self.dim)
+
+    def crop(self, field: Tensor, box: Box, scale: int = 1) -> Tensor:
+        """One tile of `[..., H, W]`; `scale` as in Box.crop."""
+        return self.join([box.crop(pane, scale) for pane in self.split(field)])
+
+    def size(self, height: int, width: int) -> tuple[int, int]:
+        """(height, width) of the field whose panes are `height` x `width`."""
+        return (height * self.count, width) if self.dim == -2 else (height, width * self.count)
+
+
+ONE_PANE = Panes()
+
+
+def vosr_tile_grid(
+    height: int, width: int, tile_pixels: int, overlap_pixels: int, downscale: int = 8, patch: int = 2
+) -> TileGrid | None:
+    """The tile grid VOSR uses over a latent of `height` x `width`, or None when one tile holds all of it.
+
+    Tiles are square, an even number of patches, and never larger than the shorter side; neighbours share at
+    least an eighth of a tile. tile_pixels, overlap_pixels: in image pixels, `downscale` per latent cell.
+    """
+    tile = max(math.floor(tile_pixels / downscale) // patch * patch, patch)
+    overlap = max(overlap_pixels // downscale, tile // 8)
+    if height <= tile and width <= tile:
+        return None
+    tile = min(tile, height, width)
+    return TileGrid(height, width, tile, tile, min(overlap, tile - 1))

@@ -1,0 +1,197 @@
+"""Inputs that nodes of several methods share, and what their values mean."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from comfy_api.latest import io
+
+from ..models.tiles.weights import WEIGHTS, Weights
+from .sockets import VLM
+
+MAX_SIDE = 16384
+BY_FACTOR = "scale factor"
+TO_SIZE = "target size"
+
+
+def resize_input() -> io.DynamicCombo.Input:
+    return io.DynamicCombo.Input(
+        "resize",
+        tooltip="How large the result is: a multiple of the input, or a size in pixels.",
+        options=[
+            io.DynamicCombo.Option(
+                BY_FACTOR,
+                [
+                    io.Float.Input(
+                        "scale",
+                        default=4.0,
+                        min=1.0,
+                        max=8.0,
+                        step=0.25,
+                        round=0.001,
+                        tooltip="Enlargement of both sides. 1 restores at the input's own size.",
+                    )
+                ],
+            ),
+            io.DynamicCombo.Option(
+                TO_SIZE,
+                [
+                    io.Int.Input(
+                        "width",
+                        default=2048,
+                        min=0,
+                        max=MAX_SIDE,
+                        tooltip="Width of the result in pixels; 0 to follow the height at the input's aspect ratio.",
+                    ),
+                    io.Int.Input(
+                        "height",
+                        default=0,
+                        min=0,
+                        max=MAX_SIDE,
+                        tooltip="Height of the result in pixels; 0 to follow the width at the input's aspect ratio.",
+                    ),
+                ],
+            ),
+        ],
+    )
+
+
+def target_size(image, resize: dict[str, Any]) -> tuple[int, int]:
+    """(width, height) in pixels that the widget asks for. Raises ValueError for one that cannot be made."""
+    height, width = image.shape[1:3]
+    if resize["resize"] == BY_FACTOR:
+        target = round(width * resize["scale"]), round(height * resize["scale"])
+    else:
+        asked_width, asked_height = resize["width"], resize["height"]
+        if not (asked_width or asked_height):
+            raise ValueError("Give a target width, a height, or both: they are both 0.")
+        target = (
+            asked_width or round(width * asked_height / height),
+            asked_height or round(height * asked_width / width),
+        )
+    if max(target) > MAX_SIDE:
+        raise ValueError(
+            f"The result would be {target[0]}x{target[1]} pixels; the longest side allowed is {MAX_SIDE}. "
+            f"The input is {width}x{height}: lower the scale."
+        )
+    return max(1, target[0]), max(1, target[1])
+
+
+MAX_SEED = 0xFFFFFFFFFFFFFFFF
+"""The seed widget's range, as the host's own samplers have it."""
+
+
+def vae_tile_input() -> io.Int.Input:
+    return io.Int.Input(
+        "vae_tile_size",
+        default=0,
+        min=0,
+        max=4096,
+        step=64,
+        advanced=True,
+        tooltip=(
+            "Side in pixels of the tiles the VAE works in. 0: the whole image at once when ComfyUI's estimate fits "
+            "the free memory, else tiles of 512."
+        ),
+    )
+
+
+def tile_weights_input(default: Weights) -> io.Combo.Input:
+    return io.Combo.Input(
+        "weights",
+        options=list(WEIGHTS),
+        default=default,
+        tooltip=(
+            "How overlapping predictions are averaged. uniform: the plain mean of MultiDiffusion. gaussian and "
+            "linear trust the middle of a tile more than its border."
+        ),
+    )
+
+
+def tiles_per_batch_input(advanced: bool = False) -> io.Int.Input:
+    return io.Int.Input(
+        "tiles_per_batch",
+        default=0,
+        min=0,
+        max=64,
+        advanced=advanced or None,
+        tooltip=(
+            "Tiles the model runs on together. 0: as many as free memory holds, up to an image of 1024x1024 in "
+            "all. Memory depends on this and the tile size, not on the image. Too many for the memory are halved."
+        ),
+    )
+
+
+def only(node: str, name: str, values: list[Any] | None, several: str = "patch_prompts") -> Any:
+    """The value of an input that takes one, of a node that is handed lists; None where there is none.
+
+    several: the node's input that does take a list. Raises ValueError for a list of several values.
+    """
+    if not values:
+        return None
+    if len(values) > 1:
+        raise ValueError(
+            f"{node}: {name} got a list of {len(values)}. Only {several} takes a list; images of equal size go "
+            "together as one batch (Rebatch Images)."
+        )
+    return values[0]
+
+
+MAX_VLM_SEED = 2**32 - 1
+"""Endpoints and samplers take seeds of different widths; all take this one."""
+
+
+def vlm_input(tooltip: str) -> io.MultiType.Input:
+    """The socket that takes any of the three."""
+    return io.MultiType.Input("vlm", [VLM, io.Clip], tooltip=tooltip)
+
+
+def one_image(node: str, name: str, image: torch.Tensor) -> torch.Tensor:
+    """The only image `[H, W, C]` of a batch. Raises ValueError for several: each needs a prompt of its own."""
+    if image.shape[0] != 1:
+        raise ValueError(
+            f"{node}: {name} is a batch of {image.shape[0]} images, and each image needs a prompt of its own. Put "
+            "Rebatch Images (batch size 1) before it: the node then runs once per image and gives a list of prompts. "
+            "Or choose one image with Get Image from Batch."
+        )
+    return image[0]
+
+
+MAX_LENGTH = 1500
+
+
+def length_input() -> io.Int.Input:
+    return io.Int.Input(
+        "max_length",
+        default=MAX_LENGTH,
+        min=50,
+        max=20000,
+        advanced=True,
+        tooltip="Longest prompt in characters. The model is told; a longer answer is asked for again and never cut. "
+        "FLUX reads about 512 tokens, some 2000 characters.",
+    )
+
+
+def instruction_input() -> io.String.Input:
+    return io.String.Input(
+        "instruction",
+        default="",
+        multiline=True,
+        optional=True,
+        advanced=True,
+        tooltip="What the model is told to do, instead of the pack's instruction (shown on the help page). "
+        "The word max_length in braces becomes the limit. Empty: the pack's.",
+    )
+
+
+def seed_input(name: str = "seed") -> io.Int.Input:
+    return io.Int.Input(
+        name,
+        default=0,
+        min=0,
+        max=MAX_VLM_SEED,
+        control_after_generate=io.ControlAfterGenerate.fixed,
+        tooltip="Passed to the model where it takes one. Another seed asks again; the same one gives the answer that "
+        "ComfyUI has kept.",
+    )

@@ -1,0 +1,324 @@
+"""Prompts of single tiles: written by a vision-language model, and edited as text (arXiv 2605.15682)."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from typing import ClassVar
+
+import comfy.model_management
+import comfy.samplers
+import comfy.utils
+import torch
+from comfy_api.latest import io
+
+from ..host.progress import show_on_node
+from ..host.vlm import poll, vlm_of
+from ..models.tiles.layout import TileLayout
+from ..services.vlm.memory import AnswerMemory, KeyedQuestion
+from ..services.vlm.patch_prompts import (
+    PatchCaptioning,
+    TilePlace,
+    listed,
+    prompts_text,
+    read_blocks,
+    read_prompts,
+    tile_places,
+)
+from ..services.vlm.protocol import AnswerError, VisionLanguageModel
+from .inputs import length_input, only, seed_input, vlm_input
+from .sockets import TileGridType
+from .tiles import CATEGORY
+
+log = logging.getLogger(__name__)
+
+NAME = "Patch-Prompt Captioner"
+EDIT_NAME = "Edit Patch Prompts"
+STOP = "stop when the others are done"
+FALL_BACK = "use the global prompt"
+
+
+def override_input(name: str, what: str) -> io.String.Input:
+    return io.String.Input(
+        name,
+        default="",
+        multiline=True,
+        optional=True,
+        advanced=True,
+        tooltip=f"What the model is told to do for {what}, instead of the pack's instruction (shown on the help page). "
+        "The word max_length in braces becomes the limit. Empty: the pack's.",
+    )
+
+
+def prompt_outputs(global_prompt: str) -> list[io.Output]:
+    return [
+        io.String.Output(display_name="global_prompt", tooltip=global_prompt),
+        io.String.Output(
+            display_name="patch_prompts",
+            is_output_list=True,
+            tooltip="A list with one prompt for each tile, row by row, for Encode Patch Prompts.",
+        ),
+    ]
+
+
+class PatchPromptCaptioner(io.ComfyNode):
+    memory: ClassVar[AnswerMemory] = AnswerMemory()
+    """Here because it has to outlive what it spares: a run that failed, a vlm that got a longer timeout since."""
+
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="RealISR_PatchPromptCaptioner",
+            display_name=NAME,
+            category=CATEGORY,
+            description=(
+                "A vision-language model writes one prompt for the whole picture and one for each tile of it (DreamSR, "
+                "arXiv 2605.15682). Prompts are remembered while ComfyUI runs: queued again, only tiles whose pixels "
+                "have changed are asked for. The pictures are shrunk and sent as JPEG to the connected endpoint; with "
+                "a local model or a CLIP nothing leaves this machine."
+            ),
+            search_aliases=[
+                "dreamsr",
+                "patch prompts",
+                "tile prompts",
+                "caption tiles",
+                "regional caption",
+                "llava",
+                "vlm",
+                "interrogate",
+            ],
+            inputs=[
+                io.Image.Input(
+                    "image",
+                    tooltip="The low-quality image, one, enlarged to the size of the result: the one that Tile Grid "
+                    "was given. Transparent parts are shown as white.",
+                ),
+                TileGridType.Input("tile_grid", tooltip="From Tile Grid."),
+                vlm_input(
+                    "Chat Endpoint, Load Local VLM, or the CLIP of a text encoder that can see and write (Qwen-VL, "
+                    "Gemma): the ones that work in Generate Text."
+                ),
+                io.Int.Input(
+                    "in_flight",
+                    default=8,
+                    min=1,
+                    max=64,
+                    tooltip="Tiles asked for at a time: requests on their way to a Chat Endpoint, or a batch of Load "
+                    "Local VLM, which is halved where memory is short. A CLIP takes one at a time.",
+                ),
+                seed_input(),
+                io.Combo.Input(
+                    "on_failure",
+                    options=[STOP, FALL_BACK],
+                    default=STOP,
+                    tooltip="When tiles get no usable answer after all retries: name them and stop, once all others "
+                    "are asked for and remembered; queued again, only the failed ones are asked for. Or give them the "
+                    "global prompt, and name them in the log. Without a global prompt it always stops.",
+                ),
+                length_input(),
+                io.String.Input(
+                    "global_prompt",
+                    optional=True,
+                    force_input=True,
+                    tooltip="Your description of the whole picture; without one, or when it is empty, the model "
+                    "writes it. Tiles are asked for again when you change it.",
+                ),
+                override_input("global_instruction", "the global prompt"),
+                override_input("patch_instruction", "each tile"),
+            ],
+            outputs=[
+                *prompt_outputs("What the whole picture shows, on one line."),
+                io.String.Output(
+                    display_name="text",
+                    tooltip="All prompts as one text, a numbered block for each tile: to read (Preview as Text), or to "
+                    "edit in Edit Patch Prompts.",
+                ),
+            ],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        image: torch.Tensor,
+        tile_grid: TileLayout,
+        vlm,
+        in_flight: int,
+        seed: int,
+        on_failure: str,
+        max_length: int,
+        global_prompt: str | None = None,
+        global_instruction: str = "",
+        patch_instruction: str = "",
+    ) -> io.NodeOutput:
+        whole = only_image(image)
+        tiles = [tile[0] for tile in tile_grid.tiles(image, NAME)]
+        rows, columns = len(tile_grid.grid.rows), len(tile_grid.grid.columns)
+        asking = PatchCaptioning(max_length, seed, global_instruction, patch_instruction)
+        captioner = Captioner(vlm_of(vlm), cls.memory, in_flight, len(tiles))
+
+        given = (global_prompt or "").strip()
+        told = given or captioner.whole(asking.whole_question(whole))
+        questions = asking.tile_questions(tiles, rows, columns, told, not given)
+        found = captioner.tiles(questions, tile_places(rows, columns))
+        failed = {place: value for place, value in found.items() if isinstance(value, AnswerError)}
+        if failed and on_failure == STOP:
+            raise ValueError(
+                f"{NAME}: {failures(failed, len(found))}\nThe others are remembered: queue again, and only these are "
+                f"asked for. Or set on_failure to '{FALL_BACK}'."
+            )
+        if failed:
+            log.warning("%s: %s\nThey get the global prompt.", NAME, failures(failed, len(found)))
+        prompts = [told if place in failed else str(prompt) for place, prompt in found.items()]
+        return io.NodeOutput(told, prompts, prompts_text(told, prompts, rows, columns))
+
+
+class Captioner:
+    """Asks one model, and shows how far it is: a step of the bar for each prompt."""
+
+    def __init__(self, vlm: VisionLanguageModel, memory: AnswerMemory, in_flight: int, tiles: int):
+        self.vlm = vlm
+        self.memory = memory
+        self.in_flight = in_flight
+        self.steps = tiles + 1
+
+    def whole(self, question: KeyedQuestion) -> str:
+        """The global prompt. Raises ValueError when there is none: no tile can be asked for without."""
+        show_on_node("The whole picture")
+        (answer,) = self.memory.answers(self.vlm, [question], poll)
+        if isinstance(answer.value, AnswerError):
+            raise ValueError(f"{NAME}: no global prompt. {answer.value}")
+        return str(answer.value)
+
+    def tiles(self, questions: Sequence[KeyedQuestion], places: Sequence[TilePlace]) -> dict[TilePlace, object]:
+        """A prompt or an AnswerError for each tile, row by row."""
+        found: dict[int, object] = {}
+        # Not before the global prompt: models in this process have bars of their own for a single question.
+        bar = comfy.utils.ProgressBar(self.steps)
+        bar.update_absolute(1)
+        for answer in self.memory.answers(self.vlm, questions, poll, self.in_flight):
+            poll()
+            found[answer.index] = answer.value
+            bar.update_absolute(1 + len(found))
+            show_on_node(f"{len(found)} of {len(questions)} tiles")
+        return {place: found[index] for index, place in enumerate(places)}
+
+
+def failures(failed: Mapping[TilePlace, AnswerError], tiles: int) -> str:
+    """Which tiles have no prompt and why; tiles with the same reason together."""
+    by_reason: dict[str, list[TilePlace]] = {}
+    for place, error in failed.items():
+        by_reason.setdefault(str(error), []).append(place)
+    lines = [f"{listed(places)}: {reason}" for reason, places in by_reason.items()]
+    return "\n".join([f"{len(failed)} of {tiles} tiles got no prompt.", *lines])
+
+
+def only_image(image: torch.Tensor) -> torch.Tensor:
+    """The only image `[H, W, C]` of a batch. Raises ValueError for several."""
+    if image.shape[0] != 1:
+        raise ValueError(
+            f"{NAME}: image is a batch of {image.shape[0]} images, and the list of prompts is for the tiles of one. "
+            "Choose one with Get Image from Batch, and restore the others in runs of their own."
+        )
+    return image[0]
+
+
+class EditPatchPrompts(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="RealISR_EditPatchPrompts",
+            display_name=EDIT_NAME,
+            category=CATEGORY,
+            description=(
+                "Patch prompts from a text that you can edit, as Patch-Prompt Captioner writes it: a block for the "
+                "whole picture and one for each tile. The text is checked against the grid."
+            ),
+            search_aliases=["dreamsr", "patch prompts", "tile prompts", "regional prompts", "text to list"],
+            inputs=[
+                TileGridType.Input("tile_grid", tooltip="From Tile Grid: the text has a block for each of its tiles."),
+                io.String.Input(
+                    "text",
+                    default="",
+                    multiline=True,
+                    tooltip="Paste the text of Patch-Prompt Captioner and edit it. Each block is a line such as "
+                    "'=== tile 1 ===' and the prompt below it; '=== whole picture ===' is the global prompt. A block "
+                    "without text is an empty prompt.",
+                ),
+            ],
+            outputs=prompt_outputs("The block of the whole picture."),
+        )
+
+    @classmethod
+    def validate_inputs(cls, text: str | None = None) -> bool | str:
+        # A linked text is None here and is checked when the node runs.
+        try:
+            if text is not None:
+                checked(text)
+        except ValueError as error:
+            return str(error)
+        return True
+
+    @classmethod
+    def execute(cls, tile_grid: TileLayout, text: str) -> io.NodeOutput:
+        rows, columns = len(tile_grid.grid.rows), len(tile_grid.grid.columns)
+        try:
+            return io.NodeOutput(*read_prompts(checked(text), rows, columns))
+        except ValueError as error:
+            raise ValueError(f"{EDIT_NAME}: {error}") from None
+
+
+def checked(text: str) -> str:
+    """The text. Raises ValueError for one that fits no grid."""
+    if not read_blocks(text):
+        raise ValueError(f"text is empty. Paste the text that {NAME} gives, and edit it.")
+    return text
+
+
+ENCODE_NAME = "Encode Patch Prompts"
+
+
+class EncodePatchPrompts(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="RealISR_EncodePatchPrompts",
+            display_name=ENCODE_NAME,
+            category=CATEGORY,
+            description=(
+                "Encodes a list of texts, one for each tile, to a list of conditionings. A text that several tiles "
+                "share is encoded once."
+            ),
+            search_aliases=["patch prompts", "tile prompts", "clip text encode", "prompt list", "dreamsr"],
+            is_input_list=True,
+            inputs=[
+                io.Clip.Input("clip", tooltip="The text encoders of the model (DualCLIPLoader, type flux, for FLUX)."),
+                io.String.Input(
+                    "prompts",
+                    force_input=True,
+                    tooltip="One text for each tile, row by row: Patch-Prompt Captioner, or any list of texts.",
+                ),
+            ],
+            outputs=[
+                io.Conditioning.Output(
+                    display_name="patch_prompts",
+                    is_output_list=True,
+                    tooltip="One conditioning for each text, for Tiled MultiDiffusion or Diptych Tiles.",
+                )
+            ],
+        )
+
+    @classmethod
+    def execute(cls, clip, prompts: list[str]) -> io.NodeOutput:
+        encoder, encoded = only(ENCODE_NAME, "clip", clip), {}
+        if encoder is None:
+            raise ValueError(f"{ENCODE_NAME}: the checkpoint holds no text encoder. Load it with a CLIP loader.")
+        bar = comfy.utils.ProgressBar(len(prompts))
+        for number, text in enumerate(prompts, 1):
+            comfy.model_management.throw_exception_if_processing_interrupted()
+            if text not in encoded:
+                encoded[text] = encoder.encode_from_tokens_scheduled(encoder.tokenize(text))
+            bar.update_absolute(number)
+        return io.NodeOutput([encoded[text] for text in prompts])
+
+
+NODES = [PatchPromptCaptioner, EditPatchPrompts, EncodePatchPrompts]

@@ -1,0 +1,165 @@
+"""Restore a degraded photo with the bundled model on a headless ComfyUI: `make demo`.
+
+Runs workflows/api/vosr_nano_quickstart.json through the HTTP API: a photo the model never saw is degraded by
+Degrade Image, restored in tiles in one step, and compared with bicubic enlargement. Writes
+demo_output/<photo>.png and prints PSNR and SSIM against the original.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from _pack import ROOT
+from host_env import HostError, make_host
+
+try:
+    from PIL import Image, ImageDraw, ImageFont
+    from skimage.metrics import peak_signal_noise_ratio, structural_similarity
+
+    from comfy_server import ComfyClient, ComfyServer
+    from realisr.training.data import EVALUATION_PHOTOS, builtin_photos
+except ModuleNotFoundError as missing:
+    sys.exit(f"the demo needs {missing.name} in ComfyUI's Python: {sys.executable} -m pip install '{ROOT}[demo]'")
+
+QUICKSTART = ROOT / "workflows" / "api" / "vosr_nano_quickstart.json"
+PANEL = 384
+MARGIN = 8
+LABEL = 28
+ZOOM = 3
+
+Graph = dict[str, dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One result. seconds: the time of the run that made it, 0 for one that is not a method's."""
+
+    label: str
+    image: Image.Image
+    seconds: float = 0
+
+
+def node_of(graph: Graph, class_type: str) -> str:
+    """The id of the only node of a class."""
+    (found,) = (node for node, content in graph.items() if content["class_type"] == class_type)
+    return found
+
+
+def preview(graph: Graph, node: str) -> Graph:
+    """A graph that ends in showing the first output of `node`, whose own inputs stay."""
+    needed: Graph = {}
+    waiting = [node]
+    while waiting:
+        name = waiting.pop()
+        if name in needed:
+            continue
+        needed[name] = graph[name]
+        waiting += [value[0] for value in graph[name]["inputs"].values() if isinstance(value, list)]
+    return {**needed, "preview": {"class_type": "PreviewImage", "inputs": {"images": [node, 0]}}}
+
+
+def fetch(client: ComfyClient, graph: Graph, class_type: str, label: str) -> Picture:
+    """Run the part of the graph that makes the image of a node, and fetch it."""
+    result = client.run(preview(graph, node_of(graph, class_type)))
+    return Picture(label, client.image(result.images("preview")[0]), result.seconds)
+
+
+def with_steps(graph: Graph, steps: int) -> Graph:
+    graph = copy.deepcopy(graph)
+    graph[node_of(graph, "RealISR_RestorationCFGSampler")]["inputs"]["steps"] = steps
+    return graph
+
+
+def restore(client: ComfyClient, photo: Image.Image, steps: int) -> list[Picture]:
+    """The degraded photo, its bicubic enlargement, its restoration in one step and, when more, in `steps`."""
+    graph: Graph = json.loads(QUICKSTART.read_text(encoding="utf-8"))
+    graph[node_of(graph, "LoadImage")]["inputs"]["image"] = client.upload_image(photo, "demo.png")
+    sampler = "RealISR_RestorationCFGSampler"
+    pictures = [
+        fetch(client, graph, "RealISR_DegradeImage", "degraded"),
+        fetch(client, graph, "RealISR_UpscaleForRestoration", "bicubic"),
+        fetch(client, with_steps(graph, 1), sampler, "VOSR nano, 1 step"),
+    ]
+    if steps > 1:
+        pictures.append(fetch(client, with_steps(graph, steps), sampler, f"VOSR nano, {steps} steps"))
+    return [*pictures, Picture("original", photo)]
+
+
+def quality(picture: Image.Image, original: Image.Image) -> tuple[float, float]:
+    """PSNR in dB and SSIM of two pictures of one size."""
+    restored, reference = np.asarray(picture.convert("RGB")), np.asarray(original)
+    psnr = peak_signal_noise_ratio(reference, restored, data_range=255)
+    return float(psnr), float(structural_similarity(reference, restored, data_range=255, channel_axis=2))
+
+
+def report(pictures: list[Picture]) -> None:
+    original = pictures[-1].image
+    print(f"\n{'':22}{'PSNR':>9}{'SSIM':>8}{'time':>9}")
+    for picture in pictures[1:-1]:
+        psnr, ssim = quality(picture.image, original)
+        print(f"{picture.label:22}{psnr:6.2f} dB{ssim:8.4f}{picture.seconds:7.1f} s")
+
+
+def side_by_side(pictures: list[Picture]) -> Image.Image:
+    """The pictures in a row under their labels, and below them the same detail of each, enlarged."""
+    width, height = pictures[-1].image.size
+    shown = (PANEL, round(PANEL * height / width))
+    side = min(PANEL // ZOOM, width, height)
+    left, top = (width - side) // 2, (height - side) // 3
+    step = PANEL + MARGIN
+    sheet = Image.new("RGB", (step * len(pictures) + MARGIN, LABEL + shown[1] + PANEL + 3 * MARGIN), "white")
+    draw = ImageDraw.Draw(sheet)
+    for index, picture in enumerate(pictures):
+        x = MARGIN + index * step
+        draw.text((x, MARGIN), picture.label, "black", ImageFont.load_default(18))
+        whole = picture.image.convert("RGB").resize((width, height), Image.Resampling.NEAREST)
+        sheet.paste(whole.resize(shown, Image.Resampling.LANCZOS), (x, LABEL + MARGIN))
+        detail = whole.crop((left, top, left + side, top + side))
+        sheet.paste(detail.resize((PANEL, PANEL), Image.Resampling.NEAREST), (x, LABEL + shown[1] + 2 * MARGIN))
+    return sheet
+
+
+def read_photo(image: Path | None) -> tuple[str, Image.Image]:
+    """The name and the photo, of even size so that x2 gives it back: a file, or one scikit-image carries."""
+    if image is None:
+        name = Path(EVALUATION_PHOTOS[0])
+        photo = Image.fromarray(builtin_photos([name.name])[0])
+    else:
+        name, photo = image, Image.open(image).convert("RGB")
+    return name.stem, photo.crop((0, 0, photo.width // 2 * 2, photo.height // 2 * 2))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--image", type=Path, help="a sharp photo (default: one that scikit-image carries)")
+    parser.add_argument("--steps", type=int, default=1, help="also restore in this many steps (default: one step only)")
+    parser.add_argument("--output", type=Path, default=ROOT / "demo_output", help="folder (default: demo_output)")
+    asked = parser.parse_args()
+    start = time.monotonic()
+    name, photo = read_photo(asked.image)
+    print("starting ComfyUI ...", flush=True)
+    with tempfile.TemporaryDirectory() as base, ComfyServer(make_host(), Path(base), {"realisr": ROOT}) as server:
+        print(f"ComfyUI answers at {server.url} after {time.monotonic() - start:.0f} s; restoring {name}", flush=True)
+        pictures = restore(server.client, photo, asked.steps)
+    report(pictures)
+    asked.output.mkdir(parents=True, exist_ok=True)
+    target = asked.output / f"{name}.png"
+    side_by_side(pictures).save(target)
+    print(f"\nwrote {target} ({time.monotonic() - start:.0f} s in all)")
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except HostError as error:
+        sys.exit(f"error: {error}")

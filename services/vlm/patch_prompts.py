@@ -1,0 +1,197 @@
+"""Patch prompts: a text for the whole picture and one for each tile of it (arXiv 2605.15682), asked for and as text."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from .answers import one_line, read_fields, within
+from .memory import KeyedQuestion
+from .pictures import as_rgb
+from .protocol import Picture, Question
+from .questions import instruction
+
+WHOLE = "whole picture"
+HEADING = re.compile(r"===\s*(?:whole picture|tile (\d+)(?:,? *\(?row (\d+), column (\d+)\)?)?)\s*===", re.IGNORECASE)
+MARK = "==="
+SHOWN = 12
+
+
+@dataclass(frozen=True)
+class TilePlace:
+    """A tile of a grid; all numbers count from 1."""
+
+    number: int
+    row: int
+    column: int
+
+    def __str__(self) -> str:
+        return f"tile {self.number} (row {self.row}, column {self.column})"
+
+
+def tile_places(rows: int, columns: int) -> list[TilePlace]:
+    """The tiles of a grid, row by row."""
+    return [TilePlace(1 + i, 1 + i // columns, 1 + i % columns) for i in range(rows * columns)]
+
+
+def pixels_key(image: Tensor) -> str:
+    """A digest of `[H, W, C]`, equal for images that are so as 8-bit RGB, which is all a model is shown.
+
+    Raises ValueError for another shape and for values that are not numbers.
+    """
+    pixels = (as_rgb(image) * 255).round().to(device="cpu", dtype=torch.uint8).contiguous()
+    return hashlib.sha256(repr(tuple(pixels.shape)).encode() + pixels.numpy().tobytes()).hexdigest()
+
+
+@dataclass(frozen=True)
+class PatchCaptioning:
+    """How patch prompts are asked for.
+
+    max_length: of each prompt, in characters. seed: for models that take one. whole_instruction, tile_instruction: an
+    artist's, in place of the pack's (patch_global.txt, patch.txt), where not blank.
+    """
+
+    max_length: int = 1500
+    seed: int | None = None
+    whole_instruction: str = ""
+    tile_instruction: str = ""
+
+    def whole_question(self, image: Tensor) -> KeyedQuestion:
+        """Ask for the global prompt of an image `[H, W, C]` in 0..1. The answer is a text on one line."""
+        told = instruction("patch_global", self.max_length, self.whole_instruction)
+        text = "Write the prompt for this picture. Answer with the prompt only."
+        return self._keyed(told, text, Picture("The whole photograph, low quality:", image))
+
+    def tile_questions(
+        self, tiles: Sequence[Tensor], rows: int, columns: int, whole_prompt: str, written_by_model: bool
+    ) -> list[KeyedQuestion]:
+        """Ask for the prompt of each tile `[h, w, C]` in 0..1, row by row. The answers are texts on one line.
+
+        whole_prompt: what the whole picture shows. written_by_model: whether it is a model's answer. Its wording is
+        then no part of the keys, so that a picture that is edited in one place leaves the other tiles' prompts alone;
+        an artist's text is.
+        """
+        told = instruction("patch", self.max_length, self.tile_instruction)
+        context = self.whole_instruction.strip() if written_by_model else f"given: {whole_prompt}"
+        questions = []
+        for place, tile in zip(tile_places(rows, columns), tiles, strict=True):
+            text = (
+                f"The whole photograph shows: {one_line(whole_prompt)}\n\nThis part is in row {place.row} of {rows}, "
+                f"counted from the top, and in column {place.column} of {columns}, counted from the left.\n\nWrite the "
+                "prompt for this part. Answer with the prompt only."
+            )
+            picture = Picture("A part of the photograph, low quality:", tile)
+            questions.append(self._keyed(told, text, picture, context, place, rows, columns))
+        return questions
+
+    def _keyed(self, told: str, text: str, picture: Picture, *context: object) -> KeyedQuestion:
+        question = Question(
+            told, text, (picture,), read=partial(_read_prompt, max_length=self.max_length), seed=self.seed
+        )
+        return KeyedQuestion(question, (pixels_key(picture.image), told, self.max_length, self.seed, *context))
+
+
+def _read_prompt(text: str, max_length: int) -> str:
+    return within(read_fields(text, ("prompt",))["prompt"], max_length)
+
+
+def prompts_text(whole: str, tiles: Sequence[str], rows: int, columns: int) -> str:
+    """All prompts as one text that can be edited: a block for the whole picture, and one for each tile."""
+    blocks = [
+        (WHOLE, whole),
+        *((str(place), prompt) for place, prompt in zip(tile_places(rows, columns), tiles, strict=True)),
+    ]
+    return "\n\n".join(f"{MARK} {title} {MARK}\n{_indented(prompt)}" for title, prompt in blocks) + "\n"
+
+
+def _indented(prompt: str) -> str:
+    """A prompt none of whose lines is a heading."""
+    return "\n".join(f" {line}" if line.startswith(MARK) else line for line in prompt.split("\n"))
+
+
+@dataclass(frozen=True)
+class PromptBlock:
+    """A block of the text. tile: as its heading has it, row and column 0 where it has none; None: the whole picture.
+
+    line: of the heading, from 1.
+    """
+
+    tile: TilePlace | None
+    line: int
+    prompt: str
+
+
+def read_blocks(text: str) -> list[PromptBlock]:
+    """The blocks of a text as prompts_text makes it, in any order. Line breaks inside a prompt stay.
+
+    Raises ValueError, with the line, for text before the first heading, and for a line that begins as headings do and
+    is none.
+    """
+    found: list[tuple[TilePlace | None, int, list[str]]] = []
+    for number, line in enumerate(text.replace("\r\n", "\n").split("\n"), 1):
+        heading = HEADING.fullmatch(line.rstrip())
+        if heading:
+            place = TilePlace(*(int(group or 0) for group in heading.groups())) if heading[1] else None
+            found.append((place, number, []))
+        elif line.startswith(MARK):
+            raise ValueError(
+                f"line {number} begins with {MARK} and is no heading: {line.strip()!r}. Headings are "
+                f"'{MARK} {WHOLE} {MARK}' and '{MARK} tile 1 {MARK}', '{MARK} tile 2 {MARK}', and so on."
+            )
+        elif found:
+            found[-1][2].append(line)
+        elif line.strip():
+            raise ValueError(
+                f"line {number} is before the first heading: {line.strip()[:60]!r}. A text begins with "
+                f"'{MARK} {WHOLE} {MARK}' or '{MARK} tile 1 {MARK}' on a line of its own."
+            )
+    return [PromptBlock(place, line, "\n".join(lines).strip()) for place, line, lines in found]
+
+
+def read_prompts(text: str, rows: int, columns: int) -> tuple[str, list[str]]:
+    """(prompt of the whole picture, prompts of the tiles row by row) from a text as prompts_text makes it.
+
+    Raises ValueError naming what is missing, twice there, of no tile, or at another place than the grid has it.
+    """
+    places = tile_places(rows, columns)
+    blocks: dict[int | None, PromptBlock] = {}
+    for block in read_blocks(text):
+        number = block.tile.number if block.tile else None
+        if number in blocks:
+            name = f"the {WHOLE}" if number is None else f"tile {number}"
+            raise ValueError(f"{name} is there twice, in lines {blocks[number].line} and {block.line}. Delete one.")
+        blocks[number] = block
+    extra = [number for number in blocks if number is not None and not 1 <= number <= len(places)]
+    missing = [place for place in places if place.number not in blocks]
+    if missing or extra:
+        wrong = [f"it lacks {listed(missing)}"] if missing else []
+        wrong += [f"the grid has no {listed([f'tile {number}' for number in extra])}"] if extra else []
+        raise ValueError(
+            f"the grid has {len(places)} tiles ({rows} rows of {columns}), and the text does not fit: "
+            f"{'; '.join(wrong)}. Each tile needs one block: '{MARK} tile 1 {MARK}' with its prompt below."
+        )
+    for place in places:
+        written = blocks[place.number].tile
+        if written and written.row and written != place:
+            raise ValueError(
+                f"line {blocks[place.number].line} names {written}, but in the grid it is {place}. The text is of "
+                f"another grid, of other rows and columns; without row and column a heading fits any grid."
+            )
+    if None not in blocks:
+        raise ValueError(
+            f"it lacks the {WHOLE}. Add '{MARK} {WHOLE} {MARK}' with its prompt below; without a prompt if the global "
+            "prompt comes from elsewhere."
+        )
+    return blocks[None].prompt, [blocks[place.number].prompt for place in places]
+
+
+def listed(items: Sequence[object]) -> str:
+    """Some of the items by name, and how many more there are."""
+    more = f" and {len(items) - SHOWN} more" if len(items) > SHOWN else ""
+    return ", ".join(map(str, items[:SHOWN])) + more
