@@ -18,7 +18,7 @@ from ..host.agent.loop import CANDIDATES_ID, LOOP_ID, RESULT_ID, ROUND_ID, START
 from ..host.progress import show_on_node
 from .agent import AgentPromptRefiner, check_previous, refiner_options
 from .inputs import vlm_input
-from .sockets import LoopType
+from .sockets import AgentLoopSocket
 
 log = logging.getLogger(__name__)
 
@@ -60,7 +60,9 @@ class AgentRefinementStart(io.ComfyNode):
                 ),
                 io.Image.Output(display_name="image", tooltip="The low-quality image, unchanged in every round."),
                 io.Int.Output(display_name="round", tooltip="Number of the round, 1 for the first."),
-                LoopType.Output(display_name="loop", tooltip="To the Agent Refinement Loop that ends this loop."),
+                AgentLoopSocket.Output(
+                    display_name="loop", tooltip="To the Agent Refinement Loop that ends this loop."
+                ),
             ],
         )
 
@@ -89,7 +91,7 @@ class AgentRefinementLoop(io.ComfyNode):
             enable_expand=True,
             hidden=[io.Hidden.unique_id, io.Hidden.dynprompt],
             inputs=[
-                LoopType.Input("loop", tooltip="From Agent Refinement Start."),
+                AgentLoopSocket.Input("loop", tooltip="From Agent Refinement Start."),
                 io.Image.Input(
                     "image",
                     lazy=True,
@@ -316,7 +318,7 @@ def lazy_vlm_input() -> io.MultiType.Input:
 def round_inputs() -> list[io.Input]:
     """What tells a node of a round which round it is."""
     return [
-        LoopType.Input("loop", tooltip="From Agent Refinement Start."),
+        AgentLoopSocket.Input("loop", tooltip="From Agent Refinement Start."),
         io.String.Input("run", tooltip="Which of the loop's runs the round belongs to."),
         io.Int.Input("round", default=2, min=2, tooltip="Number of the round."),
     ]

@@ -16,7 +16,7 @@ from ..host.model_folders import model_files
 from ..models.color import METHODS
 from ..models.dreamsr.schedule import REMOVAL_TIME, TEXTURE_START, TEXTURE_STEPS, texture_sigmas
 from .inputs import MAX_SEED, only, resize_input, target_size, tile_weights_input, tiles_per_batch_input, vae_tile_input
-from .sockets import MMControlType, TileGridType
+from .sockets import MMControlNetSocket, TileGridSocket
 
 CATEGORY = "RealISR/DreamSR"
 NAME = "DreamSR Restore"
@@ -43,7 +43,7 @@ class DreamSRRestore(io.ComfyNode):
                 io.Vae.Input("vae", tooltip="FLUX's VAE (ae.safetensors)."),
                 io.Image.Input("image", tooltip="Low-quality image or batch to restore."),
                 io.Conditioning.Input("positive", tooltip="The global prompt, with FluxGuidance 3.5."),
-                MMControlType.Input(
+                MMControlNetSocket.Input(
                     "mm_controlnet",
                     optional=True,
                     tooltip="From Load MM-ControlNet. Unconnected: plain FLUX in tiles, which the input steers less.",
@@ -56,7 +56,7 @@ class DreamSRRestore(io.ComfyNode):
                         "MM-ControlNet, or by FLUX itself without one. Unconnected: the global prompt everywhere."
                     ),
                 ),
-                TileGridType.Input(
+                TileGridSocket.Input(
                     "tile_grid",
                     optional=True,
                     tooltip=(

@@ -10,7 +10,7 @@ from ..host.dreamsr.control.initialise import DTYPES, initialise_mm_control, par
 from ..host.dreamsr.control.loader import control_choices, load_mm_control, save_mm_control
 from ..host.precision import WEIGHT_DTYPES
 from .inputs import MAX_SEED
-from .sockets import MMControlType
+from .sockets import MMControlNetSocket
 
 CATEGORY = "RealISR/DreamSR"
 
@@ -45,7 +45,7 @@ class LoadMMControlNet(io.ComfyNode):
                 ),
             ],
             outputs=[
-                MMControlType.Output(display_name="mm_controlnet", tooltip="For Apply MM-ControlNet."),
+                MMControlNetSocket.Output(display_name="mm_controlnet", tooltip="For Apply MM-ControlNet."),
             ],
         )
 
@@ -69,7 +69,7 @@ class ApplyMMControlNet(io.ComfyNode):
             search_aliases=["dreamsr", "controlnet", "mm-controlnet", "patch prompt", "super resolution", "tile"],
             inputs=[
                 io.Model.Input("model", tooltip="A FLUX.1 model (Load Diffusion Model)."),
-                MMControlType.Input("mm_controlnet", tooltip="From Load or Initialise MM-ControlNet."),
+                MMControlNetSocket.Input("mm_controlnet", tooltip="From Load or Initialise MM-ControlNet."),
                 io.Conditioning.Input("positive", tooltip="The global prompt, with FluxGuidance if any."),
                 io.Latent.Input(
                     "latent",
@@ -223,7 +223,7 @@ class InitialiseMMControlNet(io.ComfyNode):
                 ),
             ],
             outputs=[
-                MMControlType.Output(
+                MMControlNetSocket.Output(
                     display_name="mm_controlnet", tooltip="For Apply MM-ControlNet or Save MM-ControlNet."
                 ),
             ],
@@ -257,7 +257,7 @@ class SaveMMControlNet(io.ComfyNode):
             is_output_node=True,
             hidden=[io.Hidden.prompt, io.Hidden.extra_pnginfo],
             inputs=[
-                MMControlType.Input("mm_controlnet", tooltip="From Load or Initialise MM-ControlNet."),
+                MMControlNetSocket.Input("mm_controlnet", tooltip="From Load or Initialise MM-ControlNet."),
                 io.String.Input(
                     "filename_prefix",
                     default="controlnet/mm_controlnet",

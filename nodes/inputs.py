@@ -8,7 +8,7 @@ import torch
 from comfy_api.latest import io
 
 from ..models.tiles.weights import WEIGHTS, Weights
-from .sockets import VLM
+from .sockets import VLMSocket
 
 MAX_SIDE = 16384
 BY_FACTOR = "scale factor"
@@ -144,7 +144,7 @@ MAX_VLM_SEED = 2**32 - 1
 
 def vlm_input(tooltip: str) -> io.MultiType.Input:
     """The socket that takes any of the three."""
-    return io.MultiType.Input("vlm", [VLM, io.Clip], tooltip=tooltip)
+    return io.MultiType.Input("vlm", [VLMSocket, io.Clip], tooltip=tooltip)
 
 
 def one_image(node: str, name: str, image: torch.Tensor) -> torch.Tensor:

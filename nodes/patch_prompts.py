@@ -27,7 +27,7 @@ from ..services.vlm.patch_prompts import (
 )
 from ..services.vlm.protocol import AnswerError, VisionLanguageModel
 from .inputs import length_input, only, seed_input, vlm_input
-from .sockets import TileGridType
+from .sockets import TileGridSocket
 from .tiles import CATEGORY
 
 log = logging.getLogger(__name__)
@@ -93,7 +93,7 @@ class PatchPromptCaptioner(io.ComfyNode):
                     tooltip="The low-quality image, one, enlarged to the size of the result: the one that Tile Grid "
                     "was given. Transparent parts are shown as white.",
                 ),
-                TileGridType.Input("tile_grid", tooltip="From Tile Grid."),
+                TileGridSocket.Input("tile_grid", tooltip="From Tile Grid."),
                 vlm_input(
                     "Chat Endpoint, Load Local VLM, or the CLIP of a text encoder that can see and write (Qwen-VL, "
                     "Gemma): the ones that work in Generate Text."
@@ -235,7 +235,9 @@ class EditPatchPrompts(io.ComfyNode):
             ),
             search_aliases=["dreamsr", "patch prompts", "tile prompts", "regional prompts", "text to list"],
             inputs=[
-                TileGridType.Input("tile_grid", tooltip="From Tile Grid: the text has a block for each of its tiles."),
+                TileGridSocket.Input(
+                    "tile_grid", tooltip="From Tile Grid: the text has a block for each of its tiles."
+                ),
                 io.String.Input(
                     "text",
                     default="",

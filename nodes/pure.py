@@ -15,7 +15,7 @@ from ..models.pure.prompt import INSTRUCTION, PLACEHOLDER
 from ..models.pure.vocabulary import IMAGE_TOKENS
 from .inputs import MAX_SEED, resize_input, target_size
 from .pure_loaders import CATEGORY
-from .sockets import ARRestorerType, TokenGridType
+from .sockets import ARRestorerSocket, TokenGridSocket
 
 MAX_ENTROPY = math.log(IMAGE_TOKENS)
 """Nats of all codes being equally likely."""
@@ -238,7 +238,7 @@ class ARTokenRestorer(io.ComfyNode):
             ),
             search_aliases=["pure", "restore", "super resolution", "upscale", "autoregressive", "caption", "enhance"],
             inputs=[
-                ARRestorerType.Input("model", tooltip="PURE (Load AR Restorer)."),
+                ARRestorerSocket.Input("model", tooltip="PURE (Load AR Restorer)."),
                 io.Image.Input("image", tooltip="Low-quality image or batch to restore."),
                 resize_input(),
                 *text_inputs(),
@@ -276,7 +276,7 @@ class ARTokenRestorer(io.ComfyNode):
                         "ln 16384). For Entropy Heatmap, or as a mask."
                     ),
                 ),
-                TokenGridType.Output(
+                TokenGridSocket.Output(
                     display_name="tokens",
                     tooltip=(
                         "The image codes drawn, 0 to 16383, row by row for each tile, to keep or compare: connect "

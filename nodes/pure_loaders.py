@@ -6,7 +6,7 @@ from comfy_api.latest import io
 
 from ..host.pure.files import VQ_AUTO, restorer_choices, vq_choices
 from ..host.pure.loader import AUTO, WEIGHT_DTYPES, load_ar_restorer
-from .sockets import ARRestorerType
+from .sockets import ARRestorerSocket
 
 CATEGORY = "RealISR/PURE"
 
@@ -51,7 +51,7 @@ class LoadARRestorer(io.ComfyNode):
                 ),
             ],
             outputs=[
-                ARRestorerType.Output(display_name="model", tooltip="For AR Token Restorer."),
+                ARRestorerSocket.Output(display_name="model", tooltip="For AR Token Restorer."),
             ],
         )
 

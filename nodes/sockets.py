@@ -1,26 +1,26 @@
-"""The pack's own socket types, for what the host has no type for."""
+"""The pack's own socket types, for what the host has no type for. All type names begin with REALISR_."""
 
 from __future__ import annotations
 
 from comfy_api.latest import io
 
-VLM = io.Custom("REALISR_VLM")
+VLMSocket = io.Custom("REALISR_VLM")
+"""A services.vlm.protocol.VisionLanguageModel."""
 
+TileGridSocket = io.Custom("REALISR_TILE_GRID")
+"""A models.tiles.layout.TileLayout."""
 
-TileGridType = io.Custom("REALISR_TILE_GRID")
+DiptychSocket = io.Custom("REALISR_DIPTYCH")
+"""A models.vicr.diptych.Diptych."""
 
+MMControlNetSocket = io.Custom("REALISR_MM_CONTROLNET")
+"""A host.dreamsr.control.loader.MMControl."""
 
-MMControlType = io.Custom("MM_CONTROLNET")
+ARRestorerSocket = io.Custom("REALISR_AR_RESTORER")
+"""A host.pure.model.ARRestorer."""
 
+TokenGridSocket = io.Custom("REALISR_TOKEN_GRID")
+"""A host.pure.restore.TokenGrids."""
 
-TokenGridType = io.Custom("REALISR_TOKEN_GRID")
-
-
-LoopType = io.Custom("REALISR_AGENT_LOOP")
-"""Says which Start a Loop belongs to, and carries a RefinementHistory."""
-
-
-DiptychRecord = io.Custom("REALISR_DIPTYCH")
-
-
-ARRestorerType = io.Custom("REALISR_AR_RESTORER")
+AgentLoopSocket = io.Custom("REALISR_AGENT_LOOP")
+"""A host.agent.history.RefinementHistory. It also says which Start a Loop belongs to."""

@@ -17,7 +17,7 @@ from ..host.tiling.sampling import Tiling
 from ..models.tiles.layout import CELL, TileLayout, require_tile
 from ..models.tiles.preview import draw_tiles
 from .inputs import only, tile_weights_input, tiles_per_batch_input
-from .sockets import TileGridType
+from .sockets import TileGridSocket
 
 CATEGORY = "RealISR/Tiles"
 GUIDER_NAME = "Tiled MultiDiffusion Guider"
@@ -83,7 +83,7 @@ class TileGridNode(io.ComfyNode):
                 ),
             ],
             outputs=[
-                TileGridType.Output(display_name="tile_grid", tooltip="For every node that works in tiles."),
+                TileGridSocket.Output(display_name="tile_grid", tooltip="For every node that works in tiles."),
                 io.Image.Output(
                     display_name="preview", tooltip="The tiles with their numbers, counted row by row from 1."
                 ),
@@ -122,7 +122,7 @@ class TileGridNode(io.ComfyNode):
 def sampling_inputs() -> list[io.Input]:
     """What both ways to sample in tiles take, after model and conditionings."""
     return [
-        TileGridType.Input("tile_grid", tooltip="From Tile Grid, for the latent that will be sampled."),
+        TileGridSocket.Input("tile_grid", tooltip="From Tile Grid, for the latent that will be sampled."),
         tile_weights_input("uniform"),
         tiles_per_batch_input(),
         io.Boolean.Input(

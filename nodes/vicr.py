@@ -11,7 +11,7 @@ from ..host.vicr.bridge import apply_bridge
 from ..models.vicr.diptych import LAYOUTS, Layout, build_diptych, crop_target, nearest_to_square
 from ..models.vicr.sigmas import BASE_SHIFT, MAX_SHIFT, flow_match_sigmas
 from .inputs import resize_input, target_size
-from .sockets import DiptychRecord
+from .sockets import DiptychSocket
 
 CATEGORY = "RealISR/VICR"
 AUTO_LAYOUT = "auto"
@@ -59,7 +59,7 @@ class DiptychBuilder(io.ComfyNode):
                     tooltip="The enlarged LQ image alone, at the size of the result: to compare with, to caption, to "
                     "align colours to. Without alpha.",
                 ),
-                DiptychRecord.Output(
+                DiptychSocket.Output(
                     display_name="diptych", tooltip="Sizes, layout and alpha, for Diptych Crop and Diptych Tiles."
                 ),
                 io.Int.Output(display_name="width", tooltip="Width of the canvas in pixels."),
@@ -90,7 +90,7 @@ class DiptychCrop(io.ComfyNode):
             search_aliases=["vicr", "diptych", "crop", "restored panel", "split"],
             inputs=[
                 io.Image.Input("image", tooltip="The decoded canvas: VAE Decode after the sampler."),
-                DiptychRecord.Input("diptych", tooltip="The record of the Diptych Builder that made the canvas."),
+                DiptychSocket.Input("diptych", tooltip="The record of the Diptych Builder that made the canvas."),
             ],
             outputs=[
                 io.Image.Output(

@@ -8,7 +8,7 @@ from comfy_api.latest import io
 
 from ..host.vicr.tiles import DiptychTileOptions, tile_diptych, tile_images
 from .inputs import only, tile_weights_input, tiles_per_batch_input
-from .sockets import DiptychRecord
+from .sockets import DiptychSocket
 from .vicr import CATEGORY
 
 DEFAULTS = DiptychTileOptions()
@@ -17,7 +17,7 @@ DEFAULTS = DiptychTileOptions()
 def canvas_inputs() -> list[io.Input]:
     return [
         io.Image.Input("canvas", tooltip="The canvas of Diptych Builder, at the full size of the result."),
-        DiptychRecord.Input("diptych", tooltip="The record of the same Diptych Builder."),
+        DiptychSocket.Input("diptych", tooltip="The record of the same Diptych Builder."),
     ]
 
 

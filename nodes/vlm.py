@@ -11,7 +11,7 @@ from ..services.vlm.chat.addresses import check_key_variable, normalize_base_url
 from ..services.vlm.chat.endpoint import ChatEndpoint, Detail, check_model
 from ..services.vlm.protocol import SetupError
 from ..services.vlm.transformers import load_local_vlm
-from .sockets import VLM
+from .sockets import VLMSocket
 
 CATEGORY = "RealISR/VLM"
 
@@ -110,7 +110,7 @@ class ChatEndpointNode(io.ComfyNode):
                 ),
             ],
             outputs=[
-                VLM.Output(
+                VLMSocket.Output(
                     display_name="vlm", tooltip="For Agent Prompt Refiner, Caption for Restoration and their relatives."
                 )
             ],
@@ -218,7 +218,7 @@ class LoadLocalVLM(io.ComfyNode):
                 ),
             ],
             outputs=[
-                VLM.Output(
+                VLMSocket.Output(
                     display_name="vlm", tooltip="For Agent Prompt Refiner, Caption for Restoration and their relatives."
                 )
             ],

@@ -21,8 +21,8 @@ from ...models.tiles.grid import TileGrid
 from ...models.tiles.layout import TileLayout
 from ...models.tiles.weights import Weights
 from ..images import check_image, decode_latent, encode_image
-from ..tiling.patch_prompts import Conditioning
 from ..tiling.sampling import Tiling
+from ..types import Conditioning
 from .control.apply import apply_mm_control
 from .control.conditioning import ApplyOptions
 from .control.loader import MMControl

@@ -8,10 +8,8 @@ from typing import Any
 import comfy.utils
 import torch
 
+from ..types import Conditioning, Entry
 from .conditions import TILE_OPTIONS
-
-Entry = list[Any]
-Conditioning = list[Entry]
 
 NOT_PER_TILE = ("area", "mask", "control", "gligen", "hooks", "start_percent", "end_percent", TILE_OPTIONS)
 """Options of a tile's prompt that would speak of the canvas or of the schedule."""

@@ -22,8 +22,9 @@ from ...models.tiles.layout import CELL
 from ...models.tiles.weights import Weights
 from ...models.vicr.diptych import PANEL_MULTIPLE, Diptych, empty_target, seam_dim, split, target_mask
 from ..tiling.conditions import TILE_OPTIONS, NeedsTiledModel, TileOptions
-from ..tiling.patch_prompts import Conditioning, Entry, prompts_of, text_options
+from ..tiling.patch_prompts import prompts_of, text_options
 from ..tiling.sampling import Tiling
+from ..types import Conditioning, Entry
 
 NODE = "Diptych Tiles"
 

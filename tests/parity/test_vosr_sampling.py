@@ -7,7 +7,8 @@ import torch
 
 from parity import golden
 from parity.test_vosr_dit import load_network
-from realisr.models.tiles import merge as tiling
+from realisr.models.tiles.grid import tile_starts, vosr_tile_grid
+from realisr.models.tiles.weights import gaussian_weight
 from realisr.models.vosr import sampling
 
 SAMPLE_TOLERANCE = 3e-5
@@ -40,7 +41,7 @@ def test_sampler(case):
 @pytest.mark.parametrize("case", golden.cases("tiled"))
 def test_tiled_sampler(case):
     height, width = case.parameters["latent"]
-    grid = tiling.vosr_tile_grid(height, width, case.parameters["tile_size"], case.parameters["tile_overlap"])
+    grid = vosr_tile_grid(height, width, case.parameters["tile_size"], case.parameters["tile_overlap"])
     derived = case.parameters["derived"]
     assert (grid is None) == derived["untiled_fast_path"]
     features = case["in/tile_z"]
@@ -64,7 +65,7 @@ def test_tile_helpers(case):
     assert starts or masks
     for key in starts:
         length, tile, overlap = map(int, key.split("/")[0].split("_")[1:])
-        assert tiling.tile_starts(length, tile, overlap) == case[key].tolist(), key
+        assert tile_starts(length, tile, overlap) == case[key].tolist(), key
     for key in masks:
         height, width = map(int, key.split("/")[0].removeprefix("mask_").split("x"))
-        golden.assert_within(tiling.gaussian_weight(height, width), case[key], MASK_TOLERANCE, key)
+        golden.assert_within(gaussian_weight(height, width), case[key], MASK_TOLERANCE, key)

@@ -10,7 +10,8 @@ from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
 from ....models.dreamsr.mm_controlnet import PATCH
-from .conditioning import ApplyOptions, Conditioning, ControlRun, LocalPrompt, with_control
+from ...types import Conditioning
+from .conditioning import ApplyOptions, ControlRun, LocalPrompt, with_control
 from .injection import add_control
 from .loader import MMControl
 

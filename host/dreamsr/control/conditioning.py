@@ -18,8 +18,6 @@ from .loader import MMControl
 
 PREFIX = "mm_control"
 
-Conditioning = list[list[Any]]
-
 
 @dataclass(frozen=True)
 class ApplyOptions:

@@ -34,7 +34,7 @@ QUANTISATION_KEYS = (".comfy_quant", ".weight_scale", ".input_scale")
 
 @dataclass(frozen=True)
 class MMControl:
-    """A loaded MM-ControlNet: what an MM_CONTROLNET socket carries.
+    """A loaded MM-ControlNet: what an REALISR_MM_CONTROLNET socket carries.
 
     patcher: the network under the host's memory management. compute_dtype: what its inputs are cast to.
     """

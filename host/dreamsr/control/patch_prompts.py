@@ -7,7 +7,8 @@ from typing import Any, Literal, get_args
 
 from ....models.tiles.grid import TileGrid
 from ...tiling.conditions import MODEL_CONDS, TILE_OPTIONS, TileOptions
-from ...tiling.patch_prompts import Conditioning, Entry, prompts_of, text_options
+from ...tiling.patch_prompts import prompts_of, text_options
+from ...types import Conditioning, Entry
 from .conditioning import ControlKeys, LocalPrompt, with_local_prompt
 
 Reader = Literal["auto", "control", "model", "both"]
