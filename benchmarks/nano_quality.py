@@ -1,7 +1,7 @@
 """VOSR nano against bicubic enlargement on photos that its training never read.
 
-    python benchmarks/nano_quality.py                        (full photos, one step)
-    python benchmarks/nano_quality.py --side 192 --steps 25  (central crops, one step and 25 steps)
+    python3 dev/host_env.py run -- benchmarks/nano_quality.py                        (full photos, one step)
+    python3 dev/host_env.py run -- benchmarks/nano_quality.py --side 192 --steps 25  (central crops, and 25 steps too)
 
 Each photo is shrunk (x2, x4), gets Gaussian noise of sigma 5 to 20 levels and JPEG compression of quality 50 to 90,
 both drawn from the seed, and is brought back to its size by Pillow's bicubic. One step runs the full condition alone
