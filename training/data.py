@@ -200,3 +200,25 @@ class PairBatches(Dataset):
 def to_signed(pixels: np.ndarray) -> Tensor:
     """uint8 `[B, H, W, 3]` -> float `[B, 3, H, W]` in [-1, 1]."""
     return torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous().float() / 127.5 - 1
+
+
+def validation_sets(photos: Sequence[np.ndarray], crop: int, count: int = 32) -> dict[str, tuple[Tensor, Tensor]]:
+    """Crops of photos at x2 and x4 with moderate noise and compression: about `count` pairs (hq, lq) of each.
+
+    As PairBatches gives them; the same photos give the same crops.
+    """
+    sets = {}
+    for scale in (2, 4):
+        degradation = SimpleDegradation(scale=scale, noise_sigma=12 / 255, jpeg_quality=70)
+        pairs = [(photo, degrade_and_upscale(photo, degradation, seed=1)) for photo in photos]
+        crops = [pair for photo, lq in pairs for pair in grid_crops(photo, lq, crop)]
+        hq, lq = zip(*crops[:: max(1, len(crops) // count)], strict=True)
+        sets[f"x{scale}"] = (to_signed(np.stack(hq)), to_signed(np.stack(lq)))
+    return sets
+
+
+def grid_crops(photo: np.ndarray, lq: np.ndarray, crop: int) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Aligned square crops of both images, side by side."""
+    rows, columns = (range(0, side - crop + 1, crop) for side in photo.shape[:2])
+    cuts = [np.s_[y : y + crop, x : x + crop] for y in rows for x in columns]
+    return [(photo[cut], lq[cut]) for cut in cuts]

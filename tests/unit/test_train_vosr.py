@@ -17,12 +17,13 @@ from realisr.models.vosr.dit import VOSRDiT
 from realisr.training.data import DegradationRange, PairBatches
 from realisr.training.procedural_images import make_image
 from realisr.training.vosr_losses import Conditions, ConditionScheme, Distillation
+from realisr.training.vosr_setup import PRESETS, make_latents, make_model
 from realisr.training.vosr_start import start_from_condition
 from realisr.training.vosr_trainer import TrainOptions, make_optimizers
 from realisr.training.vosr_weights import load_model
 
 MICRO = {
-    **train_vosr.PRESETS["nano"],
+    **PRESETS["nano"],
     "resolution": 16,
     "dim": 160,
     "depth": 1,
@@ -137,8 +138,8 @@ def test_conditioned_start_is_the_linear_estimator():
 
 
 def test_conditioned_start_needs_room_for_its_channels():
-    args = {**train_vosr.PRESETS["nano"], "dim": 128, "num_heads": 4}
-    model = train_vosr.make_model(args, train_vosr.make_latents(args, None), checkpointing=False)
+    args = {**PRESETS["nano"], "dim": 128, "num_heads": 4}
+    model = make_model(args, make_latents(args, None), checkpointing=False)
     with pytest.raises(ValueError, match="hidden size 128 cannot hold 96 input values"):
         start_from_condition(model, torch.randn(1, 12, 32, 32), torch.Generator())
 
@@ -179,8 +180,8 @@ def test_procedural_images_repeat_and_differ():
 
 def test_muon_takes_the_blocks_matrices_at_adamws_update_size():
     """Where a gradient has full rank, the update's root mean square is about 0.2 of the learning rate."""
-    args = {**train_vosr.PRESETS["nano"], "depth": 1}
-    model = train_vosr.make_model(args, train_vosr.make_latents(args, None), checkpointing=False)
+    args = {**PRESETS["nano"], "depth": 1}
+    model = make_model(args, make_latents(args, None), checkpointing=False)
     _, muon = make_optimizers(model, TrainOptions(steps=1, optimizer="muon", learning_rate=1.0, weight_decay=0.0))
     (group,) = muon.param_groups
     names = {name for name, value in model.named_parameters() if any(value is taken for taken in group["params"])}
