@@ -292,9 +292,10 @@ def make_optimizers(model: VOSRDiT, options: TrainOptions) -> list[torch.optim.O
 
 @dataclass(frozen=True)
 class Validation:
-    """Fixed pairs by name (`[N, 3, s, s]` in [-1, 1], HQ and LQ), restored in one step from fixed noise."""
+    """Fixed pairs, restored in one step from fixed noise."""
 
     sets: dict[str, tuple[Tensor, Tensor]]
+    """HQ and LQ images by name, each `[N, 3, s, s]` in [-1, 1]."""
     batch: int = 16
 
     @torch.no_grad()
