@@ -7,7 +7,6 @@ import pytest
 import torch
 from PIL import Image
 
-from realisr.models import image as images_module
 from realisr.models.image import (
     BICUBIC,
     LANCZOS,
@@ -96,7 +95,7 @@ def test_blur_is_torchvisions_and_that_of_strips(monkeypatch, height, width):
     blurred = gaussian_blur(images, 4.0, 12)
     wide = expected(mirror_borders(images, 24), [25, 25], [4.0, 4.0])[..., 24:-24, 24:-24]
     torch.testing.assert_close(blurred, wide, atol=1e-5, rtol=0)
-    monkeypatch.setattr(images_module, "STRIP_ROWS", 16)
+    monkeypatch.setattr("realisr.models.image.STRIP_ROWS", 16)
     torch.testing.assert_close(gaussian_blur(images, 4.0, 12), blurred, atol=1e-6, rtol=0)
 
 
