@@ -21,14 +21,14 @@ from .vocabulary import IMAGE_RANGES, IMAGE_TOKENS
 
 QK_NORM_EPS = 1e-5
 
-MaskedAttentionFn = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
+AttentionFn = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
 """Softmax attention with scale 1/sqrt(d): q `[R, H, T, d]`, k, v `[R, H, S, d]`, mask -> `[R, T, H * d]`.
 
 mask: bool `[R or 1, 1, T, S]`, True where a query may look; None for everywhere.
 """
 
 
-def masked_scaled_dot_product(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+def scaled_dot_product(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
     return rearrange(F.scaled_dot_product_attention(q, k, v, attn_mask=mask), "r h t d -> r t (h d)")
 
 
@@ -94,7 +94,7 @@ class Attention(nn.Module):
         )
         return q, k, v
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, attention: MaskedAttentionFn) -> Tensor:
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, attention: AttentionFn) -> Tensor:
         if self.kv_heads != self.heads:
             k, v = (x.repeat_interleave(self.heads // self.kv_heads, dim=1) for x in (k, v))
         return attention(q, k, v, mask)
@@ -117,7 +117,7 @@ class Context:
 
     def __init__(self, config, positions: Tensor, caches: Sequence[KVCache], mask: Tensor | None, dtype, attention):
         self.cos, self.sin = rotary_tables(positions, config.head_dim, config.rope_theta, dtype)
-        self.attention: MaskedAttentionFn = attention
+        self.attention: AttentionFn = attention
         self.caches = caches
         self.sizes = [cache.rows for cache in caches]
         if not caches:
@@ -204,7 +204,7 @@ class Chameleon(nn.Module):
         dtype=None,
         device=None,
         operations: Any = nn,
-        attention: MaskedAttentionFn = masked_scaled_dot_product,
+        attention: AttentionFn = scaled_dot_product,
     ):
         super().__init__()
         self.config = config
