@@ -85,13 +85,12 @@ def check_special_names(names: Mapping[str, int]) -> None:
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """Which token stands for which image code.
-
-    ids: token id of each code, `[16384]`. source: where the order comes from, 'formula' or the name of a table.
-    """
+    """Which token stands for which image code."""
 
     ids: Tensor
+    """Token id of each code, `[16384]`."""
     source: str = "formula"
+    """Where the order comes from, 'formula' or the name of a table."""
 
     @classmethod
     def formula(cls) -> Vocabulary:

@@ -244,7 +244,7 @@ def test_as_many_together_as_memory_allows(model, monkeypatch):
     monkeypatch.setattr(module, "generate", generate)
     monkeypatch.setattr(comfy.model_management, "minimum_inference_memory", lambda: 0)
     images, options = picture(width=32, height=32, batch=5), {**pure.QUICK, "preview": False}
-    run = module.Restoration(model, images, module.RestoreOptions(32, 32, tiles=module.Tiles(32, 0), preview=False))
+    run = module.Restoration(model, images, module.PURERestoreOptions(32, 32, tiles=module.Tiles(32, 0), preview=False))
     needed = module.memory_needed(model, run.jobs(), run.options, 1)
     unloaded = max(0, model.backbone.model_size() - model.backbone.loaded_size())
     expected = {}

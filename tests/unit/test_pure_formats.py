@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from harness.pure_tiny import TINY, random_network
+from oracles.pure_released import unfuse
 from realisr.models.pure import released, vqgan
 from realisr.models.pure.config import ChameleonConfig
 from realisr.models.pure.transformer import Chameleon
@@ -38,13 +39,13 @@ def test_backbone_has_exactly_the_released_tensors():
     assert sum(parameter.numel() for parameter in network.parameters()) == published["parameters"]["backbone"]
     fused = released.fuse(on_meta(read("pure_chameleon.keys.json")), config)
     network.load_state_dict(fused, strict=True, assign=True)
-    again = released.unfuse(network.state_dict(), config)
+    again = unfuse(network.state_dict(), config)
     assert {key: tuple(value.shape) for key, value in again.items()} == released_keys()
 
 
 def test_fusing_and_back_keeps_every_number():
     network = random_network(0)
-    names = released.unfuse(network.state_dict(), TINY)
+    names = unfuse(network.state_dict(), TINY)
     copies = {key: value.clone() for key, value in names.items()}
     again = released.fuse(dict(names), TINY)
     for key, value in network.state_dict().items():
@@ -58,7 +59,7 @@ def test_fusing_and_back_keeps_every_number():
 
 def test_norms_saved_per_head_are_used_as_they_are():
     network = random_network(1)
-    tensors = released.unfuse(network.state_dict(), TINY)
+    tensors = unfuse(network.state_dict(), TINY)
     for key in tensors:
         if key.endswith(("norm.weight", "norm.bias")) and "self_attn" in key:
             tensors[key] = tensors[key].expand(TINY.num_heads, -1).clone()
@@ -112,7 +113,7 @@ def test_config_without_a_setting_and_lumina():
 
 def test_autoencoder_has_exactly_the_released_tensors():
     keys = read("vq_ds8_c2i.keys.json")
-    config, tensors = vqgan.check_released({"model": on_meta(keys)})
+    config, tensors = vqgan.check_released("a.pt", {"model": on_meta(keys)})
     published = read("pure.config.json")["vq_ds8_c2i"]
     assert (config.base, list(config.multipliers), config.latent_channels, config.codebook_size) == (
         published["ch"], published["ch_mult"], published["z_channels"], published["codebook_size"],
