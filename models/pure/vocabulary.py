@@ -137,13 +137,6 @@ class Vocabulary:
         """Token ids of codes, any shape."""
         return self.ids.to(codes.device)[codes]
 
-    def decode(self, ids: Tensor) -> Tensor:
-        """Codes of token ids, any shape. Raises ValueError naming an id that is no image token."""
-        index = id_to_index(ids)
-        if (index < 0).any():
-            raise ValueError(f"token {int(ids[index < 0][0])} is no image token")
-        return self.code_of_index().to(ids.device)[index]
-
 
 def code_names(names: Mapping[str, int]) -> Iterable[tuple[re.Match[str], int]]:
     """(parsed name, id) of the names that spell an image code."""

@@ -11,7 +11,7 @@ from parity.pure_tokenizer import ByteTokenizer
 from realisr.models import color
 from realisr.models.image import from_bytes, to_bytes, truncate_to_bytes
 from realisr.models.pure import prompt
-from realisr.models.pure.vocabulary import EOT, Vocabulary
+from realisr.models.pure.vocabulary import EOT, Vocabulary, id_to_index
 from realisr.models.pure.vqgan import VQGAN, VQConfig, to_image, to_pixels
 
 MID_TOLERANCE, DECODED_TOLERANCE, COLOR_TOLERANCE = 2e-5, 3e-5, 2e-6
@@ -76,7 +76,7 @@ def test_image_to_tokens(case, autoencoder):
     answer = [*ByteTokenizer().encode("Medium blur, small noise. A test. "), *block, EOT]
     assert ids + answer == case["out.train_tokens"].tolist()
     assert [-100] * len(ids) + answer == case["out.train_labels"].tolist()
-    decoded = autoencoder.decode(vocabulary.decode(vocabulary.encode(codes))[None])
+    decoded = autoencoder.decode(vocabulary.code_of_index()[id_to_index(vocabulary.encode(codes))][None])
     golden.assert_levels(to_bytes(to_image(decoded))[0], case["out.decoded_u8"], 1, 0.99)
 
 
