@@ -5,7 +5,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import comfy.model_management
 import comfy.model_patcher
@@ -125,15 +125,15 @@ def resized(image: Tensor, height: int, width: int) -> Tensor:
 
 
 HOST_TEMPERATURE = 0.2
-
-
 HOST_MAX_TOKENS = 768
-
-
 HOST_IMAGE_SIZE = 1024
+"""Longest side in pixels of what a text encoder is shown."""
+
+VLM: TypeAlias = VisionLanguageModel | comfy.sd.CLIP
+"""What comes over a `vlm` wire."""
 
 
-def vlm_of(value: VisionLanguageModel | comfy.sd.CLIP) -> VisionLanguageModel:
+def vlm_of(value: VLM) -> VisionLanguageModel:
     """What came over the wire, as something that answers questions."""
     return HostVLM(value) if isinstance(value, comfy.sd.CLIP) else value
 

@@ -118,6 +118,8 @@ class Expansion:
         return {
             **{name: value for name, value in self.inputs.items() if name not in LOOP_INPUTS},
             "image": [self.wiring.start, IMAGE_OUTPUT],
+            # The anchor of every round (appendix E.3).
+            "initial_prompt": self.prompts[0],
             "previous_prompt": self.prompts[-1],
             # The raw result of the round before, never the best so far.
             "previous_result": self.images[-1],

@@ -117,7 +117,7 @@ def context_vector(model_patch: Model, clip_vision_output: Any) -> Tensor:
 
 
 def context_tokens(model_patch: Model, clip_vision_output: Any) -> Tensor:
-    """The bridge's tokens `[B, N, width]` of CLIP's last hidden state, the class token first; else as context_vector."""
+    """As context_vector, the tokens `[B, N, width]` of CLIP's last hidden state, the class token first."""
     return through_bridge(model_patch, getattr(clip_vision_output, "last_hidden_state", None), "image tokens", 3)
 
 

@@ -149,6 +149,26 @@ def test_the_refiners_question(image):
         refine_question(image, "a door", max_length=20).read(JSON)
 
 
+def test_the_initial_prompt_is_an_anchor_in_every_round(image):
+    """Appendix E.3. As an anchor it comes before what is to be revised."""
+    question = refine_question(image, "a door, paint", image, initial_prompt="a door")
+    assert question.text == "Initial prompt:\na door\n\nPrevious prompt:\na door, paint"
+    assert "anchor" in question.instruction
+    assert refine_question(image, "a door", image, initial_prompt=" \n").text == "Previous prompt:\na door"
+
+
+DAMAGE = ("blur", "noise", "jpeg", "compression", "blocks", "low resolution", "low quality", "degrad", "artifact")
+
+
+def test_tags_name_what_the_scene_holds_and_never_its_damage():
+    """A restorer paints what the prompt names. Damage is mentioned in the rule against it, and nowhere else."""
+    told = instruction("caption_tags", 300).lower().replace("low-quality photograph you are given", "")
+    rule, rest = told.split("no tag for what is wrong with the picture:", 1)
+    forbidden, rest = rest.split(".", 1)
+    assert "blur" in forbidden
+    assert [word for word in DAMAGE if word in rule + rest] == []
+
+
 def test_the_first_round_says_so(image):
     question = refine_question(image, "a door")
     assert len(question.pictures) == 1
