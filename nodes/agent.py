@@ -180,6 +180,7 @@ class CaptionForRestoration(io.ComfyNode):
     def execute(
         cls, image: torch.Tensor, vlm: VLM, style: str, seed: int, max_length: int, instruction: str = ""
     ) -> io.NodeOutput:
+        """Raises ValueError for several images and without a usable answer; SetupError for a missing key or library."""
         question = caption_question(
             one_image(CAPTION_NAME, "image", image), STYLES[style], max_length, instruction, seed
         )

@@ -26,17 +26,18 @@ LOOP_INPUTS = ("loop", "image", "rounds")
 
 @dataclass(frozen=True)
 class Wiring:
-    """How an artist wired a loop, in the graph or in the expansion that the loop node is in.
-
-    start: id of its Agent Refinement Start. result: the link at the loop's image input. body: the nodes that a round
-    runs again, those between the start's prompt (or round number) and the result, or an output node beside it.
-    """
+    """How an artist wired a loop, in the graph or in the expansion that the loop node is in."""
 
     graph: DynamicPrompt
     loop: str
+    """Id of the loop node."""
     start: str
+    """Id of its Agent Refinement Start."""
     result: Link
+    """At the loop's image input."""
     body: frozenset[str]
+    """The nodes that a round runs again: those between the start's prompt (or round number) and the result, or an
+    output node beside it."""
 
     @classmethod
     def read(cls, graph: DynamicPrompt, loop: str) -> Wiring:

@@ -8,12 +8,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
-import torch
 from torch import Tensor
 
 from .answers import one_line, read_fields, within
 from .memory import KeyedQuestion
-from .pictures import as_rgb
+from .pictures import to_bytes
 from .protocol import Picture, Question
 from .questions import instruction
 
@@ -25,11 +24,14 @@ SHOWN = 12
 
 @dataclass(frozen=True)
 class TilePlace:
-    """A tile of a grid; all numbers count from 1."""
+    """A tile of a grid."""
 
     number: int
+    """From 1, row by row."""
     row: int
+    """From 1; 0 where it is not known."""
     column: int
+    """From 1; 0 where it is not known."""
 
     def __str__(self) -> str:
         return f"tile {self.number} (row {self.row}, column {self.column})"
@@ -45,7 +47,7 @@ def pixels_key(image: Tensor) -> str:
 
     Raises ValueError for another shape and for values that are not numbers.
     """
-    pixels = (as_rgb(image) * 255).round().to(device="cpu", dtype=torch.uint8).contiguous()
+    pixels = to_bytes(image)
     return hashlib.sha256(repr(tuple(pixels.shape)).encode() + pixels.numpy().tobytes()).hexdigest()
 
 
@@ -123,13 +125,12 @@ def _indented(prompt: str) -> str:
 
 @dataclass(frozen=True)
 class PromptBlock:
-    """A block of the text. tile: as its heading has it, row and column 0 where it has none; None: the whole picture.
-
-    line: of the heading, from 1.
-    """
+    """A block of the text."""
 
     tile: TilePlace | None
+    """As its heading has it; None for the whole picture."""
     line: int
+    """Of the heading, from 1."""
     prompt: str
 
 
