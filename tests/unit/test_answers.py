@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 
 import pytest
 import torch
 
+from _pack import ROOT
 from realisr.services.vlm.answers import excerpt, one_line, read_fields, within
 from realisr.services.vlm.protocol import AnswerError, Question, UnusableAnswer, in_batches
 from realisr.services.vlm.questions import RefinedPrompt, caption_question, instruction, refine_question
@@ -128,6 +130,18 @@ def test_the_packs_instructions_are_complete():
     assert "Keep the description of the main scene" in instruction("refine", 9)
     assert "one or two" in instruction("refine", 9)
     assert "no search" in instruction("refine", 9)
+
+
+@pytest.mark.parametrize("language", ["en", "zh"])
+def test_the_help_pages_show_and_name_the_packs_instructions(language: str):
+    pages = ROOT / "js" / "docs"
+    shown = (pages / "RealISR_AgentPromptRefiner" / f"{language}.md").read_text(encoding="utf-8")
+    refine = (ROOT / "services" / "vlm" / "instructions" / "refine.txt").read_text(encoding="utf-8")
+    assert f"```\n{refine.strip()}\n```" in shown
+    text = "".join(page.read_text(encoding="utf-8") for page in pages.glob(f"*/{language}.md"))
+    named = set(re.findall(r"`(services/[\w/]+\.txt)`", text))
+    assert named
+    assert [name for name in named if not (ROOT / name).is_file()] == []
 
 
 def test_an_artists_instruction_replaces_the_packs():
