@@ -2,7 +2,8 @@
 
 It reads the LQ latent of a patch and the patch's own prompt. Each of its blocks gives image features, which are added
 to the DiT's image stream (eq. 1), and text features, which the DiT's text stream attends to (eq. 2). Tensor names are
-those of diffusers' FluxTransformerBlock and FluxControlNetModel.
+those of diffusers' FluxTransformerBlock and FluxControlNetModel. FLUX's blocks, rotation and sinusoid are written out
+here, although ComfyUI has them, so that a trainer needs torch alone and a file's names are the network's own.
 """
 
 from __future__ import annotations
