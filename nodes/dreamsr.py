@@ -40,7 +40,10 @@ class DreamSRRestore(io.ComfyNode):
                 io.Model.Input("model", tooltip="FLUX.1-dev (Load Diffusion Model)."),
                 io.Vae.Input("vae", tooltip="FLUX's VAE (ae.safetensors)."),
                 io.Image.Input("image", tooltip="Low-quality image or batch to restore."),
-                io.Conditioning.Input("positive", tooltip="The global prompt, with FluxGuidance 3.5."),
+                io.Conditioning.Input(
+                    "positive",
+                    tooltip="The global prompt, with FluxGuidance. 3.5 is our choice: the paper states none.",
+                ),
                 MMControlNetSocket.Input(
                     "mm_controlnet",
                     optional=True,
@@ -98,7 +101,13 @@ class DreamSRRestore(io.ComfyNode):
                     round=0.001,
                     tooltip="Noise the texture stage starts from (t). Higher invents more detail, lower stays closer.",
                 ),
-                io.Int.Input("texture_steps", default=TEXTURE_STEPS, min=1, max=200, tooltip="Steps of that stage."),
+                io.Int.Input(
+                    "texture_steps",
+                    default=TEXTURE_STEPS,
+                    min=1,
+                    max=200,
+                    tooltip="Steps of that stage, evenly spaced (our choice: the paper states no spacing).",
+                ),
                 io.Int.Input(
                     "seed",
                     default=42,
@@ -255,7 +264,10 @@ class AccelerationLoRAStep(io.ComfyNode):
                     step=0.05,
                     round=0.001,
                     advanced=True,
-                    tooltip="1: uniform steps, as DreamSR. Above: more steps at high noise (FLUX: 1.65 to 3.16).",
+                    tooltip=(
+                        "1: uniform steps, our choice: the paper states no spacing. Above: more steps at high noise "
+                        "(FLUX: 1.65 to 3.16)."
+                    ),
                 ),
                 io.Float.Input(
                     "removal_time",
@@ -265,7 +277,10 @@ class AccelerationLoRAStep(io.ComfyNode):
                     step=0.05,
                     round=0.001,
                     advanced=True,
-                    tooltip="Time the networks are told in the forward (t_s), and how far it goes: z - t_s v(z, t_s).",
+                    tooltip=(
+                        "Time the networks are told in the forward (t_s), and how far it goes: z - t_s v(z, t_s). "
+                        "The paper does not say which: 1 is our choice."
+                    ),
                 ),
             ],
             outputs=[
