@@ -47,6 +47,20 @@ def test_opens_cleanly_and_equals_its_twin(frontend, name: str):
     assert graph(frontend.export_api()) == graph(read(WORKFLOWS / "api" / name)), "run `make workflows`"
 
 
+def test_a_workflow_saved_before_the_sockets_got_their_prefix_keeps_its_links(frontend):
+    """MM_CONTROLNET is what REALISR_MM_CONTROLNET was called; saved links and sockets still say so."""
+    text = (WORKFLOWS / "dreamsr_4k.json").read_text(encoding="utf-8")
+    saved = json.loads(text.replace('"REALISR_MM_CONTROLNET"', '"MM_CONTROLNET"'))
+    old_links = [link for link in saved["links"] if link[5] == "MM_CONTROLNET"]
+    assert len(old_links) == 2
+    opened = frontend.open(saved)
+    assert (opened.missing_nodes, opened.errors) == ([], [])
+    assert graph(frontend.export_api()) == graph(read(WORKFLOWS / "api" / "dreamsr_4k.json"))
+    # And as the frontend saves it now.
+    frontend.open(frontend.export_ui())
+    assert graph(frontend.export_api()) == graph(read(WORKFLOWS / "api" / "dreamsr_4k.json"))
+
+
 def test_the_export_is_what_was_opened(frontend, server):
     frontend.open_api(RANDOM_IMAGE)
     drawn = frontend.export_ui()
