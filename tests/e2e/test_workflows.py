@@ -39,6 +39,17 @@ def test_every_workflow_has_its_twin(name: str):
     assert (WORKFLOWS / "api" / name).is_file(), f"workflows/api/{name} is missing: run `make workflows`"
 
 
+def test_every_node_a_user_places_is_in_a_workflow(host):
+    """The agent loop's internal nodes are made by its expansion; ComfyUI hides them."""
+    from harness.schemas import pack_nodes
+
+    placed = {schema.node_id for schema in (node.GET_SCHEMA() for node in pack_nodes()) if not schema.is_dev_only}
+    graphs = [read(WORKFLOWS / "api" / name) for name in NAMES]
+    shown = {node["class_type"] for nodes in graphs for node in nodes.values()}
+    assert placed - shown == set()
+    assert len(placed) > 30
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_opens_cleanly_and_equals_its_twin(frontend, name: str):
     opened = frontend.open_file(WORKFLOWS / name)
