@@ -27,11 +27,12 @@ from torch import Tensor  # noqa: E402
 from _pack import load_pack  # noqa: E402
 
 load_pack()
+from oracles.vosr import Condition, Velocity, sample  # noqa: E402
 from realisr.models.degradation.simple import SimpleDegradation  # noqa: E402
 from realisr.models.tiles.grid import vosr_tile_grid  # noqa: E402
 from realisr.models.vosr.dit import VOSRDiT  # noqa: E402
 from realisr.models.vosr.pixel_vae import PixelUnshuffleVAE  # noqa: E402
-from realisr.models.vosr.sampling import Condition, Guidance, Velocity, euler_times, sample  # noqa: E402
+from realisr.models.vosr.sampling import RestorationGuidance, euler_times  # noqa: E402
 from realisr.training.data import EVALUATION_PHOTOS, builtin_photos, degrade_and_upscale, read_image, to_signed  # noqa: E402
 from realisr.training.vosr_weights import load_model  # noqa: E402
 
@@ -90,7 +91,7 @@ class Nano:
         noise = torch.randn(latent.shape, generator=torch.Generator().manual_seed(seed))
         side = self.network.config.train_latent_size * self.vae.downscale
         grid = vosr_tile_grid(latent.shape[-2], latent.shape[-1], side, OVERLAP, self.vae.downscale)
-        velocity = Velocity(self.network, Guidance(guidance))
+        velocity = Velocity(self.network, RestorationGuidance(guidance))
         restored = sample(velocity, noise, Condition(latent, None), euler_times(steps), grid)
         return to_pixels(self.vae.decode(restored))
 

@@ -143,8 +143,8 @@ def tile_cond(
 ) -> dict[str, Any] | None:
     """An entry, as the host prepared it for the canvas, for a batch of tiles; None where its area meets none of them.
 
-    own: see own_conds. device: where the tiles are sampled. cut_control: gives a ControlNet the tiles' part of its hint. Raises ValueError for options that
-    cannot be cropped.
+    own: see own_conds. device: where the tiles are sampled. cut_control: gives a ControlNet the tiles' part of its
+    hint. Raises ValueError for options that cannot be cropped.
     """
     for key, what in UNCROPPED.items():
         if cond.get(key) is not None:

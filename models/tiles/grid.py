@@ -68,8 +68,14 @@ class TileGrid:
     def scaled(self, factor: int) -> TileGrid:
         """The same tiles over a field with `factor` times as many cells along each axis."""
         down, across = self.overlaps
-        sides = (self.height, self.width, self.tile_height, self.tile_width)
-        return TileGrid(*(side * factor for side in sides), (down * factor, across * factor), self.align * factor)
+        return TileGrid(
+            self.height * factor,
+            self.width * factor,
+            self.tile_height * factor,
+            self.tile_width * factor,
+            (down * factor, across * factor),
+            self.align * factor,
+        )
 
     def __str__(self) -> str:
         return f"{len(self)} tiles of {self.tile_height}x{self.tile_width} cells over {self.height}x{self.width}"
