@@ -1,14 +1,14 @@
 """Tiled MultiDiffusion: what tiling costs over the model alone, and its memory over image sizes.
 
-    python3 dev/host_env.py run -- benchmarks/tiling.py speed  [--hidden 1536 --steps 2 --repeats 3 --tile-prompts]
+    python3 dev/host_env.py run -- benchmarks/tiling.py speed  [--hidden 1536 --steps 2 --tile-prompts]
     python3 dev/host_env.py run -- benchmarks/tiling.py memory [--latents 256,512,1024]
 
 speed: a FLUX with blocks of the given width and random weights, tiles of 512 pixels, under the host's Euler sampler.
 The plain time is that of the host's own evaluation of the same tiles, one after another, without merging; both run in
 one process, alternating, and the fastest of each counts. outside: the share of the tiled time not spent in the
 network, which other work on the machine disturbs less. With --tile-prompts every tile has a text of its own, which the
-plain run does without: what it takes to make tiles' conditions then shows. Targets: at most 3 % over the plain time with one tile to a
-forward, and as many forwards as the grid implies.
+plain run does without: what it takes to make tiles' conditions then shows. Targets: at most 3 % over the plain time
+with one tile to a forward, and as many forwards as the grid implies.
 
 memory: a tiled run of a tiny network per size, each in a process of its own: growth of peak memory while sampling,
 next to the bytes of one latent of that size. Target: what grows is a small multiple of the latent.

@@ -122,8 +122,8 @@ def tile_inputs(size: int, overlap: int) -> list[io.Int.Input]:
             max=4096,
             step=16,
             tooltip=(
-                "Side in pixels of the tiles the diffusion model works in. Use the size it was trained at: 512 for "
-                "the released models, 64 for VOSR nano."
+                "Side in pixels of the square tiles the diffusion model works in, cut to the shorter side of the "
+                "image; 0 for no tiles. Use the size it was trained at: 512 for the released models, 64 for VOSR nano."
             ),
         ),
         io.Int.Input(
@@ -323,8 +323,8 @@ class RestorationCFGSampler(io.ComfyNode):
                 io.DynamicCombo.Input(
                     "tiling",
                     tooltip=(
-                        "auto: tiles of the model's training size with an eighth of overlap (16 pixels at least), "
-                        "for images larger than one. off needs memory for the whole image and leaves the size the "
+                        "auto: square tiles of the model's training size, cut to the shorter side, with an eighth of "
+                        "overlap (16 pixels at least); a square no larger than one runs whole. off needs memory for the whole image and leaves the size the "
                         "model was trained at."
                     ),
                     options=[

@@ -187,6 +187,7 @@ def test_posterior_of_the_hosts_own_video_vae(host):
     import nodes
     from comfy.ldm.wan.vae import WanVAE
 
+    from realisr.host.images import encode_image
     from realisr.host.vosr.vae import encode_moments
 
     state_dict = randomised(WanVAE(dim=8, z_dim=16, temperal_downsample=[False, True, True]))
@@ -197,6 +198,8 @@ def test_posterior_of_the_hosts_own_video_vae(host):
         assert mean.shape == logvar.shape == (1, 16, 6, 8)
         torch.testing.assert_close(mean, vae.encode(pictures(1))[:, :, 0], atol=1e-5, rtol=0)
         assert encode_moments(vae, pictures(1, 96, 96), vae_tile=64)[0].shape == (1, 16, 12, 12)
+        with pytest.raises(ValueError, match=r"makes video latents \[1, 16, 1, 6, 8\]"):
+            encode_image(vae, pictures(1))
 
 
 def test_a_vae_without_posterior_is_refused(host):
