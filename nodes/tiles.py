@@ -99,9 +99,7 @@ class TileGridNode(io.ComfyNode):
         # Values on wires are not known yet; 0 is chosen when it runs.
         if not tile_size:
             return True
-        cells = align or 1
-        check = partial(require_tile, tile_size, overlap or 0, cells * CELL, because=f"align {cells}")
-        return error_of(check) or True
+        return error_of(partial(require_tile, tile_size, overlap or 0, align or 1)) or True
 
     @classmethod
     def execute(cls, size_of, tile_size: int, overlap: int, align: int, model=None) -> io.NodeOutput:

@@ -324,8 +324,8 @@ class RestorationCFGSampler(io.ComfyNode):
                     "tiling",
                     tooltip=(
                         "auto: square tiles of the model's training size, cut to the shorter side, with an eighth of "
-                        "overlap (16 pixels at least); a square no larger than one runs whole. off needs memory for the whole image and leaves the size the "
-                        "model was trained at."
+                        "overlap (16 pixels at least); a square no larger than one runs whole. off needs memory for "
+                        "the whole image and leaves the size the model was trained at."
                     ),
                     options=[
                         io.DynamicCombo.Option(TILE_AUTO, []),

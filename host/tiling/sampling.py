@@ -133,10 +133,10 @@ class Tiling:
         for own in (own for entry in entries if (own := tile_options(entry)) is not None):
             if grid is None:
                 grid = own.grid
-            elif own.grid != grid:
+            elif not own.grid.lies_as(grid):
                 raise ValueError(
                     f"The conditioning was made for {own.grid}, the model for {grid}. Take both from the same "
-                    f"{self.node}."
+                    f"{self.node}, or connect one Tile Grid to the nodes that made them."
                     if self.grid is not None
                     else f"One conditioning was made for {grid}, another for {own.grid}. Make both with the same "
                     f"{self.node}."

@@ -45,7 +45,7 @@ class DiptychTileOptions:
     """Tiles run together, 0 to decide by free memory."""
 
     def __post_init__(self):
-        require_tile(self.tile, self.overlap, PANEL_MULTIPLE)
+        require_tile(self.tile, self.overlap, ALIGN)
 
     def grid(self, diptych: Diptych) -> TileGrid:
         """Tiles over one panel, in latent cells."""

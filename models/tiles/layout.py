@@ -13,23 +13,17 @@ CELL = 8
 """Pixels per latent cell."""
 
 
-def require_tile(
-    tile: int, overlap: int, least: int = CELL, most: int | None = None, step: int = 1, because: str = ""
-) -> None:
-    """Raise ValueError for a tile that cannot be laid; all in pixels.
+def require_tile(tile: int, overlap: int, align: int = 1) -> None:
+    """Raise ValueError for a tile that cannot be laid, tile and overlap in pixels.
 
-    That is one smaller than `least`, larger than `most` or no multiple of `step`, or whose overlap with its neighbour
-    leaves no new pixels in it. because: what the bounds come from.
+    That is one below `align` latent cells, or one whose overlap with its neighbour leaves no new pixels in it.
     """
-    if tile < least or (most is not None and tile > most) or tile % step:
-        bounds = f"at least {least}" if most is None else f"between {least} and {most}"
-        steps = "" if step == 1 else f" and a multiple of {step}"
-        reason = because and f" ({because})"
-        raise ValueError(f"The tile size must be {bounds} px{steps}{reason}, got {tile} px.")
+    if tile < align * CELL:
+        raise ValueError(f"The tile size must be at least {align * CELL} px (align {align}), got {tile} px.")
     if not 0 <= overlap < tile:
         raise ValueError(
-            f"The tile overlap must be at least 0 and smaller than the tile size {tile} px, got {overlap} px. An "
-            "eighth to a quarter of the tile is a good overlap."
+            f"The overlap must be at least 0 and smaller than the tile size {tile} px, got {overlap} px. An eighth to "
+            "a quarter of the tile is a good overlap."
         )
 
 
@@ -49,7 +43,7 @@ class TileLayout:
         """
         if height < CELL or width < CELL:
             raise ValueError(f"An image of {width}x{height} pixels is smaller than one latent cell ({CELL}x{CELL}).")
-        require_tile(tile, overlap, align * CELL, because=f"align {align}")
+        require_tile(tile, overlap, align)
         size, side, shared = (height // CELL, width // CELL), tile // CELL, overlap // CELL
         return cls(TileGrid.fitted(size, (side, side), (shared, shared), align))
 
