@@ -25,12 +25,13 @@ from _pack import ROOT, load_pack
 from _scores import Score
 
 load_pack()
+from oracles.vosr import Condition, Velocity, sample  # noqa: E402
 from realisr.models.degradation.simple import SimpleDegradation  # noqa: E402
 from realisr.models.image import to_bytes  # noqa: E402
 from realisr.models.tiles.grid import vosr_tile_grid  # noqa: E402
 from realisr.models.vosr.dit import VOSRDiT  # noqa: E402
 from realisr.models.vosr.pixel_vae import PixelUnshuffleVAE  # noqa: E402
-from realisr.models.vosr.sampling import Condition, Guidance, Velocity, euler_times, sample  # noqa: E402
+from realisr.models.vosr.sampling import RestorationGuidance, euler_times  # noqa: E402
 from realisr.training.data import EVALUATION_PHOTOS, builtin_photos, degrade_and_upscale, read_image, to_signed  # noqa: E402
 from realisr.training.vosr_weights import load_model  # noqa: E402
 
@@ -77,7 +78,7 @@ class Nano:
         noise = torch.randn(latent.shape, generator=torch.Generator().manual_seed(seed))
         side = self.network.config.train_latent_size * self.vae.downscale
         grid = vosr_tile_grid(latent.shape[-2], latent.shape[-1], side, OVERLAP, self.vae.downscale)
-        velocity = Velocity(self.network, Guidance(guidance))
+        velocity = Velocity(self.network, RestorationGuidance(guidance))
         restored = sample(velocity, noise, Condition(latent, None), euler_times(steps), grid)
         return to_pixels(self.vae.decode(restored))
 

@@ -73,12 +73,12 @@ def random_model(config, one_step: bool = False):
 
 
 def conditions(model, latent, features, grid):
-    shared = {"concat_latent_image": model.model.process_latent_out(latent), "vosr_tiles": grid}
+    from realisr.host.vosr.conditioning import wire
+
+    raw = model.model.process_latent_out(latent)
     blank = features.new_zeros(1, 1, features.shape[-1])
-    return (
-        [[features, {**shared, "vosr_lq_strength": 1.0}]],
-        [[blank, {**shared, "vosr_lq_strength": 0.15}]],
-    )
+    tiles = features.chunk(len(grid), dim=1) if grid else None
+    return wire(raw, 1.0, blank if grid else features, grid, tiles), wire(raw, 0.15, blank, grid, None)
 
 
 def ours(model, noise, latent, features, grid, scale: float, steps: int):
@@ -86,9 +86,9 @@ def ours(model, noise, latent, features, grid, scale: float, steps: int):
     import torch
 
     from realisr.host.vosr.guider import RestorationGuider
-    from realisr.models.vosr.sampling import Guidance, euler_times
+    from realisr.models.vosr.sampling import RestorationGuidance, euler_times
 
-    guider = RestorationGuider(model, *conditions(model, latent, features, grid), Guidance(scale))
+    guider = RestorationGuider(model, *conditions(model, latent, features, grid), RestorationGuidance(scale))
     sampler = comfy.samplers.ksampler("euler")
     out = guider.sample(noise, torch.zeros_like(noise), sampler, euler_times(steps), disable_pbar=True, seed=0)
     return model.model.process_latent_in(out)

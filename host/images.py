@@ -6,6 +6,8 @@ import comfy.model_management
 import torch
 from torch import Tensor
 
+from .types import VAE
+
 VAE_TILE_STEP = 64
 """The host's tiled encoding also runs half and double sides, which must fall on latent cells."""
 
@@ -33,7 +35,7 @@ def check_vae_tile(vae_tile: int) -> None:
         raise ValueError(f"The VAE tile size must be 0 or a multiple of {VAE_TILE_STEP} pixels, got {vae_tile}.")
 
 
-def vae_tile_for(vae, shape: tuple[int, ...], memory_used, vae_tile: int) -> int:
+def vae_tile_for(vae: VAE, shape: tuple[int, ...], memory_used, vae_tile: int) -> int:
     """Side in pixels of VAE tiles: as told, else 0 (whole) when the host's estimate fits into free memory."""
     if vae_tile:
         return vae_tile
@@ -41,18 +43,25 @@ def vae_tile_for(vae, shape: tuple[int, ...], memory_used, vae_tile: int) -> int
     return DEFAULT_VAE_TILE if memory_used(shape, vae.vae_dtype) > free else 0
 
 
-def encode_image(vae, image: Tensor, vae_tile: int = 0) -> Tensor:
-    """Latent `[B, C, h, w]` of images `[B, H, W, 3]`, as the VAE encodes them (not normalised).
+def run_encode(vae: VAE, image: Tensor, vae_tile: int = 0) -> Tensor:
+    """What the VAE makes of images `[B, H, W, 3]`.
 
-    vae_tile: side in pixels of the VAE's tiles, 0 to decide by free memory. Raises ValueError for a VAE of video
-    latents.
+    vae_tile: side in pixels of the VAE's tiles, 0 to decide by free memory.
     """
     batch, height, width, channels = image.shape
-    tile = vae_tile_for(vae, (batch, channels, height, width), vae.memory_used_encode, vae_tile)
-    if tile:
-        latent = vae.encode_tiled(image, tile_x=tile, tile_y=tile, overlap=tile // 8)
-    else:
-        latent = vae.encode(image)
+    frames = (1,) if vae.latent_dim == 3 else ()
+    tile = vae_tile_for(vae, (batch, channels, *frames, height, width), vae.memory_used_encode, vae_tile)
+    if not tile:
+        return vae.encode(image)
+    return vae.encode_tiled(image, tile_x=tile, tile_y=tile, overlap=tile // 8)
+
+
+def encode_image(vae: VAE, image: Tensor, vae_tile: int = 0) -> Tensor:
+    """Latent `[B, C, h, w]` of images `[B, H, W, 3]`, as the VAE encodes them (not normalised).
+
+    vae_tile: as in run_encode. Raises ValueError for a VAE of video latents.
+    """
+    latent = run_encode(vae, image, vae_tile)
     require_image_latent(latent)
     return latent
 
@@ -64,8 +73,8 @@ def require_image_latent(latent: Tensor) -> None:
         )
 
 
-def decode_latent(vae, latent: Tensor, vae_tile: int = 0) -> Tensor:
-    """Image `[B, H, W, 3]` in 0..1; vae_tile as in encode_image."""
+def decode_latent(vae: VAE, latent: Tensor, vae_tile: int = 0) -> Tensor:
+    """Image `[B, H, W, 3]` in 0..1; vae_tile as in run_encode."""
     tile = vae_tile_for(vae, tuple(latent.shape), vae.memory_used_decode, vae_tile)
     if not tile:
         return vae.decode(latent)

@@ -1,32 +1,63 @@
-"""Work that is halved until it fits into memory."""
+"""Work that is halved until it fits into memory, and results that are kept as long as there is room."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import TypeVar
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 import comfy.model_management
-import comfy.model_patcher
-import comfy.sd
 
 T = TypeVar("T")
-
-
 R = TypeVar("R")
 
 
-def within_memory(run: Callable[[Sequence[T]], list[R]], batch: Sequence[T]) -> list[R]:
-    """`run` of a batch; where memory does not suffice, of its halves one after the other.
+@dataclass
+class MostTogether:
+    """How much memory has turned out to hold, for those who ask again."""
 
-    Raises what `run` raises, also for a single item that does not fit.
+    items: int
+
+
+def within_memory(
+    run: Callable[[Sequence[T]], list[R]], batch: Sequence[T], most: MostTogether | None = None
+) -> list[R]:
+    """One result for each item of a batch, by `run` of at most `most.items` together.
+
+    Where memory does not suffice `most.items` becomes half of what was tried, and stays so. Raises what `run` raises,
+    also for a single item that does not fit.
     """
-    try:
-        return run(batch)
-    except Exception as error:
-        comfy.model_management.raise_non_oom(error)
-        if len(batch) == 1:
-            raise
-    # Out of the handler: the exception holds the failed run's tensors alive.
-    comfy.model_management.soft_empty_cache()
-    half = len(batch) // 2
-    return within_memory(run, batch[:half]) + within_memory(run, batch[half:])
+    most = most or MostTogether(len(batch))
+    done: list[R] = []
+    while len(done) < len(batch):
+        part = batch[len(done) : len(done) + most.items]
+        try:
+            done += run(part)
+            continue
+        except Exception as error:
+            comfy.model_management.raise_non_oom(error)
+            if len(part) == 1:
+                raise
+        # Out of the handler: the exception holds the failed run's tensors alive.
+        comfy.model_management.soft_empty_cache()
+        most.items = len(part) // 2
+    return done
+
+
+class BoundedMemo(Generic[T]):
+    """Values kept by key until they take `budget` bytes; further ones are not, so that memory does not grow."""
+
+    def __init__(self, budget: int):
+        self.budget = budget
+        self.kept: dict[Hashable, tuple[T, int]] = {}
+
+    def get(self, key: Hashable) -> T | None:
+        found = self.kept.get(key)
+        return None if found is None else found[0]
+
+    def put(self, key: Hashable, value: T, nbytes: int) -> None:
+        """Keep a value if there is room for its `nbytes`; the key's former one is let go."""
+        self.budget += self.kept.pop(key, (None, 0))[1]
+        if nbytes <= self.budget:
+            self.budget -= nbytes
+            self.kept[key] = (value, nbytes)

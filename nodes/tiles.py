@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from functools import partial
 
 import comfy.model_management
 import comfy.samplers
@@ -16,8 +17,10 @@ from ..host.tiling.memory import largest_tile
 from ..host.tiling.sampling import Tiling
 from ..models.tiles.layout import CELL, TileLayout, require_tile
 from ..models.tiles.preview import draw_tiles
-from .inputs import only, tile_weights_input, tiles_per_batch_input
+from .inputs import error_of, only, tile_weights_input, tiles_per_batch_input
 from .sockets import TileGridSocket
+
+log = logging.getLogger(__name__)
 
 CATEGORY = "RealISR/Tiles"
 GUIDER_NAME = "Tiled MultiDiffusion Guider"
@@ -96,11 +99,7 @@ class TileGridNode(io.ComfyNode):
         # Values on wires are not known yet; 0 is chosen when it runs.
         if not tile_size:
             return True
-        try:
-            require_tile(tile_size, overlap or 0, align or 1)
-        except ValueError as error:
-            return str(error)
-        return True
+        return error_of(partial(require_tile, tile_size, overlap or 0, align or 1)) or True
 
     @classmethod
     def execute(cls, size_of, tile_size: int, overlap: int, align: int, model=None) -> io.NodeOutput:
@@ -115,7 +114,7 @@ class TileGridNode(io.ComfyNode):
             tile_size = largest_tile(model)
         layout = TileLayout.fitted(height, width, tile_size, overlap, align)
         if overlap == 0 and len(layout) > 1:
-            logging.warning("RealISR: Tile Grid has no overlap: the borders of its tiles will show.")
+            log.warning("RealISR: Tile Grid has no overlap: the borders of its tiles will show.")
         return io.NodeOutput(layout, draw_tiles(layout, image), len(layout))
 
 

@@ -7,7 +7,7 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..host.vicr.tiles import DiptychTileOptions, tile_diptych, tile_images
-from .inputs import only, tile_weights_input, tiles_per_batch_input
+from .inputs import error_of, only, tile_weights_input, tiles_per_batch_input
 from .sockets import DiptychSocket
 from .vicr import CATEGORY
 
@@ -53,11 +53,7 @@ def options_error(tile_size: Any, tile_overlap: Any) -> str | None:
     size, overlap = (value[0] if isinstance(value, list) else value for value in (tile_size, tile_overlap))
     if size is None or overlap is None:
         return None
-    try:
-        DiptychTileOptions(size, overlap)
-    except ValueError as error:
-        return str(error)
-    return None
+    return error_of(lambda: DiptychTileOptions(size, overlap))
 
 
 class DiptychTiles(io.ComfyNode):

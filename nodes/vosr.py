@@ -6,30 +6,55 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..host.vosr.conditioning import EncodeOptions, Posterior, Tiling, build_conditioning
+from ..host.vosr.conditioning import EncodeOptions, Posterior, SquareTiles, build_conditioning
 from ..host.vosr.guider import RestorationGuider
-from ..host.vosr.restore import RestoreOptions, restore, vosr_info
+from ..host.vosr.restore import VOSRRestoreOptions, restore, vosr_info
 from ..models.color import METHODS, Method
-from ..models.vosr.sampling import DEFAULT_GUIDANCE_SCALE, DEFAULT_WEAK_STRENGTH, Guidance
-from .inputs import MAX_SEED, resize_input, target_size, vae_tile_input
+from ..models.tiles.layout import TileLayout
+from ..models.vosr.sampling import DEFAULT_GUIDANCE_SCALE, RestorationGuidance
+from .inputs import MAX_SEED, error_of, resize_input, target_size, vae_tile_input
+from .sockets import TileGridSocket
 
 CATEGORY = "RealISR/VOSR"
 POSTERIORS = ["mean", "sample"]
 TILE_AUTO, TILE_CUSTOM, TILE_OFF = "auto", "custom", "off"
+OWN_STRENGTH = -1.0
+"""Of the weak strength widget: the model's own."""
 
 
 def weak_strength_input() -> io.Float.Input:
     return io.Float.Input(
         "weak_strength",
-        default=DEFAULT_WEAK_STRENGTH,
-        min=0.0,
+        default=OWN_STRENGTH,
+        min=OWN_STRENGTH,
         max=1.0,
         step=0.01,
         round=0.001,
         advanced=True,
         tooltip=(
-            "How much of the LQ latent the weak condition sees (w). Trained between 0.05 and 0.25; the authors' "
-            "scripts sample with 0.15."
+            "How much of the LQ latent the weak condition sees (w), from 0 to 1. -1: the model's own, the middle of "
+            "the range its args.json says it was trained with, as the authors' scripts sample; 0.15 (trained 0.05 to "
+            "0.25) for the released models and where nothing is said."
+        ),
+    )
+
+
+def weak_strength_error(weak_strength: float | None) -> str | None:
+    """What is wrong with a widget's value; one on a wire is not known yet."""
+    return None if weak_strength is None else error_of(lambda: EncodeOptions(chosen_strength(weak_strength)))
+
+
+def chosen_strength(weak_strength: float) -> float | None:
+    return None if weak_strength == OWN_STRENGTH else weak_strength
+
+
+def tile_grid_input(instead_of: str) -> io.Custom.Input:
+    return TileGridSocket.Input(
+        "tile_grid",
+        optional=True,
+        tooltip=(
+            f"From Tile Grid, in place of {instead_of}: for the image at the size of the result, its sides multiples "
+            "of 16, with an align of 2."
         ),
     )
 
@@ -97,8 +122,8 @@ def tile_inputs(size: int, overlap: int) -> list[io.Int.Input]:
             max=4096,
             step=16,
             tooltip=(
-                "Side in pixels of the tiles the diffusion model works in. Use the size it was trained at: 512 for "
-                "the released models, 64 for VOSR nano."
+                "Side in pixels of the square tiles the diffusion model works in, cut to the shorter side of the "
+                "image; 0 for no tiles. Use the size it was trained at: 512 for the released models, 64 for VOSR nano."
             ),
         ),
         io.Int.Input(
@@ -113,14 +138,6 @@ def tile_inputs(size: int, overlap: int) -> list[io.Int.Input]:
             ),
         ),
     ]
-
-
-def tiling_error(tile_size: int, tile_overlap: int) -> str | None:
-    try:
-        Tiling(tile_size, tile_overlap)
-    except ValueError as error:
-        return str(error)
-    return None
 
 
 class VOSRConditioning(io.ComfyNode):
@@ -161,6 +178,7 @@ class VOSRConditioning(io.ComfyNode):
                     tooltip="Seed of the posterior sample. Has no effect with posterior mean.",
                 ),
                 vae_tile_input(),
+                tile_grid_input("tile_size and tile_overlap"),
             ],
             outputs=[
                 io.Conditioning.Output(display_name="full", tooltip="The full condition: positive."),
@@ -176,14 +194,37 @@ class VOSRConditioning(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, tile_size: int = 512, tile_overlap: int = 64):
-        return tiling_error(tile_size, tile_overlap) or True
+    def validate_inputs(
+        cls, tile_size: int | None = None, tile_overlap: int | None = None, weak_strength: float | None = None
+    ):
+        # Values on wires are not known yet.
+        if tile_size is not None and tile_overlap is not None:
+            error = error_of(lambda: SquareTiles(tile_size, tile_overlap))
+            if error:
+                return error
+        return weak_strength_error(weak_strength) or True
 
     @classmethod
     def execute(
-        cls, image, vae, weak_strength, tile_size, tile_overlap, posterior, seed, vae_tile_size, vision_encoder=None
+        cls,
+        image,
+        vae,
+        weak_strength: float,
+        tile_size: int,
+        tile_overlap: int,
+        posterior: Posterior,
+        seed: int,
+        vae_tile_size: int,
+        vision_encoder=None,
+        tile_grid: TileLayout | None = None,
     ) -> io.NodeOutput:
-        options = EncodeOptions(weak_strength, Tiling(tile_size, tile_overlap), posterior, seed, vae_tile_size)
+        options = EncodeOptions(
+            weak_strength=chosen_strength(weak_strength),
+            tiles=tile_grid or SquareTiles(tile_size, tile_overlap),
+            posterior=posterior,
+            seed=seed,
+            vae_tile=vae_tile_size,
+        )
         made = build_conditioning(image, vae, vision_encoder, options)
         return io.NodeOutput(made.full, made.weak, made.latent, made.width, made.height)
 
@@ -214,7 +255,7 @@ class RestorationCFGGuider(io.ComfyNode):
     @classmethod
     def execute(cls, model, full, weak, restoration_scale, guidance_start, guidance_end) -> io.NodeOutput:
         vosr_info(model)
-        guidance = Guidance(restoration_scale, guidance_start, guidance_end)
+        guidance = RestorationGuidance(restoration_scale, guidance_start, guidance_end)
         return io.NodeOutput(RestorationGuider(model, full, weak, guidance))
 
 
@@ -282,9 +323,9 @@ class RestorationCFGSampler(io.ComfyNode):
                 io.DynamicCombo.Input(
                     "tiling",
                     tooltip=(
-                        "auto: tiles of the model's training size with an eighth of overlap (16 pixels at least), "
-                        "for images larger than one. off needs memory for the whole image and leaves the size the "
-                        "model was trained at."
+                        "auto: square tiles of the model's training size, cut to the shorter side, with an eighth of "
+                        "overlap (16 pixels at least); a square no larger than one runs whole. off needs memory for "
+                        "the whole image and leaves the size the model was trained at."
                     ),
                     options=[
                         io.DynamicCombo.Option(TILE_AUTO, []),
@@ -296,9 +337,14 @@ class RestorationCFGSampler(io.ComfyNode):
                 *interval_inputs(),
                 posterior_input(),
                 vae_tile_input(),
+                tile_grid_input("tiling"),
             ],
             outputs=[io.Image.Output(display_name="image", tooltip="The restored image at the target size.")],
         )
+
+    @classmethod
+    def validate_inputs(cls, weak_strength: float | None = None):
+        return weak_strength_error(weak_strength) or True
 
     @classmethod
     def execute(
@@ -318,28 +364,29 @@ class RestorationCFGSampler(io.ComfyNode):
         posterior: Posterior,
         vae_tile_size: int,
         vision_encoder=None,
+        tile_grid: TileLayout | None = None,
     ) -> io.NodeOutput:
         width, height = target_size(image, resize)
-        options = RestoreOptions(
+        options = VOSRRestoreOptions(
             width=width,
             height=height,
             seed=seed,
             steps=steps,
-            guidance=Guidance(restoration_scale, guidance_start, guidance_end),
-            encode=EncodeOptions(weak_strength, posterior=posterior, vae_tile=vae_tile_size),
-            tiling=chosen_tiling(tiling),
+            guidance=RestorationGuidance(restoration_scale, guidance_start, guidance_end),
+            encode=EncodeOptions(chosen_strength(weak_strength), posterior=posterior, vae_tile=vae_tile_size),
+            tiles=tile_grid or chosen_tiles(tiling),
             color=color_alignment,
         )
         return io.NodeOutput(restore(model, vae, vision_encoder, image, options))
 
 
-def chosen_tiling(tiling: dict[str, Any]) -> Tiling | None:
+def chosen_tiles(tiling: dict[str, Any]) -> SquareTiles | None:
     """Tiles the widget asks for; None to follow the model's training size."""
     if tiling["tiling"] == TILE_AUTO:
         return None
     if tiling["tiling"] == TILE_OFF:
-        return Tiling(0, 0)
-    return Tiling(tiling["tile_size"], tiling["tile_overlap"])
+        return SquareTiles(0, 0)
+    return SquareTiles(tiling["tile_size"], tiling["tile_overlap"])
 
 
 NODES = [VOSRConditioning, RestorationCFGGuider, RestorationCFGSampler]

@@ -1,25 +1,30 @@
 """Conditions of a tile: what of the whole canvas's applies to it, and what a tile says for itself.
 
-An entry of a CONDITIONING may carry, under TILE_OPTIONS, other options for every tile: its own masked image, its own
-text. All else an entry holds is the whole canvas's; what has the canvas's shape is cropped.
+An entry of a CONDITIONING may carry other options for every tile (TileOptions): its own masked image, its own text.
+All else an entry holds is the whole canvas's; what has the canvas's shape is cropped.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import comfy.conds
 import comfy.utils
 import torch
 from comfy.controlnet import ControlBase
+from comfy.model_base import BaseModel
 from torch import Tensor
 
 from ...models.tiles.grid import Box, Panes, TileGrid
 from ...models.tiles.layout import CELL
+from ..memory import BoundedMemo
 
 TILE_OPTIONS = "realisr_tile_options"
+
+TILE = "realisr_tile"
+"""Argument by which a model's extra_conds learns that it is asked for a tile: the tile's number in its grid."""
 
 MODEL_CONDS = "model_conds"
 """The host's own name for conditions in the form that models take."""
@@ -31,31 +36,32 @@ FEATHER = 8
 """Cells over which the host fades the inner borders of an area without a mask."""
 
 
-class NeedsTiledModel:
-    """Stands in for a canvas-wide masked image where every tile has one: only a tiled model can read those."""
+class TileOptions(comfy.conds.CONDRegular):
+    """What one entry of a CONDITIONING says differently for each tile of `grid`, in the order of its boxes.
 
-    def to(self, *args, **kwargs):
+    It travels among the entry's ready-made conditions (see with_tile_options): a model that works in tiles takes it
+    out, any other one trips over it when it samples.
+
+    options: per tile, names and values as in the entry itself; `cross_attn` holds text tokens `[b, N, E]`, and
+    MODEL_CONDS ready-made conditions of the host. Tensors of the canvas's kind have a tile's size. A tile without
+    options has what the canvas has. Raises ValueError when there is not one for each tile.
+    """
+
+    def __init__(self, grid: TileGrid, options: Sequence[Mapping[str, Any]]):
+        if len(options) != len(grid):
+            raise ValueError(f"There are options for {len(options)} tiles, the grid has {len(grid)}.")
+        super().__init__(options)
+        self.grid = grid
+
+    @property
+    def options(self) -> Sequence[Mapping[str, Any]]:
+        return self.cond
+
+    def process_cond(self, *args, **kwargs):
         raise ValueError(
             "This conditioning was made for tiles. Sample it with the model output of the node that made it, not "
             "with the model that went in."
         )
-
-
-@dataclass(frozen=True, eq=False)
-class TileOptions:
-    """What one entry of a CONDITIONING says differently for each tile of `grid`, in the order of its boxes.
-
-    options: per tile, names and values as in the entry itself; `cross_attn` holds text tokens `[b, N, E]`, and
-    MODEL_CONDS ready-made conditions of the host. Tensors of the canvas's kind have a tile's size. Raises ValueError
-    when there is not one for each tile.
-    """
-
-    grid: TileGrid
-    options: Sequence[Mapping[str, Any]]
-
-    def __post_init__(self):
-        if len(self.options) != len(self.grid):
-            raise ValueError(f"There are options for {len(self.options)} tiles, the grid has {len(self.grid)}.")
 
     def signature(self, tile: int) -> tuple[tuple[str, tuple[int, ...]], ...]:
         """Tiles whose tensors have equal shapes can share a forward."""
@@ -65,17 +71,26 @@ class TileOptions:
         return tuple(sorted((name, tuple(value.shape)) for name, value in tensors.items()))
 
 
+def with_tile_options(options: Mapping[str, Any], own: TileOptions) -> dict[str, Any]:
+    """The options of an entry of a CONDITIONING, with what tiles say for themselves."""
+    return {**options, MODEL_CONDS: {**options.get(MODEL_CONDS, {}), TILE_OPTIONS: own}}
+
+
+def tile_options(options: Mapping[str, Any]) -> TileOptions | None:
+    """What tiles say for themselves in an entry, as it travels and as the host prepares it."""
+    return options.get(MODEL_CONDS, {}).get(TILE_OPTIONS)
+
+
 @dataclass(frozen=True)
 class TileBatch:
-    """Tiles run in one forward, each for all `batch` items of the canvas: tile by tile, item by item.
-
-    first: index of boxes[0] in the grid. canvas: (height, width) of the whole field.
-    """
+    """Tiles run in one forward, each for all `batch` items of the canvas: tile by tile, item by item."""
 
     first: int
+    """Index of boxes[0] in the grid."""
     boxes: Sequence[Box]
     panes: Panes
     canvas: tuple[int, int]
+    """(height, width) of the whole field."""
     batch: int
 
     @property
@@ -115,18 +130,21 @@ class TileBatch:
         return cond._copy_with(self.spread(cond.cond))
 
 
+OwnConds: TypeAlias = Mapping[str, comfy.conds.CONDRegular]
+"""What a model made of tiles' own options, by the names of its arguments."""
+
+
 def tile_cond(
-    model,
     cond: dict[str, Any],
     tiles: TileBatch,
-    x: Tensor,
-    prompt_type: str,
+    own: OwnConds,
+    device: torch.device,
     cut_control: Callable[[ControlBase], ControlBase],
 ) -> dict[str, Any] | None:
     """An entry, as the host prepared it for the canvas, for a batch of tiles; None where its area meets none of them.
 
-    model: the host's BaseModel. x: the tiles' crops `[tiles * batch, C, h, w]`. cut_control: gives a ControlNet the
-    tiles' part of its hint. Raises ValueError for options that cannot be cropped.
+    own: see own_conds. device: where the tiles are sampled. cut_control: gives a ControlNet the tiles' part of its
+    hint. Raises ValueError for options that cannot be cropped.
     """
     for key, what in UNCROPPED.items():
         if cond.get(key) is not None:
@@ -137,16 +155,20 @@ def tile_cond(
         if not inside.any():
             return None
         out.pop("area")
-        out["mask"] = inside.to(x.device)
+        out["mask"] = inside.to(device)
         if cond.get("mask") is not None:
             out["mask"] = out["mask"] * tiles.crop(cond["mask"])
     elif cond.get("mask") is not None:
         out["mask"] = tiles.crop(cond["mask"])
     if cond.get("control") is not None:
         out["control"] = cut_control(cond["control"])
-    own = own_conds(model, cond, tiles, x, prompt_type)
-    shared = {key: tiles.crop_cond(value) for key, value in cond[MODEL_CONDS].items() if key not in own}
-    return {**out, MODEL_CONDS: shared | own}
+    shared = {key: tiles.crop_cond(value) for key, value in canvas_conds(cond).items() if key not in own}
+    return {**out, MODEL_CONDS: {**shared, **own}}
+
+
+def canvas_conds(cond: dict[str, Any]) -> dict[str, comfy.conds.CONDRegular]:
+    """What the host prepared of an entry for the canvas, without what is tiles' own."""
+    return {key: value for key, value in cond[MODEL_CONDS].items() if key != TILE_OPTIONS}
 
 
 def area_weight(cond: dict[str, Any], canvas: tuple[int, int]) -> Tensor:
@@ -188,26 +210,27 @@ def is_spatial(cond: comfy.conds.CONDRegular) -> bool:
     return isinstance(cond, comfy.conds.CONDNoiseShape | comfy.conds.CONDList)
 
 
-def own_conds(
-    model, cond: dict[str, Any], tiles: TileBatch, x: Tensor, prompt_type: str
-) -> dict[str, comfy.conds.CONDRegular]:
+def own_conds(model: BaseModel, cond: dict[str, Any], tiles: TileBatch, x: Tensor, prompt_type: str) -> OwnConds:
     """What the model makes of the tiles' own options, as it does of an entry for a canvas of their size.
 
-    Empty for an entry without such options. What is made of the canvas's images is not in it, unless tiles have
-    images of their own: the crop of what the host made of them is exact, whatever it knew besides the entry.
+    x: the tiles' crops `[tiles * batch, C, h, w]`. Empty for an entry without such options. What is made of the
+    canvas's images is not in it, unless tiles have images of their own: the crop of what the host made of them is
+    exact, whatever it knew besides the entry.
     """
-    own: TileOptions | None = cond.get(TILE_OPTIONS)
-    if own is None:
+    own = tile_options(cond)
+    said = [] if own is None else own.options[tiles.first : tiles.first + len(tiles.boxes)]
+    if not any(said):
         return {}
-    said = own.options[tiles.first : tiles.first + len(tiles.boxes)]
     per_tile = []
-    for box, noise, options in zip(tiles.boxes, x.chunk(len(tiles.boxes)), said, strict=True):
+    for number, (box, noise, options) in enumerate(zip(tiles.boxes, x.chunk(len(said)), said, strict=True)):
         conds = model.extra_conds(
             **{
                 # Inpainting models make something of it, which is not kept here.
                 "latent_image": noise,
                 **{name: tiles.crop_option(value, box) for name, value in cond.items()},
                 **options,
+                MODEL_CONDS: canvas_conds(cond),
+                TILE: tiles.first + number,
                 "noise": noise,
                 "device": x.device,
                 "width": noise.shape[-1] * CELL,
@@ -225,3 +248,45 @@ def own_conds(
         for key, value in first.items()
         if key not in cropped or key in said[0].get(MODEL_CONDS, {})
     }
+
+
+class OwnCondsMemo:
+    """What a model made of tiles' own options, kept from step to step within a budget of bytes.
+
+    Nothing kept is used for an entry that has changed since, in whatever it says.
+    """
+
+    def __init__(self, budget: int):
+        self.memo: BoundedMemo[tuple[dict[str, Any], OwnConds]] = BoundedMemo(budget)
+
+    def own_conds(
+        self, model: BaseModel, cond: dict[str, Any], tiles: TileBatch, x: Tensor, prompt_type: str
+    ) -> OwnConds:
+        """As the function of that name, made once."""
+        if tile_options(cond) is None:
+            return {}
+        # The host's mark of an entry, which copies of it keep.
+        key = (cond.get("uuid"), prompt_type, tiles.first, len(tiles.boxes), tiles.batch)
+        said = flat(cond)
+        found = self.memo.get(key)
+        if found is not None and same_objects(found[0], said):
+            return found[1]
+        made = own_conds(model, cond, tiles, x, prompt_type)
+        self.memo.put(key, (said, made), sum(nbytes(value.cond) for value in made.values()))
+        return made
+
+
+def flat(cond: dict[str, Any]) -> dict[Any, Any]:
+    """All that an entry says, its ready-made conditions one by one."""
+    ready = {(MODEL_CONDS, name): value for name, value in cond[MODEL_CONDS].items()}
+    return {**{name: value for name, value in cond.items() if name != MODEL_CONDS}, **ready}
+
+
+def same_objects(first: Mapping[Any, Any], second: Mapping[Any, Any]) -> bool:
+    return first.keys() == second.keys() and all(value is second[name] for name, value in first.items())
+
+
+def nbytes(value: Any) -> int:
+    if isinstance(value, list):
+        return sum(nbytes(item) for item in value)
+    return value.nbytes if torch.is_tensor(value) else 0

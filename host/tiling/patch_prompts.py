@@ -9,9 +9,9 @@ import comfy.utils
 import torch
 
 from ..types import Conditioning, Entry
-from .conditions import TILE_OPTIONS
+from .conditions import tile_options
 
-NOT_PER_TILE = ("area", "mask", "control", "gligen", "hooks", "start_percent", "end_percent", TILE_OPTIONS)
+NOT_PER_TILE = ("area", "mask", "control", "gligen", "hooks", "start_percent", "end_percent")
 """Options of a tile's prompt that would speak of the canvas or of the schedule."""
 
 
@@ -37,6 +37,7 @@ def prompts_of(tile_prompts: Sequence[Conditioning], tiles: int, node: str) -> l
         )
     for number, (_, options) in enumerate(entries, 1):
         found = [key for key in NOT_PER_TILE if options.get(key) is not None]
+        found += ["tiles of its own"] * (tile_options(options) is not None)
         if found:
             raise ValueError(
                 f"{node}: the prompt of tile {number} carries {', '.join(found)}, which a tile's prompt cannot. Put it "

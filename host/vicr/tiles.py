@@ -18,13 +18,13 @@ from einops import rearrange
 from torch import Tensor
 
 from ...models.tiles.grid import Panes, TileGrid
-from ...models.tiles.layout import CELL
+from ...models.tiles.layout import CELL, require_tile
 from ...models.tiles.weights import Weights
 from ...models.vicr.diptych import PANEL_MULTIPLE, Diptych, empty_target, seam_dim, split, target_mask
-from ..tiling.conditions import TILE_OPTIONS, NeedsTiledModel, TileOptions
+from ..tiling.conditions import TileOptions, with_tile_options
 from ..tiling.patch_prompts import prompts_of, text_options
 from ..tiling.sampling import Tiling
-from ..types import Conditioning, Entry
+from ..types import VAE, Conditioning, Entry, Model
 
 NODE = "Diptych Tiles"
 
@@ -33,25 +33,19 @@ ALIGN = PANEL_MULTIPLE // CELL
 
 @dataclass(frozen=True)
 class DiptychTileOptions:
-    """tile, overlap: in pixels of one panel. weights: of the mean where tiles overlap. per_forward: tiles run
-    together, 0 to decide by free memory.
-
-    Raises ValueError for a tile below 16 pixels and for an overlap that leaves no new pixels in a tile.
-    """
+    """How a diptych is tiled. Raises ValueError for a tile that cannot be laid (see require_tile)."""
 
     tile: int = 512
+    """Side of a tile's panel in pixels."""
     overlap: int = 128
+    """Pixels of a panel that neighbours share, at least."""
     weights: Weights = "gaussian"
+    """Of the mean where tiles overlap."""
     per_forward: int = 0
+    """Tiles run together, 0 to decide by free memory."""
 
     def __post_init__(self):
-        if self.tile < PANEL_MULTIPLE:
-            raise ValueError(f"The tile size must be at least {PANEL_MULTIPLE} pixels, got {self.tile}.")
-        if not 0 <= self.overlap < self.tile:
-            raise ValueError(
-                f"The overlap must be at least 0 and smaller than the tile size {self.tile} px, got {self.overlap} px. "
-                "A quarter of the tile is a good overlap."
-            )
+        require_tile(self.tile, self.overlap, ALIGN)
 
     def grid(self, diptych: Diptych) -> TileGrid:
         """Tiles over one panel, in latent cells."""
@@ -62,15 +56,19 @@ class DiptychTileOptions:
 
 @dataclass(frozen=True, eq=False)
 class TiledDiptych:
-    """model: works in tiles. positive, negative: conditionings for it. latent: zeros of the whole canvas. tile_latent:
-    zeros of one tile's diptych, whose size sets the schedule. tiles: how many."""
+    """What a sampler needs."""
 
-    model: Any
+    model: Model
+    """Works in tiles."""
     positive: Conditioning
+    """For that model, as is the negative."""
     negative: Conditioning
     latent: dict[str, Any]
+    """Zeros of the whole canvas."""
     tile_latent: dict[str, Any]
+    """Zeros of one tile's diptych, whose size sets the schedule."""
     tiles: int
+    """How many."""
 
 
 def lq_panel(canvas: Tensor, diptych: Diptych) -> Tensor:
@@ -90,7 +88,7 @@ def tile_images(canvas: Tensor, diptych: Diptych, options: DiptychTileOptions) -
     return [rearrange(box.crop(panel, CELL), "b c h w -> b h w c") for box in options.grid(diptych).boxes]
 
 
-def encode_tiles(vae, panel: Tensor, diptych: Diptych, grid: TileGrid) -> Iterator[Tensor]:
+def encode_tiles(vae: VAE, panel: Tensor, diptych: Diptych, grid: TileGrid) -> Iterator[Tensor]:
     """Latents `[B, C, h, w]` of the tiles' diptychs, as the VAE encodes them (not scaled).
 
     Every tile is encoded by itself: what it knows of its surroundings is what a panel of its own would hold.
@@ -106,7 +104,7 @@ def encode_tiles(vae, panel: Tensor, diptych: Diptych, grid: TileGrid) -> Iterat
         bar.update(1)
 
 
-def check_latents(model, vae, latent: Tensor, expected: tuple[int, int]) -> None:
+def check_latents(model: Model, vae: VAE, latent: Tensor, expected: tuple[int, int]) -> None:
     """Raises ValueError unless tile latents suit the model and the record's cells."""
     channels = model.model.latent_format.latent_channels
     if latent.ndim != 4 or latent.shape[1] != channels or tuple(latent.shape[-2:]) != expected:
@@ -116,7 +114,7 @@ def check_latents(model, vae, latent: Tensor, expected: tuple[int, int]) -> None
         )
 
 
-def check_model(model, latent: Tensor, mask: Tensor) -> None:
+def check_model(model: Model, latent: Tensor, mask: Tensor) -> None:
     """Raises ValueError for a model that reads no masked image."""
     concat = model.get_model_object("concat_cond")
     if concat(noise=latent, device=latent.device, concat_latent_image=latent, concat_mask=mask) is None:
@@ -144,8 +142,8 @@ def with_tiles(
             )
         texts = [{}] * len(grid) if prompts is None else [text_options(entry, prompt) for prompt in prompts]
         own = [{**image, **text} for image, text in zip(images, texts, strict=True)]
-        kept = {key: value for key, value in entry[1].items() if key != "concat_mask"}
-        out.append([entry[0], {**kept, "concat_latent_image": NeedsTiledModel(), TILE_OPTIONS: TileOptions(grid, own)}])
+        kept = {key: value for key, value in entry[1].items() if key not in ("concat_latent_image", "concat_mask")}
+        out.append([entry[0], with_tile_options(kept, TileOptions(grid, own))])
     return out
 
 
@@ -160,10 +158,10 @@ def zeroed(conditioning: Conditioning) -> Conditioning:
 
 
 def tile_diptych(
-    model,
+    model: Model,
     positive: Conditioning,
     negative: Conditioning | None,
-    vae,
+    vae: VAE,
     canvas: Tensor,
     diptych: Diptych,
     options: DiptychTileOptions,
@@ -175,7 +173,7 @@ def tile_diptych(
     tile of the positive, row by row (see prompts_of). With one tile the result is the untiled model's to the bit.
     """
     grid, panes = options.grid(diptych), Panes(2, seam_dim(diptych.layout))
-    tiling = Tiling(grid, panes, options.weights, options.per_forward, own_options=True, node=NODE)
+    tiling = Tiling(grid, panes, options.weights, options.per_forward, own_images=True, node=NODE)
     tiled = tiling.apply(model)
     prompts = None if not tile_prompts else prompts_of(tile_prompts, len(grid), NODE)
     panel = lq_panel(canvas, diptych)

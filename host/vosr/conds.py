@@ -1,137 +1,65 @@
-"""VOSR's conditioning as the host carries it: what travels on a CONDITIONING wire, and what a run makes of it.
-
-A VOSR CONDITIONING is one entry `[features, options]`:
-
-* features `[B, M, E]`; for a tiled run the tiles' features one after another, `[B, tiles * M, E]`. A single
-  token stands for any number of equal ones (the weak branch's zeros), whatever the tile.
-* options: `concat_latent_image`, the LQ latent as the VAE encoded it; `vosr_lq_strength`, w of the weak branch
-  (1 for the full one); `vosr_tiles`, a TileGrid over the latent, or absent.
-"""
+"""What a sampling run makes of VOSR's vision features: the keys and values of the network's cross-attention."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TypeAlias
+
 import comfy.conds
 import comfy.model_management
-import comfy.utils
 import torch
 from torch import Tensor
 
-from ...models.tiles.grid import TileGrid
 from ...models.vosr.dit import ContextKV, VOSRDiT
-from ..progress import TileProgress
+from ..memory import BoundedMemo
 
-TOKENS_PER_FORWARD = 1024
-"""Tiles smaller than this many tokens share a forward: small tiles alone leave the hardware idle."""
-
-
-def tiles_per_forward(grid: TileGrid, patch: int) -> int:
-    tokens = (grid.tile_height // patch) * (grid.tile_width // patch)
-    return max(1, min(len(grid), TOKENS_PER_FORWARD // tokens))
+ContextMemo: TypeAlias = BoundedMemo[tuple[Tensor, ContextKV]]
+"""By tile, the features and what was made of them. Each entry of a CONDITIONING has one for the length of a run; past
+its budget, further tiles' contexts are made at every step."""
 
 
-class TilesCond(comfy.conds.CONDConstant):
-    """The tile grid of a run and how far it has come; conditions with equal grids run in one batch.
+@dataclass(frozen=True, eq=False)
+class Context:
+    """The vision features of `items` consecutive batch items."""
 
-    Its size, for the host's memory estimate, is that of one forward.
-    """
+    features: Tensor
+    """`[b, M, E]`, b a divisor of items: item i has those of i mod b. One token stands for any number of equal ones."""
+    memo: ContextMemo
+    tile: int | None = None
+    """Whose features these are, None for the canvas's."""
+    items: int = 1
 
-    def __init__(self, cond: TileGrid, patch: int, progress: TileProgress):
-        super().__init__(cond)
-        self.patch = patch
-        self.progress = progress
-
-    @property
-    def grid(self) -> TileGrid:
-        return self.cond
-
-    def _copy_with(self, cond: TileGrid) -> TilesCond:
-        return TilesCond(cond, self.patch, self.progress)
-
-    def concat(self, others: list[TilesCond]) -> TilesCond:
-        return self
-
-    def size(self) -> list[int]:
-        return tiles_forward_shape(self.grid, self.patch)
-
-
-def tiles_forward_shape(grid: TileGrid, patch: int) -> list[int]:
-    """`[tiles in one forward, 1, tile height, tile width]`."""
-    return [tiles_per_forward(grid, patch), 1, grid.tile_height, grid.tile_width]
-
-
-class ContextMemo:
-    """Cross-attention keys and values of one conditioning, kept for the length of one sampling run.
-
-    Bounded by `budget` bytes: past it, further tiles' contexts are computed at every step, so that memory does
-    not grow with the image.
-    """
-
-    def __init__(self, budget: int):
-        self.budget = budget
-        self.entries: dict[int, ContextKV] = {}
-
-    def get(self, tile: int) -> ContextKV | None:
-        return self.entries.get(tile)
-
-    def put(self, tile: int, context: ContextKV) -> None:
-        if context.nbytes <= self.budget:
-            self.budget -= context.nbytes
-            self.entries[tile] = context
+    def encode(self, network: VOSRDiT, device: torch.device, dtype: torch.dtype, keep: bool) -> list[ContextKV]:
+        """Keys and values for the items, in order; remembered when `keep`."""
+        found = self.memo.get(self.tile) if keep else None
+        if found is None or found[0] is not self.features:
+            features = comfy.model_management.cast_to_device(self.features, device, dtype)
+            found = (self.features, network.encode_context(features))
+            if keep:
+                self.memo.put(self.tile, found, found[1].nbytes)
+        own = found[1]
+        return [own.expand(self.items)] if own.batch == 1 else [own] * (self.items // own.batch)
 
 
 class VisionCond(comfy.conds.CONDRegular):
-    """One branch's vision features, `[B, tiles * M, E]` (empty for a network without cross-attention).
+    """Vision features of one branch, or of several tiles of it.
 
-    Unlike the host's own conditions, several are not concatenated but listed: each keeps its memo and its number
-    of tokens.
+    Unlike the host's own conditions, they are not concatenated but listed: each keeps its memo and its number of
+    tokens.
     """
 
-    def __init__(self, cond: Tensor, tiles: int, memo: ContextMemo, batch: int = 1):
+    def __init__(self, cond: Sequence[Context]):
         super().__init__(cond)
-        self.tiles = tiles
-        self.memo = memo
-        self.batch = batch
-
-    def _copy_with(self, cond: Tensor) -> VisionCond:
-        """For other items than the memo's: a tiler's batch of crops, say."""
-        return VisionCond(cond, self.tiles, ContextMemo(0), self.batch)
 
     def process_cond(self, batch_size: int, **kwargs) -> VisionCond:
-        return VisionCond(self.cond, self.tiles, self.memo, batch_size)
+        return VisionCond([replace(context, items=batch_size // len(self.cond)) for context in self.cond])
 
     def can_concat(self, other: comfy.conds.CONDRegular) -> bool:
-        return isinstance(other, VisionCond) and other.tiles == self.tiles
+        return isinstance(other, VisionCond)
 
-    def concat(self, others: list[VisionCond]) -> list[VisionCond]:
-        return [self, *others]
+    def concat(self, others: Sequence[VisionCond]) -> list[Context]:
+        return [context for cond in (self, *others) for context in cond.cond]
 
     def size(self) -> list[int]:
-        return list(self.cond.shape)
-
-    def tile_features(self, tile: int) -> Tensor:
-        """Features of one tile, `[b, M, E]`."""
-        tokens = self.cond.shape[1]
-        if tokens == 1:
-            return self.cond
-        per_tile = tokens // self.tiles
-        return self.cond[:, tile * per_tile : (tile + 1) * per_tile]
-
-    def context(self, network: VOSRDiT, tile: int, device: torch.device, dtype: torch.dtype, keep: bool) -> ContextKV:
-        """Keys and values for `batch` items; remembered when `keep`."""
-        if self.cond.shape[1] == 1:
-            tile = 0
-        found = self.memo.get(tile) if keep else None
-        if found is None:
-            features = comfy.model_management.cast_to_device(self.tile_features(tile), device, dtype)
-            found = network.encode_context(comfy.utils.repeat_to_batch_size(features, self.batch))
-            if keep:
-                self.memo.put(tile, found)
-        return found
-
-
-def check_tokens(features: Tensor, tiles: int) -> None:
-    if features.shape[1] > 1 and features.shape[1] % tiles:
-        raise ValueError(
-            f"VOSR conditioning has {features.shape[1]} feature tokens, which {tiles} tiles cannot share evenly. "
-            "Use the full and weak outputs of VOSR Conditioning unchanged."
-        )
+        return list(self.cond[0].features.shape)

@@ -25,11 +25,12 @@ WEIGHT_NAMES = ("ema_model.safetensors", "model.safetensors")
 
 @dataclass(frozen=True)
 class VOSRFile:
-    """A chosen checkpoint. args: contents of the folder's args.json, empty for a single file."""
+    """A chosen checkpoint."""
 
     name: str
     path: Path
     args: dict[str, Any] = field(default_factory=dict)
+    """Contents of the folder's args.json, empty for a single file."""
 
 
 def official_folders() -> dict[str, Path]:

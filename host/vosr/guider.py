@@ -6,7 +6,8 @@ from typing import Any
 
 import comfy.samplers
 
-from ...models.vosr.sampling import Guidance, guidance_branches
+from ...models.vosr.sampling import RestorationGuidance, guidance_branches
+from ..types import Conditioning, Model
 
 CFG_HOOKS = ("sampler_cfg_function", "sampler_post_cfg_function", "sampler_pre_cfg_function")
 
@@ -18,7 +19,7 @@ class RestorationGuider(comfy.samplers.CFGGuider):
     custom CFG functions) keep working.
     """
 
-    def __init__(self, model_patcher, full, weak, guidance: Guidance):
+    def __init__(self, model_patcher: Model, full: Conditioning, weak: Conditioning, guidance: RestorationGuidance):
         super().__init__(model_patcher)
         self.guidance = guidance
         self.set_conds(full, weak)

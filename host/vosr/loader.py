@@ -16,11 +16,18 @@ from ...models.vosr.config import VOSRConfig, strip_wrapper_prefix
 from ...models.vosr.dit import VOSRDiT
 from ..files import load_state_dict_file
 from ..precision import WEIGHT_DTYPES
+from ..tiling.sampling import Tiling
+from ..types import Model
 from .files import VOSRFile, find_model, stored_args
 from .latent import latent_format_for
 from .model import VOSRInfo, VOSRModelConfig
 
+log = logging.getLogger(__name__)
+
 VARIANTS = ("auto", "multi-step", "one-step")
+
+TILING = Tiling(None, weights="narrow gaussian", node="VOSR Conditioning")
+"""Conditionings say what the tiles are, so that samplers and guiders of the host need no further node."""
 
 # Derived or quantisation entries: not weights of the network itself.
 OPTIONAL_KEYS = ("feat_rope.freqs_cos", "feat_rope.freqs_sin", ".comfy_quant", ".weight_scale", ".input_scale")
@@ -60,7 +67,9 @@ def is_one_step(config: VOSRConfig, args: dict[str, Any], variant: str) -> bool:
     return variant == "one-step"
 
 
-def load_vosr_model(name: str, weight_dtype: str = "default", variant: str = "auto", disable_dynamic: bool = False):
+def load_vosr_model(
+    name: str, weight_dtype: str = "default", variant: str = "auto", disable_dynamic: bool = False
+) -> Model:
     """The MODEL of a loader choice (see files.model_choices).
 
     weight_dtype: a key of WEIGHT_DTYPES. variant: one of VARIANTS; only a single file of VOSR 2.0, which has the
@@ -87,8 +96,11 @@ def load_vosr_model(name: str, weight_dtype: str = "default", variant: str = "au
 
 def build_patcher(
     info: VOSRInfo, source: VOSRFile, state_dict: dict[str, Any], options: dict[str, Any], disable_dynamic: bool
-):
-    """The same choices of device, precision and casting that the host makes for its own diffusion models."""
+) -> Model:
+    """A MODEL that works in the tiles its conditioning brings.
+
+    Device, precision and casting are chosen as the host does for its own diffusion models.
+    """
     management = comfy.model_management
     load_device, offload_device = management.get_torch_device(), management.unet_offload_device()
     model_config = VOSRModelConfig(info, latent_format_for(info.config.latent_channels, info.args))
@@ -113,8 +125,9 @@ def build_patcher(
         model.to(offload_device)
     model.load_model_weights(state_dict, "", assign=patcher.is_dynamic())
     patcher.add_callback_with_key(comfy.patcher_extension.CallbacksMP.ON_LOAD, "realisr", patch_tables)
+    TILING.attach(patcher)
     kind = "one-step" if info.one_step else "multi-step"
-    logging.info("RealISR: loaded %s (%s) from %s", source.name, kind, source.path)
+    log.info("RealISR: loaded %s (%s) from %s", source.name, kind, source.path)
     return patcher
 
 

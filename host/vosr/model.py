@@ -1,8 +1,7 @@
-"""VOSR as a ComfyUI MODEL: the network on the host's layers, its conditions, tiles and memory."""
+"""VOSR as a ComfyUI MODEL: the network on the host's layers, its conditions and memory."""
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,16 +15,14 @@ import comfy.patcher_extension
 import comfy.supported_models_base
 import comfy.utils
 import torch
-from einops import repeat
 from torch import Tensor
 
-from ...models.tiles.grid import Box, TileGrid
-from ...models.tiles.merge import merge_tiles
 from ...models.vosr.config import VOSRConfig
 from ...models.vosr.dit import Block, VOSRDiT
 from ...models.vosr.sampling import weak_strength_from_args
-from ..progress import TileProgress
-from .conds import ContextMemo, TilesCond, VisionCond, check_tokens, tiles_forward_shape, tiles_per_forward
+from ..tiling.conditions import TILE
+from .conditioning import STRENGTH
+from .conds import Context, ContextMemo, VisionCond
 from .files import ARGS_KEY, args_to_tensor
 
 SIGMA_TABLE_SIZE = 25200
@@ -40,19 +37,19 @@ MISSING_CONDITION = (
 
 @dataclass(frozen=True)
 class VOSRInfo:
-    """What is known of a loaded checkpoint beyond its tensors.
-
-    name: as chosen in the loader. one_step: a distilled student, which runs without guidance. args: its
-    args.json, empty when it came without one.
-    """
+    """What is known of a loaded checkpoint beyond its tensors."""
 
     name: str
+    """As chosen in the loader."""
     config: VOSRConfig
     one_step: bool
+    """A distilled student, which runs without guidance."""
     args: dict[str, Any] = field(default_factory=dict)
+    """Its args.json, empty when it came without one."""
 
     @property
     def weak_strength(self) -> float:
+        """w of the weak condition that it was trained for."""
         return weak_strength_from_args(self.args)
 
 
@@ -130,24 +127,19 @@ class VOSRModelConfig(comfy.supported_models_base.BASE):
 
 
 class VOSRModel(comfy.model_base.BaseModel):
-    """Runs the network on the whole latent, or on tiles merged at every call (so under any sampler)."""
+    """Runs the network on a latent; on tiles of one where its patcher works in tiles (see loader.build_patcher)."""
 
     def __init__(self, model_config: VOSRModelConfig, device=None):
         super().__init__(
             model_config, model_type=comfy.model_base.ModelType.FLOW, device=device, unet_model=HostVOSRDiT
         )
         self.info = model_config.info
-        self.run: tuple[weakref.ref[Tensor], TileProgress] | None = None
         self.model_sampling.set_parameters(shift=1.0, timesteps=SIGMA_TABLE_SIZE, multiplier=1.0)
-
-    @property
-    def patch_size(self) -> int:
-        return self.info.config.patch_size
 
     def concat_cond(self, **kwargs) -> Tensor:
         """The LQ latent times its strength, normalised. Raises ValueError when it does not fit the noise."""
         latent, noise = kwargs.get("concat_latent_image"), kwargs["noise"]
-        if latent is None or "vosr_lq_strength" not in kwargs:
+        if latent is None or STRENGTH not in kwargs:
             raise ValueError(MISSING_CONDITION)
         if latent.shape[1:] != noise.shape[1:]:
             raise ValueError(
@@ -155,18 +147,24 @@ class VOSRModel(comfy.model_base.BaseModel):
                 f"{list(latent.shape[1:])} (channels, height, width). Sample the latent output of the same VOSR "
                 "Conditioning node, with the VAE this model was trained for."
             )
-        if noise.shape[-1] % self.patch_size or noise.shape[-2] % self.patch_size:
-            raise ValueError(
-                f"VOSR needs latent sides that are multiples of {self.patch_size}, got {list(noise.shape[-2:])}. "
-                "VOSR Conditioning pads the image: sample its latent output."
-            )
+        self.check_sides(noise)
         if noise.shape[0] % latent.shape[0]:
             raise ValueError(
                 f"The LATENT being sampled holds {noise.shape[0]} latents, which is no multiple of the "
                 f"{latent.shape[0]} images the VOSR conditioning was made for."
             )
         latent = self.process_latent_in(latent.to(kwargs["device"]))
-        return kwargs["vosr_lq_strength"] * comfy.utils.repeat_to_batch_size(latent, noise.shape[0])
+        strength = self.info.weak_strength if kwargs[STRENGTH] is None else kwargs[STRENGTH]
+        return strength * comfy.utils.repeat_to_batch_size(latent, noise.shape[0])
+
+    def check_sides(self, x: Tensor) -> None:
+        """Raises ValueError for a latent, or tiles of one, whose sides are no whole number of patches."""
+        patch = self.info.config.patch_size
+        if x.shape[-1] % patch or x.shape[-2] % patch:
+            raise ValueError(
+                f"VOSR needs latents and tiles whose sides are multiples of {patch}, got {list(x.shape[-2:])}. "
+                f"VOSR Conditioning pads the image: sample its latent output, in tiles with an align of {patch}."
+            )
 
     def extra_conds(self, **kwargs) -> dict[str, comfy.conds.CONDRegular]:
         out: dict[str, comfy.conds.CONDRegular] = {"c_concat": comfy.conds.CONDNoiseShape(self.concat_cond(**kwargs))}
@@ -174,26 +172,19 @@ class VOSRModel(comfy.model_base.BaseModel):
             raise ValueError(
                 "VOSR conditioning cannot be restricted to an area: the LQ image already says what is where."
             )
-        grid: TileGrid | None = kwargs.get("vosr_tiles")
-        if grid is not None:
-            out["tiles"] = TilesCond(grid, self.patch_size, self.run_progress(kwargs["noise"], len(grid)))
-        if self.info.config.context_width:
+        width = self.info.config.context_width
+        if width:
             features = kwargs["cross_attn"]
-            if features.shape[-1] != self.info.config.context_width:
+            if features.shape[-1] != width:
                 raise ValueError(
-                    f"This VOSR model reads vision features {self.info.config.context_width} wide, the conditioning's "
-                    f"are {features.shape[-1]}: 0.5B models take DINOv2 ViT-B/14 (768), 1.4B models ViT-L/14 (1024)."
+                    f"This VOSR model reads vision features {width} wide, the conditioning's are "
+                    f"{features.shape[-1]}: 0.5B models take DINOv2 ViT-B/14 (768), 1.4B models ViT-L/14 (1024)."
                 )
-            tiles = 1 if grid is None else len(grid)
-            check_tokens(features, tiles)
-            out["vision"] = VisionCond(features, tiles, ContextMemo(self.context_budget()))
+            # A tile's contexts are kept with those of its canvas.
+            canvas = kwargs.get("model_conds", {}).get("vision")
+            memo = canvas.cond[0].memo if canvas else ContextMemo(self.context_budget())
+            out["vision"] = VisionCond([Context(features, memo, kwargs.get(TILE))])
         return out
-
-    def run_progress(self, noise: Tensor, tiles: int) -> TileProgress:
-        """The bar of the run that samples this noise: the host encodes each of its conditions by itself."""
-        if self.run is None or self.run[0]() is not noise:
-            self.run = (weakref.ref(noise), TileProgress(tiles))
-        return self.run[1]
 
     def context_budget(self) -> int:
         """Bytes of context one conditioning may keep: at most half the weights, and a quarter of what is free."""
@@ -201,40 +192,33 @@ class VOSRModel(comfy.model_base.BaseModel):
         weights = comfy.model_management.module_size(self.diffusion_model)
         return int(min(weights / 2, comfy.model_management.get_free_memory(device) / 4))
 
-    def extra_conds_shapes(self, **kwargs) -> dict[str, list[int]]:
-        grid = kwargs.get("vosr_tiles")
-        return {} if grid is None else {"tiles": tiles_forward_shape(grid, self.patch_size)}
-
-    def memory_required(self, input_shape, cond_shapes=None) -> float:
-        """Bytes of activations; of a tiled run, those of one forward's tiles, whatever the canvas."""
-        tiles = (cond_shapes or {}).get("tiles")
-        if tiles:
-            count, _, height, width = tiles[0]
-            input_shape = [input_shape[0] * count, input_shape[1], height, width]
-        return super().memory_required(input_shape, cond_shapes={})
-
     def _apply_model(
         self,
-        x,
-        t,
-        c_concat=None,
+        x: Tensor,
+        t: Tensor,
+        c_concat: Tensor,
         c_crossattn=None,
         control=None,
-        transformer_options=None,
-        vision=(),
-        tiles=None,
+        transformer_options: dict[str, Any] | None = None,
+        vision: Sequence[Context] = (),
         **kwargs,
-    ):
-        """Clean prediction `[B, C, H, W]` from x at sigma t `[B]`; `vision` lists the branches batched in x."""
+    ) -> Tensor:
+        """Clean prediction `[B, C, H, W]` from x at sigma t `[B]`; `vision` lists the features of all items."""
+        self.check_sides(x)
         options = dict(transformer_options or {})
         options["prefetch_dynamic_vbars"] = self.current_patcher is not None and self.current_patcher.is_dynamic()
         dtype = self.get_dtype_inference()
         noisy = self.model_sampling.calculate_input(t, x).to(dtype)
         fields = torch.cat([comfy.model_management.cast_to_device(c_concat, x.device, dtype), noisy], dim=1)
         # Sigma itself, not model_sampling.timestep(): sampling patches such as ModelSamplingSD3 count in thousands.
-        time = t.float()
-        call = _Call(self, time, self.end_time(time, options), list(vision), options)
-        velocity = call.whole(fields) if tiles is None else call.tiled(fields, tiles)
+        time, network, keep = t.float(), self.diffusion_model, self.keeps_context()
+        velocity = network(
+            fields,
+            time,
+            context=[kv for context in vision for kv in context.encode(network, x.device, dtype, keep)],
+            end_time=self.end_time(time, options),
+            transformer_options=options,
+        )
         return self.model_sampling.calculate_denoised(t, velocity.float(), x)
 
     def end_time(self, time: Tensor, transformer_options: dict[str, Any]) -> Tensor | None:
@@ -252,57 +236,3 @@ class VOSRModel(comfy.model_base.BaseModel):
     def keeps_context(self) -> bool:
         """Weights that hooks change during the run would make remembered keys and values stale."""
         return self.current_patcher is None or self.current_patcher.current_hooks is None
-
-
-@dataclass(frozen=True)
-class _Call:
-    """One evaluation of the model: the same time and branches for the whole latent or for each tile."""
-
-    model: VOSRModel
-    time: Tensor
-    end_time: Tensor | None
-    vision: list[VisionCond]
-    options: dict[str, Any]
-
-    @property
-    def branches(self) -> int:
-        """Conditions batched one after another; without vision features nothing tells them apart, nor needs to."""
-        return max(1, len(self.vision))
-
-    def velocity(self, fields: Tensor, tiles: Sequence[int]) -> Tensor:
-        """fields `[branches * tiles * b, 2C, h, w]`, branch by branch, tile by tile -> velocities."""
-        network, keep = self.model.diffusion_model, self.model.keeps_context()
-        dtype = self.model.get_dtype_inference()
-        context = [cond.context(network, tile, fields.device, dtype, keep) for cond in self.vision for tile in tiles]
-
-        def per_tile(time: Tensor) -> Tensor:
-            return repeat(time, "(branch b) -> (branch tile b)", branch=self.branches, tile=len(tiles))
-
-        end = None if self.end_time is None else per_tile(self.end_time)
-        return network(fields, per_tile(self.time), context=context, end_time=end, transformer_options=self.options)
-
-    def whole(self, fields: Tensor) -> Tensor:
-        return self.velocity(fields, [0])
-
-    def tiled(self, fields: Tensor, tiles: TilesCond) -> Tensor:
-        grid, progress = tiles.grid, tiles.progress
-        canvas = tuple(fields.shape[-2:])
-        if canvas != (grid.height, grid.width):
-            raise ValueError(
-                f"The VOSR tile grid covers a latent of {grid.height}x{grid.width}, the one being sampled is "
-                f"{canvas[0]}x{canvas[1]}."
-            )
-        progress.start_evaluation(self.options.get("sigmas"), self.options.get("sample_sigmas"))
-
-        def predict(first: int, boxes: Sequence[Box]) -> list[Tensor]:
-            comfy.model_management.throw_exception_if_processing_interrupted()
-            parts = fields.chunk(self.branches)
-            crops = torch.cat([box.crop(part) for part in parts for box in boxes])
-            velocity = self.velocity(crops, range(first, first + len(boxes)))
-            progress.advance(len(boxes))
-            by_branch = [part.chunk(len(boxes)) for part in velocity.chunk(self.branches)]
-            return [torch.cat(tile) for tile in zip(*by_branch, strict=True)]
-
-        channels = fields.shape[1] // 2
-        per_forward = tiles_per_forward(grid, self.model.patch_size)
-        return merge_tiles(grid, fields[:, :channels], predict, per_forward)

@@ -15,40 +15,49 @@ from torch import Tensor
 
 from ...models.color import Method, align_colors
 from ...models.image import upscale
-from ...models.vosr.sampling import MULTI_STEP, Guidance, euler_times
+from ...models.tiles.layout import TileLayout
+from ...models.vosr.sampling import MULTI_STEP, RestorationGuidance, euler_times
 from ..images import check_image, decode_latent
-from .conditioning import EncodeOptions, Tiling, VOSRConditioning, build_conditioning
+from ..types import VAE, ClipVision, Model
+from .conditioning import EncodeOptions, SquareTiles, VOSRConditioning, build_conditioning
 from .guider import RestorationGuider
 from .model import VOSRInfo, VOSRModel
+
+log = logging.getLogger(__name__)
+
+NODE = "Restoration-CFG Sampler"
 
 MIN_OVERLAP = 16
 """Pixels: an eighth of a small tile is too narrow to blend in. Never more than a quarter of the tile."""
 
 
 @dataclass(frozen=True)
-class RestoreOptions:
-    """steps: Euler steps, 0 for the model's own (25, or 1 for a one-step student). guidance: unused by one-step
-    students, whose guidance is distilled in. tiling: None for tiles of the size the model was trained at with an
-    eighth of overlap, or MIN_OVERLAP. encode.seed and encode.tiling are set from these."""
+class VOSRRestoreOptions:
+    """How images are restored. width, height: of the result in pixels."""
 
     width: int
     height: int
     seed: int = 0
+    """Item i of a batch uses seed + i."""
     steps: int = 0
-    guidance: Guidance = field(default_factory=Guidance)
+    """Euler steps, 0 for the model's own: 25, or 1 for a one-step student."""
+    guidance: RestorationGuidance = field(default_factory=RestorationGuidance)
+    """Unused by one-step students, whose guidance is distilled in."""
     encode: EncodeOptions = field(default_factory=EncodeOptions)
-    tiling: Tiling | None = None
+    """Its seed is set from the above, its tiles from the below."""
+    tiles: SquareTiles | TileLayout | None = None
+    """None for tiles of the size the model was trained at with an eighth of overlap, or MIN_OVERLAP."""
     color: Method = "adain"
 
 
-def vosr_info(model) -> VOSRInfo:
+def vosr_info(model: Model) -> VOSRInfo:
     """What is known of a VOSR MODEL. Raises ValueError for another kind of model."""
     if not isinstance(model.model, VOSRModel):
         raise ValueError(f"This node needs a VOSR model, got {type(model.model).__name__}. Connect Load VOSR Model.")
     return model.model.info
 
 
-def check_parts(info: VOSRInfo, vae, vision) -> None:
+def check_parts(info: VOSRInfo, vae: VAE, vision: ClipVision | None) -> None:
     """Raises ValueError when the VAE or the vision encoder is not of the model's kind."""
     expected, found = info.config.latent_channels, vae.latent_channels
     if expected != found:
@@ -64,9 +73,9 @@ def check_parts(info: VOSRInfo, vae, vision) -> None:
         )
 
 
-def training_tiling(info: VOSRInfo, vae) -> Tiling:
+def training_tiles(info: VOSRInfo, vae: VAE) -> SquareTiles:
     side = info.config.train_latent_size * vae.spacial_compression_encode()
-    return Tiling(side, max(side // 8, min(MIN_OVERLAP, side // 4)))
+    return SquareTiles(side, max(side // 8, min(MIN_OVERLAP, side // 4)))
 
 
 def own_steps(info: VOSRInfo, steps: int) -> int:
@@ -75,14 +84,14 @@ def own_steps(info: VOSRInfo, steps: int) -> int:
     return 1 if info.one_step else MULTI_STEP
 
 
-def sample(model, conditioning: VOSRConditioning, options: RestoreOptions) -> Tensor:
+def sample(model: Model, conditioning: VOSRConditioning, options: VOSRRestoreOptions) -> Tensor:
     """Restored latent `[1, C, h, w]`, as the VAE decodes it."""
     info = vosr_info(model)
     steps = own_steps(info, options.steps)
     guidance = options.guidance
     if info.one_step:
-        guidance = Guidance(scale=1.0)
-        logging.info("RealISR: %s is a one-step model: guidance is built in, restoration_scale is unused", info.name)
+        guidance = RestorationGuidance(scale=1.0)
+        log.info("RealISR: %s is a one-step model: guidance is built in, restoration_scale is unused", info.name)
     guider = RestorationGuider(model, conditioning.full, conditioning.weak, guidance)
     latent = conditioning.latent["samples"]
     return guider.sample(
@@ -96,7 +105,9 @@ def sample(model, conditioning: VOSRConditioning, options: RestoreOptions) -> Te
     ).to(comfy.model_management.intermediate_device())
 
 
-def restore_item(model, vae, vision, image: Tensor, options: RestoreOptions) -> Tensor:
+def restore_item(
+    model: Model, vae: VAE, vision: ClipVision | None, image: Tensor, options: VOSRRestoreOptions
+) -> Tensor:
     """One image `[1, h, w, 3 or 4]` -> `[1, height, width, 3 or 4]`; alpha is resized by itself and rejoined."""
     upscaled = upscale(image, options.width, options.height)
     conditioning = build_conditioning(upscaled, vae, vision, options.encode)
@@ -106,7 +117,7 @@ def restore_item(model, vae, vision, image: Tensor, options: RestoreOptions) -> 
     return torch.cat([restored, upscaled[..., 3:].to(restored)], dim=-1)
 
 
-def restore(model, vae, vision, images: Tensor, options: RestoreOptions) -> Tensor:
+def restore(model: Model, vae: VAE, vision: ClipVision | None, images: Tensor, options: VOSRRestoreOptions) -> Tensor:
     """Restore images `[B, h, w, 3 or 4]` in 0..1, one after another.
 
     Item i is what it would be alone with seed + i. Raises ValueError for images, parts or options that do not fit;
@@ -115,11 +126,11 @@ def restore(model, vae, vision, images: Tensor, options: RestoreOptions) -> Tens
     info = vosr_info(model)
     check_image(images)
     check_parts(info, vae, vision)
-    tiling = options.tiling or training_tiling(info, vae)
+    tiles = options.tiles or training_tiles(info, vae)
     results = []
     for index, image in enumerate(images.split(1)):
         comfy.model_management.throw_exception_if_processing_interrupted()
         seed = (options.seed + index) % 2**64
-        encode = replace(options.encode, seed=seed, tiling=tiling)
+        encode = replace(options.encode, seed=seed, tiles=tiles, node=NODE)
         results.append(restore_item(model, vae, vision, image, replace(options, seed=seed, encode=encode)))
     return torch.cat(results)

@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import comfy.ldm.wan.vae
-import comfy.model_management
-import comfy.sd
-import comfy.utils
 import folder_paths
 import torch
 from comfy.ldm.models.autoencoder import AutoencodingEngine, AutoencodingEngineLegacy, DiagonalGaussianRegularizer
-from torch import Tensor
+from torch import Tensor, nn
 
 from ...models.state_dict import describe_state_dict
 from ...models.vosr.config import strip_wrapper_prefix
 from ...models.vosr.qwen_vae import LATENTS_MEAN, LATENTS_STD, LOGVAR_RANGE
 from ...models.vosr.qwen_vae_video import from_video, is_video
 from ..files import load_state_dict_file
+from ..images import run_encode
 from ..model_folders import model_files
+from ..types import VAE
 from .autoencoders import kl_vae, latent_diffusion_names, pixel_vae, qwen_vae
 from .files import read_args
 
@@ -29,7 +29,6 @@ PIXEL_DOWNSCALE = 2
 NO_DECODER = "none (the VAE's own)"
 
 FOLDER_WEIGHTS = "diffusion_pytorch_model.safetensors"
-FALLBACK_TILE = 512
 
 
 def vae_choices() -> list[str]:
@@ -42,7 +41,7 @@ def decoder_choices() -> list[str]:
     return [NO_DECODER, *model_files("vae")]
 
 
-def load_vosr_vae(vae_name: str, decoder_name: str = NO_DECODER) -> comfy.sd.VAE:
+def load_vosr_vae(vae_name: str, decoder_name: str = NO_DECODER) -> VAE:
     """The VAE behind two loader choices. Raises ValueError for files that are no such parts, or do not go together."""
     decoder = None if decoder_name == NO_DECODER else folder_paths.get_full_path_or_raise("vae", decoder_name)
     if vae_name != PIXEL_UNSHUFFLE:
@@ -57,7 +56,7 @@ def load_vosr_vae(vae_name: str, decoder_name: str = NO_DECODER) -> comfy.sd.VAE
     return vae
 
 
-def load_vae_files(vae_path: str | Path, decoder_path: str | Path | None = None) -> comfy.sd.VAE:
+def load_vae_files(vae_path: str | Path, decoder_path: str | Path | None = None) -> VAE:
     """VAE from a file (or a diffusers folder) of an SD 2.1 or Qwen-Image autoencoder.
 
     decoder_path: VOSR's light decoder, which replaces the SD 2.1 decoder.
@@ -71,7 +70,7 @@ def load_vae_files(vae_path: str | Path, decoder_path: str | Path | None = None)
         state_dict = from_video(state_dict)
     if "encoder.down_blocks.0.norm1.gamma" in state_dict:
         check_statistics(path)
-        vae: comfy.sd.VAE = qwen_vae(path.name, without_decoder_choice(path, decoder_path, state_dict))
+        vae: VAE = qwen_vae(path.name, without_decoder_choice(path, decoder_path, state_dict))
     elif any(key.startswith(("encoder.down.0.block.0.", "encoder.down_blocks.0.resnets.0.")) for key in state_dict):
         vae = kl_vae(path.name, kl_tensors(path.name, state_dict, read_light_decoder(decoder_path)))
     else:
@@ -180,15 +179,16 @@ def light_decoder_tensors(source: str, content: Mapping[str, Any]) -> dict[str, 
     return latent_diffusion_names({f"decoder.{key}": value for key, value in tensors.items()})
 
 
-def posterior_of(model: Any) -> Callable[[Tensor], Tensor]:
-    """Function from images `[B, 3, H, W]` in [-1, 1] to mean and log-variance `[B, 2C, h, w]`.
+def posterior_of(model: nn.Module) -> Callable[[Tensor], Tensor]:
+    """Function from images `[B, 3, H, W]` in [-1, 1] to mean and log-variance, `[B, 2C, h, w]`.
 
-    Raises ValueError for an autoencoder without a Gaussian posterior.
+    Of a video autoencoder, from and to single frames: `[B, 3, 1, H, W]` to `[B, 2C, 1, h, w]`. Raises ValueError for an
+    autoencoder without a Gaussian posterior.
     """
     if hasattr(model, "encode_moments"):
         return lambda x: torch.cat(model.encode_moments(x), dim=1)
     if isinstance(model, comfy.ldm.wan.vae.WanVAE):
-        return lambda x: model.conv1(model.encoder(x[:, :, None]))[:, :, 0]
+        return lambda x: model.conv1(model.encoder(x))
     gaussian = isinstance(getattr(model, "regularization", None), DiagonalGaussianRegularizer)
     if isinstance(model, AutoencodingEngineLegacy) and gaussian and model.bn is None:
         return lambda x: model.quant_conv(model.encoder(x))
@@ -200,79 +200,33 @@ def posterior_of(model: Any) -> Callable[[Tensor], Tensor]:
     )
 
 
-def encode_moments(vae: comfy.sd.VAE, images: Tensor, tile: int = 0) -> tuple[Tensor, Tensor]:
+class MomentsModule(nn.Module):
+    """Stands in for an autoencoder in the host's encoding: its latent is the posterior's mean and log-variance."""
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.encode = posterior_of(model)
+
+
+def encode_moments(vae: VAE, images: Tensor, vae_tile: int = 0) -> tuple[Tensor, Tensor]:
     """Mean and log-variance `[B, C, h, w]` of the posterior of images `[B, H, W, 3]` in 0..1, not normalised.
 
-    tile: side in pixels of the tiles to encode in, 0 for the whole image; out of memory, tiles of 512. Like the
-    host's tiled encoding it averages three passes with differently shaped tiles, with an overlap of an eighth; sides
-    are rounded to whole latent cells.
-
-    Raises ValueError when the VAE has no posterior, or the images are smaller than one latent cell.
+    vae_tile: side in pixels of the tiles the VAE works in, a multiple of 64; 0 to decide by free memory. All is the
+    host's own encoding, whose tiles are averaged over three passes. Raises ValueError when the VAE has no posterior,
+    or the images are smaller than one latent cell.
     """
     vae.throw_exception_if_invalid()
-    posterior = posterior_of(vae.first_stage_model)
-    pixels = vae.vae_encode_crop_pixels(images).movedim(-1, 1)
-    if 0 in pixels.shape:
+    cell = vae.spacial_compression_encode()
+    if min(images.shape[1:3]) < cell:
         raise ValueError(
-            f"The image is {images.shape[2]}x{images.shape[1]}, smaller than one latent cell of this VAE "
-            f"({vae.spacial_compression_encode()} pixels). Enlarge or pad it first."
+            f"The image is {images.shape[2]}x{images.shape[1]}, smaller than one latent cell of this VAE ({cell} "
+            "pixels). Enlarge or pad it first."
         )
-
-    def encode(batch: Tensor) -> Tensor:
-        moments = posterior(vae.process_input(batch).to(device=vae.device, dtype=vae.vae_dtype))
-        return moments.to(device=vae.output_device, dtype=vae.vae_output_dtype())
-
-    whole = not tile
-    with comfy.model_management.cuda_device_context(vae.device):
-        if whole:
-            try:
-                moments = _encode_whole(vae, pixels, encode)
-            except Exception as error:
-                comfy.model_management.raise_non_oom(error)
-                # Retried outside this block, where the exception no longer keeps the tensors of the attempt alive.
-                whole = False
-        if not whole:
-            comfy.model_management.soft_empty_cache()
-            moments = _encode_tiled(vae, pixels, encode, tile or FALLBACK_TILE)
+    of_moments = copy.copy(vae)
+    of_moments.first_stage_model = MomentsModule(vae.first_stage_model)
+    of_moments.latent_channels = 2 * vae.latent_channels
+    moments = run_encode(of_moments, images, vae_tile)
+    if moments.ndim == 5:
+        moments = moments[:, :, 0]
     mean, logvar = moments.chunk(2, dim=1)
     return mean, logvar.clamp(*LOGVAR_RANGE)
-
-
-def _load(vae: comfy.sd.VAE, height: int, width: int) -> float:
-    """Put the VAE on its device with room for one image of this size; returns the bytes that takes."""
-    shape = (1, 3, 1, height, width) if vae.latent_dim == 3 else (1, 3, height, width)
-    needed = vae.memory_used_encode(shape, vae.vae_dtype)
-    comfy.model_management.load_models_gpu([vae.patcher], memory_required=needed, force_full_load=vae.disable_offload)
-    return needed
-
-
-def _encode_whole(vae: comfy.sd.VAE, pixels: Tensor, encode: Callable[[Tensor], Tensor]) -> Tensor:
-    needed = _load(vae, *pixels.shape[-2:])
-    together = max(1, int(vae.patcher.get_free_memory(vae.device) / max(1, needed)))
-    return torch.cat([encode(batch) for batch in pixels.split(together)])
-
-
-def _encode_tiled(vae: comfy.sd.VAE, pixels: Tensor, encode: Callable[[Tensor], Tensor], tile: int) -> Tensor:
-    cell = vae.spacial_compression_encode()
-    tile = max(4 * cell, tile // (2 * cell) * 2 * cell)
-    overlap = max(cell, tile // (8 * cell) * cell)
-    _load(vae, tile * 2, tile // 2)
-    height, width = pixels.shape[-2:]
-    shapes = [(tile, tile), (tile * 2, tile // 2), (tile // 2, tile * 2)]
-    steps = sum(comfy.utils.get_tiled_scale_steps(width, height, x, y, overlap) for x, y in shapes)
-    progress = comfy.utils.ProgressBar(pixels.shape[0] * steps)
-    total: Tensor | float = 0.0
-    for tile_x, tile_y in shapes:
-        total = total + comfy.utils.tiled_scale(
-            pixels,
-            encode,
-            tile_x,
-            tile_y,
-            overlap,
-            upscale_amount=1 / cell,
-            out_channels=2 * vae.latent_channels,
-            output_device=vae.output_device,
-            pbar=progress,
-        )
-    assert isinstance(total, Tensor)
-    return total / len(shapes)

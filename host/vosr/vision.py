@@ -19,6 +19,7 @@ from ...models.vosr.config import strip_wrapper_prefix
 from ...models.vosr.vision import IMAGE_MEAN, IMAGE_STD, INPUT_SIZE, feature_block, preprocess
 from ..files import load_state_dict_file
 from ..model_folders import model_files
+from ..types import ClipVision
 
 HEAD_DIM = 64
 """Of every published DINOv2; the tensors do not tell."""
@@ -49,12 +50,12 @@ def vision_choices() -> list[str]:
     return model_files("clip_vision")
 
 
-def load_vision_encoder(name: str) -> comfy.clip_vision.ClipVisionModel:
+def load_vision_encoder(name: str) -> ClipVision:
     """The encoder behind a loader choice. Raises ValueError for a file that is not DINOv2 without registers."""
     return load_dinov2(folder_paths.get_full_path_or_raise("clip_vision", name))
 
 
-def load_dinov2(path: str | Path, num_heads: int | None = None) -> comfy.clip_vision.ClipVisionModel:
+def load_dinov2(path: str | Path, num_heads: int | None = None) -> ClipVision:
     """DINOv2 of any size as a CLIP_VISION, from a file in torch hub or transformers naming.
 
     num_heads: heads of width 64 unless given. Raises ValueError naming what a wrong file looks like.
@@ -69,9 +70,7 @@ def _file_patcher(path: Path, num_heads: int | None, disable_dynamic: bool = Fal
     return load_dinov2(path, num_heads).patcher
 
 
-def dinov2_from_tensors(
-    source: str, state_dict: Mapping[str, Tensor], num_heads: int | None = None
-) -> comfy.clip_vision.ClipVisionModel:
+def dinov2_from_tensors(source: str, state_dict: Mapping[str, Tensor], num_heads: int | None = None) -> ClipVision:
     """The same from tensors; source names them in errors."""
     tensors = transformers_names(source, strip_wrapper_prefix(state_dict))
     vision = comfy.clip_vision.ClipVisionModel(checked_config(source, tensors, num_heads))
@@ -148,7 +147,7 @@ def dinov2_config(tensors: Mapping[str, Tensor], num_heads: int | None = None) -
     }
 
 
-def dinov2_of(vision: comfy.clip_vision.ClipVisionModel) -> Dinov2Model:
+def dinov2_of(vision: ClipVision) -> Dinov2Model:
     """The network inside a CLIP_VISION. Raises ValueError when it is no DINOv2 of images."""
     network = vision.model
     if not isinstance(network, Dinov2Model) or network.alt_start != -1:
@@ -160,7 +159,7 @@ def dinov2_of(vision: comfy.clip_vision.ClipVisionModel) -> Dinov2Model:
     return network
 
 
-def encode_vosr_features(vision: comfy.clip_vision.ClipVisionModel, images: Tensor, layer: int | None = None) -> Tensor:
+def encode_vosr_features(vision: ClipVision, images: Tensor, layer: int | None = None) -> Tensor:
     """VOSR's features `[B, 1024, E]` of images `[B, H, W, 3]` in 0..1, whatever their size; row-major over 32 x 32.
 
     layer: block to take, counted from 0; VOSR's own for this depth by default. The last block's tokens pass the

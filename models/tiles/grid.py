@@ -43,18 +43,16 @@ class Box:
 
 @dataclass(frozen=True)
 class TileGrid:
-    """Equal tiles covering a field of `height` x `width` cells, row by row.
-
-    overlap: cells shared by neighbours, one number or (down, across). align: tiles start at multiples of it, where
-    the field's sides are multiples too.
-    """
+    """Equal tiles covering a field of `height` x `width` cells, row by row."""
 
     height: int
     width: int
     tile_height: int
     tile_width: int
     overlap: int | tuple[int, int]
+    """Cells shared by neighbours, one number or (down, across)."""
     align: int = 1
+    """Tiles start at multiples of it, where the field's sides are multiples too."""
 
     @classmethod
     def fitted(cls, size: tuple[int, int], tile: tuple[int, int], overlap: tuple[int, int], align: int = 1) -> TileGrid:
@@ -66,6 +64,26 @@ class TileGrid:
             min(max(side // align * align, align), length) for side, length in zip(tile, size, strict=True)
         )
         return cls(*size, height, width, overlap, align)
+
+    def scaled(self, factor: int) -> TileGrid:
+        """The same tiles over a field with `factor` times as many cells along each axis."""
+        down, across = self.overlaps
+        return TileGrid(
+            self.height * factor,
+            self.width * factor,
+            self.tile_height * factor,
+            self.tile_width * factor,
+            (down * factor, across * factor),
+            self.align * factor,
+        )
+
+    def lies_as(self, other: TileGrid) -> bool:
+        """Whether the tiles are the same, however they were asked for."""
+        same_field = (self.height, self.width) == (other.height, other.width)
+        return self == other or (same_field and self.boxes == other.boxes)
+
+    def __str__(self) -> str:
+        return f"{len(self)} tiles of {self.tile_height}x{self.tile_width} cells over {self.height}x{self.width}"
 
     @property
     def overlaps(self) -> tuple[int, int]:
@@ -127,12 +145,13 @@ def vosr_tile_grid(
 ) -> TileGrid | None:
     """The tile grid VOSR uses over a latent of `height` x `width`, or None when one tile holds all of it.
 
-    Tiles are square, an even number of patches, and never larger than the shorter side; neighbours share at
-    least an eighth of a tile. tile_pixels, overlap_pixels: in image pixels, `downscale` per latent cell.
+    Tiles are square, as trained, an even number of patches, and never larger than the shorter side: a field that is
+    not square is always tiled. Neighbours share at least an eighth of the tile asked for. tile_pixels, overlap_pixels:
+    in image pixels, `downscale` per latent cell.
     """
     tile = max(math.floor(tile_pixels / downscale) // patch * patch, patch)
     overlap = max(overlap_pixels // downscale, tile // 8)
+    tile = min(tile, height, width)
     if height <= tile and width <= tile:
         return None
-    tile = min(tile, height, width)
     return TileGrid(height, width, tile, tile, min(overlap, tile - 1))

@@ -13,22 +13,26 @@ CELL = 8
 """Pixels per latent cell."""
 
 
-def require_tile(tile: int, overlap: int, align: int) -> None:
-    """Raise ValueError for a tile below `align` cells, or an overlap that leaves no new pixels in a tile."""
+def require_tile(tile: int, overlap: int, align: int = 1) -> None:
+    """Raise ValueError for a tile that cannot be laid, tile and overlap in pixels.
+
+    That is one below `align` latent cells, or one whose overlap with its neighbour leaves no new pixels in it.
+    """
     if tile < align * CELL:
         raise ValueError(f"The tile size must be at least {align * CELL} px (align {align}), got {tile} px.")
     if not 0 <= overlap < tile:
         raise ValueError(
-            f"The overlap must be at least 0 and smaller than the tile size {tile} px, got {overlap} px. A quarter of "
-            "the tile is a good overlap."
+            f"The overlap must be at least 0 and smaller than the tile size {tile} px, got {overlap} px. An eighth to "
+            "a quarter of the tile is a good overlap."
         )
 
 
 @dataclass(frozen=True)
 class TileLayout:
-    """grid: the tiles, in latent cells of CELL x CELL pixels."""
+    """Tiles over an image and its latent."""
 
     grid: TileGrid
+    """In latent cells of CELL x CELL pixels."""
 
     @classmethod
     def fitted(cls, height: int, width: int, tile: int, overlap: int, align: int = 2) -> TileLayout:

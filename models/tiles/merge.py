@@ -1,7 +1,4 @@
-"""Tiles over a 2-D field: where they lie, how they are weighted, how predictions on them are merged.
-
-Sizes are in whatever unit the field has (latent cells here); a tile never reaches outside the field.
-"""
+"""Predictions on tiles, merged."""
 
 from __future__ import annotations
 
@@ -11,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .grid import Box, TileGrid
-from .weights import gaussian_weight
+from .weights import tile_weight
 
 
 def merge_tiles(
@@ -23,12 +20,13 @@ def merge_tiles(
 ) -> Tensor:
     """Weighted mean of per-tile predictions, `[..., H, W]` float32, shaped like `field`.
 
-    `predict(first, boxes)` returns one `[..., tile_height, tile_width]` per box; `first` is the index of boxes[0]
-    in the grid. This is the MultiDiffusion quotient sum(g * v) / sum(g). weight: g, `[1, 1, tile_height,
-    tile_width]` in float32 on the field's device; None for VOSR's Gaussian.
+    `predict(first, boxes)` returns one `[..., tile_height, tile_width]` per box, for at most `batch` boxes; `first` is
+    the index of boxes[0] in the grid. This is the MultiDiffusion quotient sum(g * v) / sum(g). weight: g,
+    `[1, 1, tile_height, tile_width]` in float32 on the field's device (see weights.tile_weight); None for the narrow
+    Gaussian.
     """
     if weight is None:
-        weight = gaussian_weight(grid.tile_height, grid.tile_width, field.device)
+        weight = tile_weight("narrow gaussian", grid.tile_height, grid.tile_width, field.device)
     total = torch.zeros(field.shape, dtype=torch.float32, device=field.device)
     weights = torch.zeros((1, 1, grid.height, grid.width), dtype=torch.float32, device=field.device)
     for first, boxes in grid.batches(batch):

@@ -9,25 +9,19 @@ from torch import Tensor
 
 Device: TypeAlias = torch.device | str | None
 
-
-GAUSSIAN_VARIANCE = 0.01
-"""Variance of VOSR's blending weight, in units of the squared tile side."""
-
-
-WIDE_GAUSSIAN_VARIANCE = 0.3**2
-"""Variance of the blending weight named "gaussian", in the same units."""
-
-
-Weights = Literal["uniform", "gaussian", "linear"]
-
-
+Weights = Literal["uniform", "gaussian", "linear", "narrow gaussian"]
 WEIGHTS: tuple[Weights, ...] = get_args(Weights)
 
+VARIANCE: dict[str, float] = {"gaussian": 0.3**2, "narrow gaussian": 0.01}
+"""Of a bell along each axis, in units of the squared tile side. The narrow one is VOSR's."""
 
-def gaussian_weight(height: int, width: int, device: Device = None, variance: float = GAUSSIAN_VARIANCE) -> Tensor:
-    """Blending weight of a tile, `[1, 1, height, width]` in float32. variance: in squared tile sides.
 
-    With the default about 5e-6 at the middle of an edge and 3e-11 in a corner: accumulate in float32, half
+def gaussian_weight(
+    height: int, width: int, device: Device = None, variance: float = VARIANCE["narrow gaussian"]
+) -> Tensor:
+    """A bell in the middle of a tile, `[1, 1, height, width]` in float32. variance: in squared tile sides.
+
+    The narrow one is about 5e-6 at the middle of an edge and 3e-11 in a corner: accumulate in float32, half
     precision underflows.
     """
 
@@ -41,13 +35,13 @@ def gaussian_weight(height: int, width: int, device: Device = None, variance: fl
 def tile_weight(kind: Weights, height: int, width: int, device: Device = None) -> Tensor:
     """Weight of a tile's predictions, `[1, 1, height, width]` in float32, positive everywhere, not normalised.
 
-    uniform: 1. gaussian: a bell of standard deviation 0.3 tile sides along each axis. linear: along each axis the
-    number of cells to the nearer border, border included. Raises ValueError for another kind.
+    uniform: 1. gaussian, narrow gaussian: a bell of standard deviation 0.3 or 0.1 tile sides along each axis. linear:
+    along each axis the number of cells to the nearer border, border included. Raises ValueError for another kind.
     """
     if kind == "uniform":
         return torch.ones(1, 1, height, width, device=device)
-    if kind == "gaussian":
-        return gaussian_weight(height, width, device, WIDE_GAUSSIAN_VARIANCE)
+    if kind in VARIANCE:
+        return gaussian_weight(height, width, device, VARIANCE[kind])
     if kind == "linear":
 
         def tent(size: int) -> Tensor:

@@ -18,24 +18,22 @@ WRAPPER_PREFIXES = ("module.", "_orig_mod.", "module.")
 
 @dataclass(frozen=True)
 class VOSRConfig:
-    """Sizes of one VOSR DiT.
-
-    latent_channels: channels C of the latent space; the network reads 2C (LQ latent, noisy latent).
-    context_width: width E of the vision features, 0 for a network without cross-attention.
-    train_grid: side P of the training token grid, which rotary positions are rescaled to.
-    has_end_time: whether the network takes the end time r of the step (distilled one-step students).
-    """
+    """Sizes of one VOSR DiT."""
 
     latent_channels: int = 4
+    """Channels C of the latent space; the network reads 2C (LQ latent, noisy latent)."""
     hidden_size: int = 1024
     depth: int = 28
     num_heads: int = 16
     mlp_hidden: int = 2730
     context_width: int = 768
+    """Width E of the vision features, 0 for a network without cross-attention."""
     context_hidden: int = 3072
     train_grid: int = 32
+    """Side P of the training token grid, which rotary positions are rescaled to."""
     patch_size: int = 2
     has_end_time: bool = False
+    """Whether the network takes the end time r of the step (distilled one-step students)."""
 
     @property
     def head_dim(self) -> int:

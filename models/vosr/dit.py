@@ -36,6 +36,13 @@ class ContextKV(NamedTuple):
     def batch(self) -> int:
         return self.values[0].shape[0]
 
+    def expand(self, items: int) -> ContextKV:
+        """A single item's for `items` of them, as views."""
+        if items == self.batch:
+            return self
+        keys = self.keys and [tensor.expand(items, -1, -1, -1) for tensor in self.keys]
+        return ContextKV(keys, [tensor.expand(items, -1, -1, -1) for tensor in self.values])
+
     @property
     def nbytes(self) -> int:
         tensors = self.values if self.keys is None else [*self.keys, *self.values]

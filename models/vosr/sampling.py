@@ -1,22 +1,12 @@
-"""VOSR sampling (arXiv 2604.03225): restoration-oriented guidance, Euler steps, and both over tiles.
-
-These loops are the method in plain torch. In ComfyUI the same steps are taken by the host's samplers, with
-`guidance_branches` and `guide` inside a guider.
-"""
+"""VOSR sampling (arXiv 2604.03225): the times of Euler steps and restoration-oriented guidance."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from itertools import pairwise
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor
-
-from ..tiles.grid import Box, TileGrid
-from ..tiles.merge import merge_tiles
-from .dit import VOSRDiT
 
 DEFAULT_WEAK_STRENGTH = 0.15
 """Midpoint of the trained range 0.05..0.25, the strength the reference samples with."""
@@ -39,16 +29,13 @@ def euler_times(steps: int, schedule: Literal["linear", "cosine"] = "linear") ->
 
 
 @dataclass(frozen=True)
-class Guidance:
-    """Restoration-oriented guidance: v = v_weak + scale * (v_full - v_weak).
-
-    scale: 1 is the full condition alone, 0 the weak one alone; above 1 extrapolates towards the input, below 0
-    away from it. start, end: the steps guided are those whose time lies in [start, end]; others use the full
-    condition alone.
-    """
+class RestorationGuidance:
+    """Restoration-oriented guidance: v = v_weak + scale * (v_full - v_weak)."""
 
     scale: float = DEFAULT_GUIDANCE_SCALE
+    """1 is the full condition alone, 0 the weak one alone; above 1 extrapolates towards the input, below 0 away."""
     start: float = 0.0
+    """The steps guided are those whose time lies in [start, end]; others use the full condition alone."""
     end: float = 1.0
 
     def scale_at(self, t: float) -> float:
@@ -67,72 +54,3 @@ def guide(full: Tensor | None, weak: Tensor | None, scale: float) -> Tensor:
         assert full is not None
         return full
     return weak if full is None else weak + scale * (full - weak)
-
-
-@dataclass(frozen=True)
-class Condition:
-    """What one image, or one tile, is restored from.
-
-    latent: LQ latent `[B, C, H, W]`, normalised. features: vision features `[B, M, E]`, one such tensor a tile
-    when the run is tiled, or None for a network without cross-attention. weak_strength: w of the weak branch,
-    which sees w * latent and all-zero features.
-    """
-
-    latent: Tensor
-    features: Tensor | Sequence[Tensor] | None
-    weak_strength: float = DEFAULT_WEAK_STRENGTH
-
-    def tile(self, box: Box, index: int) -> Condition:
-        features = None if self.features is None else self.features[index]
-        return Condition(box.crop(self.latent), features, self.weak_strength)
-
-
-@dataclass
-class Velocity:
-    """The guided velocity of a network under a condition, one batched forward for both branches."""
-
-    network: VOSRDiT
-    guidance: Guidance = field(default_factory=Guidance)
-
-    def __call__(self, x: Tensor, t: float, r: float | None, condition: Condition) -> Tensor:
-        scale = self.guidance.scale_at(t)
-        need_full, need_weak = guidance_branches(scale)
-        strengths = [1.0] * need_full + [condition.weak_strength] * need_weak
-        latents = torch.cat([strength * condition.latent for strength in strengths])
-        z = None
-        if condition.features is not None:
-            assert isinstance(condition.features, Tensor)
-            zeros = torch.zeros_like(condition.features)
-            z = torch.cat([condition.features] * need_full + [zeros] * need_weak)
-        times = x.new_full((latents.shape[0],), t)
-        ends = None if r is None else x.new_full((latents.shape[0],), r)
-        noisy = torch.cat([x] * len(strengths))
-        parts = list(self.network(torch.cat([latents, noisy], dim=1), times, ends, z).chunk(len(strengths)))
-        full = parts.pop(0) if need_full else None
-        return guide(full, parts[0] if need_weak else None, scale)
-
-    def tiled(self, x: Tensor, t: float, r: float | None, condition: Condition, grid: TileGrid) -> Tensor:
-        def predict(first: int, boxes: Sequence[Box]) -> list[Tensor]:
-            return [self(box.crop(x), t, r, condition.tile(box, first + i)) for i, box in enumerate(boxes)]
-
-        return merge_tiles(grid, x, predict)
-
-
-@torch.no_grad()
-def sample(
-    velocity: Velocity, noise: Tensor, condition: Condition, times: Tensor, grid: TileGrid | None = None
-) -> Tensor:
-    """Euler integration from noise `[B, C, H, W]` at times[0] = 1 to the clean latent at times[-1] = 0.
-
-    Works for multi-step models and, with `Guidance(scale=1)`, for one-step students at any number of steps.
-    With a grid, the velocities of all tiles are merged at every step.
-    """
-    x = noise
-    steps = times.tolist()
-    for start, end in pairwise(steps):
-        if grid is None:
-            v = velocity(x, start, end, condition)
-        else:
-            v = velocity.tiled(x, start, end, condition, grid)
-        x = x - (start - end) * v
-    return x

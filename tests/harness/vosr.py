@@ -88,10 +88,16 @@ class Scene:
         """The LATENT to sample."""
         return {"samples": torch.zeros_like(self.latent)}
 
-    def wire(self, strength: float = 1.0, features: Tensor | None = None, **options: Any) -> list[Any]:
+    def wire(self, strength: float | None = 1.0, features: Tensor | None = None, **options: Any) -> list[Any]:
         """A CONDITIONING with the LQ latent at a strength."""
-        shared = {"concat_latent_image": self.latent, "vosr_tiles": self.grid, "vosr_lq_strength": strength}
-        return [[self.features if features is None else features, {**shared, **options}]]
+        from realisr.host.vosr.conditioning import wire
+
+        given = self.features if features is None else features
+        # Of a tiled run every tile has its share, unless a single token stands for all.
+        shared = self.grid is None or given.shape[1] == 1
+        tiles = None if shared else given.chunk(len(self.grid), dim=1)
+        ((tokens, made),) = wire(self.latent, strength, given if shared else given[:, :1], self.grid, tiles)
+        return [[tokens, {**made, **options}]]
 
     @property
     def full(self) -> list[Any]:
@@ -113,14 +119,14 @@ def run_guider(
 ) -> Tensor:
     """Raw latent restored by the pack's guider under a sampler of the host.
 
-    run: guidance (a Guidance, instead of scale), times, full and weak (other conditionings).
+    run: guidance (a RestorationGuidance, instead of scale), times, full and weak (other conditionings).
     """
     import comfy.samplers
 
     from realisr.host.vosr.guider import RestorationGuider
-    from realisr.models.vosr.sampling import Guidance, euler_times
+    from realisr.models.vosr.sampling import RestorationGuidance, euler_times
 
-    guidance = run.get("guidance") or Guidance(scale)
+    guidance = run.get("guidance") or RestorationGuidance(scale)
     guider = RestorationGuider(model, run.get("full", scene.full), run.get("weak", scene.weak), guidance)
     times = run["times"] if "times" in run else euler_times(steps)
     with torch.inference_mode():
@@ -137,13 +143,14 @@ def run_guider(
 def plain_run(tiny: TinyVOSR, scene: Scene, scale: float = 0.5, steps: int = 4, **run: Any) -> Tensor:
     """The same restoration by the method's own loop in plain torch, in the latents the VAE knows.
 
-    run: guidance (a Guidance, instead of scale), weights (other than the network's own).
+    run: guidance (a RestorationGuidance, instead of scale), weights (other than the network's own).
     """
+    from oracles.vosr import Condition, Velocity, sample
     from realisr.host.vosr.latent import latent_format_for
-    from realisr.models.vosr.sampling import Condition, Guidance, Velocity, euler_times, sample
+    from realisr.models.vosr.sampling import RestorationGuidance, euler_times
 
     space = latent_format_for(tiny.config.latent_channels, {})
-    velocity = Velocity(tiny.network(run.get("weights")), run.get("guidance") or Guidance(scale))
+    velocity = Velocity(tiny.network(run.get("weights")), run.get("guidance") or RestorationGuidance(scale))
     features = scene.features.chunk(len(scene.grid), dim=1) if scene.grid else scene.features
     condition = Condition(
         space.process_in(scene.latent), features if tiny.config.context_width else None, scene.weak_strength

@@ -243,14 +243,18 @@ def test_what_covers_the_whole_canvas_and_cannot_be_cropped_is_refused(model, la
             evaluate(patched, randn(1, 16, *SIZE, seed=1), 0.7, text(10, **option))
 
 
-def test_a_vosr_conditioning_with_tiles_of_its_own_is_refused(multi_step, layout):
-    from harness.vosr import Scene
+def test_a_vosr_conditioning_needs_the_same_tiles(multi_step, layout):
+    """However they were asked for: here with one overlap for both axes, and no alignment."""
+    from harness.vosr import Scene, relative_error, run_guider
     from realisr.models.tiles.grid import TileGrid
 
+    model = multi_step.load()
+    patched, _ = multidiffusion(model=model, tile_grid=layout, weights="narrow gaussian")
     scene = Scene.random(multi_step.config, SIZE, grid=TileGrid(*SIZE, 8, 8, 2))
-    patched, _ = multidiffusion(model=multi_step.load(), tile_grid=layout)
-    with pytest.raises(ValueError, match="VOSR tile grid covers a latent of 12x18, the one being sampled is 8x8"):
-        evaluate(patched, scene.noise, 0.7, scene.full)
+    assert relative_error(run_guider(patched, scene), run_guider(model, scene)) < 1e-5
+    other = Scene.random(multi_step.config, SIZE, grid=TileGrid(*SIZE, 8, 8, 4))
+    with pytest.raises(ValueError, match=r"made for 8 tiles of 8x8 cells .*, the model for 6 tiles of 8x8"):
+        run_guider(patched, other)
 
 
 # --- Encode Patch Prompts --------------------------------------------------------------------------------------------

@@ -53,6 +53,14 @@ def text(value: float, tokens: int = 3, **options):
     return [[torch.full((1, tokens, 8), value), {"pooled_output": torch.full((1, 8), value), **options}]]
 
 
+def in_tiles(conditioning, own):
+    """A CONDITIONING of one entry whose tiles speak for themselves."""
+    from realisr.host.tiling.conditions import with_tile_options
+
+    ((tokens, options),) = conditioning
+    return [[tokens, with_tile_options(options, own)]]
+
+
 def run(model, x, positive=None, negative=None, cfg=1.0, sampler="euler", sigmas=SIGMAS):
     """Raw latent sampled from noise `x`."""
     import comfy.samplers
@@ -88,14 +96,14 @@ SHAPES = [
 @pytest.mark.parametrize("per_forward", [1, 3])
 def test_a_linear_model_gives_the_weighted_average(fill, weights, size, tile, overlap, per_forward):
     """Every tile predicts a number of its own, for each image of the batch; summed up cell by cell in double."""
-    from realisr.host.tiling.conditions import TILE_OPTIONS, TileOptions
+    from realisr.host.tiling.conditions import TileOptions
 
     tiled = tiling(size, tile, overlap, weights=weights, per_forward=per_forward)
     grid = tiled.grid
     own = TileOptions(grid, [{"cross_attn": torch.full((1, 3, 8), float(t + 1) ** 2)} for t in range(len(grid))])
     model = tiled.apply(Network(scaled).on(fill))
     x = noise(size, batch=2)
-    out = vicr.model_space(run(model, x, text(0.0, **{TILE_OPTIONS: own}), sigmas=torch.tensor([1.0, 0.0])))
+    out = vicr.model_space(run(model, x, in_tiles(text(0.0), own), sigmas=torch.tensor([1.0, 0.0])))
 
     def profile(n: int) -> list[float]:
         bell = (torch.arange(n).double() - (n - 1) / 2) / (0.3 * n)
@@ -186,12 +194,12 @@ def test_number_of_calls_is_what_the_grid_implies(fill, per_forward, calls):
 
 
 def test_texts_of_different_length_run_in_forwards_of_their_own(fill):
-    from realisr.host.tiling.conditions import TILE_OPTIONS, TileOptions
+    from realisr.host.tiling.conditions import TileOptions
 
     network, tiled = Network(scaled), tiling(per_forward=6)
     lengths = [3, 3, 5, 5, 5, 3]
     own = TileOptions(tiled.grid, [{"cross_attn": torch.ones(1, length, 8)} for length in lengths])
-    run(tiled.apply(network.on(fill)), noise(), text(0.0, **{TILE_OPTIONS: own}), sigmas=torch.tensor([1.0, 0.0]))
+    run(tiled.apply(network.on(fill)), noise(), in_tiles(text(0.0), own), sigmas=torch.tensor([1.0, 0.0]))
     assert network.batches == [2, 3, 1]
 
 
@@ -304,12 +312,12 @@ def test_another_latent_is_refused(fill):
 
 
 def test_conditions_of_another_grid_are_refused(fill):
-    from realisr.host.tiling.conditions import TILE_OPTIONS, TileOptions
+    from realisr.host.tiling.conditions import TileOptions
 
     other = tiling(tile=(6, 6)).grid
     own = TileOptions(other, [{}] * len(other))
-    with pytest.raises(ValueError, match=r"made for 20 tiles of 6x6 .*, the model for 6 of 8x8"):
-        run(tiling().apply(fill), noise(), text(0.0, **{TILE_OPTIONS: own}))
+    with pytest.raises(ValueError, match=r"made for 20 tiles of 6x6 .*, the model for 6 tiles of 8x8"):
+        run(tiling().apply(fill), noise(), in_tiles(text(0.0), own))
 
 
 def test_options_for_another_number_of_tiles_are_refused(fill):
@@ -317,3 +325,75 @@ def test_options_for_another_number_of_tiles_are_refused(fill):
 
     with pytest.raises(ValueError, match="options for 5 tiles, the grid has 6"):
         TileOptions(tiling().grid, [{}] * 5)
+
+
+class CountedExtraConds:
+    """Counts how often a MODEL is asked for conditions, through the host's hook for methods of a model."""
+
+    def __init__(self):
+        self.asked = 0
+
+    def on(self, model):
+        model = model.clone()
+        original = model.get_model_object("extra_conds")
+
+        def extra_conds(**kwargs):
+            self.asked += 1
+            return original(**kwargs)
+
+        model.add_object_patch("extra_conds", extra_conds)
+        return model
+
+
+def own_texts(grid, value=0.0):
+    from realisr.host.tiling.conditions import TileOptions
+
+    return TileOptions(grid, [{"cross_attn": torch.full((1, 3, 8), value + tile)} for tile in range(len(grid))])
+
+
+@pytest.mark.parametrize(("share", "times"), [(1 / 4, 1), (0.0, 3)])
+def test_tiles_conditions_are_made_once_a_run_as_far_as_memory_goes(fill, monkeypatch, share, times):
+    from realisr.host.tiling import sampling
+
+    monkeypatch.setattr(sampling, "KEPT_SHARE", share)
+    counted, tiled = CountedExtraConds(), tiling(per_forward=2)
+    model = tiled.apply(counted.on(Network(scaled).on(fill)))
+    run(model, noise(), in_tiles(text(0.0), own_texts(tiled.grid)))
+    # Two for the canvas, positive and negative; then one for each of 6 tiles, in three steps.
+    assert counted.asked == 2 + 6 * times
+
+
+def test_conditions_of_an_entry_that_changes_are_made_anew(fill):
+    """As by a wrapper that exchanges the text of tiles half-way."""
+    from comfy.patcher_extension import WrappersMP
+
+    from realisr.host.tiling.conditions import MODEL_CONDS, TILE_OPTIONS
+
+    tiled = tiling(per_forward=6)
+    first, second = own_texts(tiled.grid), own_texts(tiled.grid, 50.0)
+
+    def exchange(at):
+        calls = []
+
+        def predict(executor, x, timestep, model_options, seed):
+            calls.append(timestep)
+            guider = executor.class_obj
+            if len(calls) == at:
+                for entry in guider.conds["positive"]:
+                    entry[MODEL_CONDS][TILE_OPTIONS] = second
+            return executor(x, timestep, model_options, seed)
+
+        model = tiled.apply(Network(scaled).on(fill))
+        model.add_wrapper_with_key(WrappersMP.PREDICT_NOISE, "exchange", predict)
+        return run(model, x, in_tiles(text(0.0), first))
+
+    x = noise()
+    never, late, always = exchange(0), exchange(2), exchange(1)
+    assert not torch.allclose(late, never) and not torch.allclose(late, always)
+    assert torch.equal(always, run(tiled.apply(Network(scaled).on(fill)), x, in_tiles(text(0.0), second)))
+
+
+def test_prompts_of_tiles_are_refused_by_a_model_without(fill):
+    """They would be passed over, which nobody would notice."""
+    with pytest.raises(ValueError, match=r"was made for tiles\. Sample it with the model output of the node"):
+        run(fill, noise(), in_tiles(text(0.0), own_texts(tiling().grid)))

@@ -258,7 +258,7 @@ def test_tile_prompts_keep_the_bridges_vector_and_may_bring_their_own_guidance(m
     prompt[0][1]["pooled_output"] = torch.cat([prompt[0][1]["pooled_output"], tail], dim=-1)
     own = text(2, guidance=7.0)
     out = tile(models, build(96, 64), positive=prompt, tile_prompts=[text(1), own])
-    first, second = out.positive[0][1]["realisr_tile_options"].options
+    first, second = out.positive[0][1]["model_conds"]["realisr_tile_options"].options
     assert torch.equal(first["pooled_output"][:, POOLED_WIDTH:], tail)
     assert torch.equal(second["pooled_output"][:, :POOLED_WIDTH], own[0][1]["pooled_output"])
     assert second["guidance"] == 7.0

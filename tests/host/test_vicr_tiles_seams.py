@@ -89,7 +89,7 @@ def test_merging_at_every_step_leaves_less_of_a_seam(wires, weights, margin):
             return panes.split(vae.decode(sampled).movedim(-1, 1))[1]
 
     def tile_alone(first, boxes):
-        own = positive[0][1]["realisr_tile_options"].options[first]
+        own = positive[0][1]["model_conds"]["realisr_tile_options"].options[first]
         return [restored(fill, [[text[0][0], {**text[0][1], **own}]], panes.crop(noise, in_cells(boxes[0])))]
 
     def in_cells(box):

@@ -293,7 +293,7 @@ def test_huge_scales(multi_step, vae, vision, resize, message):
 def test_overlap_of_a_whole_tile(multi_step, vae, vision, size, overlap):
     from realisr.nodes.vosr import VOSRConditioning
 
-    message = rf"Tile overlap {overlap} px must be smaller than the tile size {size} px"
+    message = rf"The overlap must be at least 0 and smaller than the tile size {size} px, got {overlap} px"
     assert re.match(message, VOSRConditioning.validate_inputs(tile_size=size, tile_overlap=overlap))
     with pytest.raises(ValueError, match=message):
         condition(vae, GREY, vision, size, overlap)

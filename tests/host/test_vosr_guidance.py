@@ -24,13 +24,16 @@ def test_one_forward_a_step_with_the_branches_needed(multi_step, scale, branches
 
 
 def test_guidance_interval(multi_step):
-    from realisr.models.vosr.sampling import Guidance
+    from realisr.models.vosr.sampling import RestorationGuidance
 
     recorder, scene = Recorder(), Scene.random(multi_step.config)
-    result = run_guider(recorder.watch(multi_step.load()), scene, guidance=Guidance(0.5, 0.4, 0.8), steps=5)
+    result = run_guider(recorder.watch(multi_step.load()), scene, guidance=RestorationGuidance(0.5, 0.4, 0.8), steps=5)
     # Times 1, 0.8, 0.6, 0.4, 0.2: the bounds belong to the interval, though 0.8 is a little more in float32.
     assert [len(forward.branches) for forward in recorder.forwards] == [1, 2, 2, 2, 1]
-    assert relative_error(result, plain_run(multi_step, scene, guidance=Guidance(0.5, 0.39, 0.81), steps=5)) < 1e-5
+    assert (
+        relative_error(result, plain_run(multi_step, scene, guidance=RestorationGuidance(0.5, 0.39, 0.81), steps=5))
+        < 1e-5
+    )
 
 
 class Hook:
@@ -137,19 +140,19 @@ def test_features_of_another_encoder_are_refused(multi_step):
         run_guider(multi_step.load(), scene, full=scene.wire(1.0, torch.randn(1, 16, 32)))
 
 
-def test_features_that_tiles_cannot_share_are_refused(multi_step):
+def test_branches_of_other_tiles_are_refused(multi_step):
     from realisr.models.tiles.grid import TileGrid
 
-    scene = Scene.random(multi_step.config, (16, 24), grid=TileGrid(16, 24, 16, 16, 4))
-    with pytest.raises(ValueError, match="31 feature tokens, which 2 tiles cannot share evenly"):
-        run_guider(multi_step.load(), scene, full=scene.wire(1.0, torch.randn(1, 31, 24)))
+    one, other = (Scene.random(multi_step.config, (16, 24), grid=TileGrid(16, 24, side, side, 4)) for side in (16, 12))
+    with pytest.raises(ValueError, match=r"for 2 tiles of 16x16.*another for 6 tiles .*same VOSR Conditioning"):
+        run_guider(multi_step.load(), one, weak=other.weak)
 
 
 def test_tiles_of_another_canvas_are_refused(multi_step):
     from realisr.models.tiles.grid import TileGrid
 
     scene = Scene.random(multi_step.config, (16, 24), grid=TileGrid(16, 32, 16, 16, 4))
-    with pytest.raises(ValueError, match="covers a latent of 16x32, the one being sampled is 16x24"):
+    with pytest.raises(ValueError, match=r"tiles over a latent of 16x32 cells .*being sampled is \[1, 4, 16, 24\]"):
         run_guider(multi_step.load(), scene)
 
 

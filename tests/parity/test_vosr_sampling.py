@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from oracles import vosr as oracle
 from parity import golden
 from parity.test_vosr_dit import load_network
 from realisr.models.tiles.grid import tile_starts, vosr_tile_grid
@@ -15,13 +16,13 @@ SAMPLE_TOLERANCE = 3e-5
 MASK_TOLERANCE = 1e-6
 
 
-def velocity_of(case) -> sampling.Velocity:
+def velocity_of(case) -> oracle.Velocity:
     scale = case.parameters.get("cfg_scale")
-    guidance = sampling.Guidance(1.0)
+    guidance = sampling.RestorationGuidance(1.0)
     if scale is not None:
         start, end = case.parameters.get("t_start", 0.0), case.parameters.get("t_end", 1.0)
-        guidance = sampling.Guidance(scale, start, end)
-    return sampling.Velocity(load_network(case.parameters["model"]), guidance)
+        guidance = sampling.RestorationGuidance(scale, start, end)
+    return oracle.Velocity(load_network(case.parameters["model"]), guidance)
 
 
 def weak_strength(case) -> float:
@@ -30,11 +31,11 @@ def weak_strength(case) -> float:
 
 @pytest.mark.parametrize("case", golden.cases("sample_*"))
 def test_sampler(case):
-    condition = sampling.Condition(case["in/lq"], case["in/z"], weak_strength(case))
+    condition = oracle.Condition(case["in/lq"], case["in/z"], weak_strength(case))
     times = sampling.euler_times(case.parameters["n_steps"], case.parameters["schedule"])
     if "mid/t" in case:
         golden.assert_within(times[:-1], case["mid/t"], 1e-6, "times")
-    result = sampling.sample(velocity_of(case), case["in/noise"], condition, times)
+    result = oracle.sample(velocity_of(case), case["in/noise"], condition, times)
     golden.assert_within(result, case["out/x0"], SAMPLE_TOLERANCE)
 
 
@@ -52,9 +53,9 @@ def test_tiled_sampler(case):
             crops = torch.tensor([[8 * v for v in (b.height, b.width, b.top, b.left)] for b in grid.boxes])
             assert torch.equal(crops, case["mid/crops_hw_top_left"])
         features = list(features.split(1))
-    condition = sampling.Condition(case["in/lq_latent"], features, weak_strength(case))
+    condition = oracle.Condition(case["in/lq_latent"], features, weak_strength(case))
     times = sampling.euler_times(case.parameters["n_steps"])
-    result = sampling.sample(velocity_of(case), case["in/noise"], condition, times, grid)
+    result = oracle.sample(velocity_of(case), case["in/noise"], condition, times, grid)
     golden.assert_within(result, case["out/x0"], SAMPLE_TOLERANCE)
 
 

@@ -58,7 +58,10 @@ def test_wrong_number_of_predictions_is_an_error():
     ("height", "width", "tile", "overlap", "expected"),
     [
         (64, 64, 512, 4, None),
-        (40, 64, 512, 4, None),
+        (40, 64, 512, 4, (40, 8)),
+        (14, 24, 512, 4, (14, 8)),
+        (24, 14, 512, 4, (14, 8)),
+        (14, 14, 512, 4, None),
         (64, 66, 512, 4, (64, 8)),
         (128, 128, 512, 128, (64, 16)),
         (38, 128, 512, 4, (38, 8)),
@@ -68,6 +71,7 @@ def test_wrong_number_of_predictions_is_an_error():
 def test_vosr_grid(height, width, tile, overlap, expected):
     grid = vosr_tile_grid(height, width, tile, overlap)
     assert (grid and (grid.tile_height, grid.overlap)) == expected
+    assert grid is None or grid.tile_width == grid.tile_height, "square, as trained"
 
 
 FITTED = [
@@ -108,7 +112,7 @@ def test_linear_weight_counts_cells_to_the_nearer_border():
 
 
 def test_another_kind_of_weight_is_an_error():
-    with pytest.raises(ValueError, match="uniform, gaussian, linear, got 'box'"):
+    with pytest.raises(ValueError, match="uniform, gaussian, linear, narrow gaussian, got 'box'"):
         tile_weight("box", 4, 4)
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal, get_args
 
 from ....models.tiles.grid import TileGrid
-from ...tiling.conditions import MODEL_CONDS, TILE_OPTIONS, TileOptions
+from ...tiling.conditions import MODEL_CONDS, TileOptions, with_tile_options
 from ...tiling.patch_prompts import prompts_of, text_options
 from ...types import Conditioning, Entry
 from .conditioning import ControlKeys, LocalPrompt, with_local_prompt
@@ -35,7 +35,7 @@ def control_options(entry: Entry, prompt: Entry) -> dict[str, Any]:
     return made
 
 
-def tile_options(entry: Entry, prompt: Entry, reader: Reader) -> dict[str, Any]:
+def prompt_options(entry: Entry, prompt: Entry, reader: Reader) -> dict[str, Any]:
     """What one tile says for itself in place of what `entry` says for all."""
     if reader == "auto":
         reader = "control" if has_control(entry[1]) else "model"
@@ -71,5 +71,5 @@ def with_patch_prompts(
             "MM-ControlNet or Apply ControlNet before, or let the model read them."
         )
     prompts = prompts_of(patch_prompts, len(grid), node)
-    own = [tile_options(entry, prompt, reader) for prompt in prompts]
-    return [[entry[0], {**entry[1], TILE_OPTIONS: TileOptions(grid, own)}]]
+    own = [prompt_options(entry, prompt, reader) for prompt in prompts]
+    return [[entry[0], with_tile_options(entry[1], TileOptions(grid, own))]]
