@@ -51,6 +51,16 @@ def test_every_node_is_registered(server: ComfyServer, host):
     assert [line for line in server.log().splitlines() if "IMPORT FAILED" in line or "Cannot import" in line] == []
 
 
+def test_the_server_sees_none_of_the_packs_own_modules(server: ComfyServer):
+    """As at a user's: a node that imported from scripts/, dev/ or tests/ by name would fail here too."""
+    assert os.pathsep.join(sys.path).count(str(ROOT / "dev"))
+    assert server.process is not None
+    variables = Path(f"/proc/{server.process.pid}/environ")
+    if not variables.exists():
+        pytest.skip("no /proc on this system")
+    assert str(ROOT / "dev") not in variables.read_text(encoding="utf-8", errors="replace")
+
+
 def test_runs_a_workflow_and_fetches_its_image(server: ComfyServer):
     name = server.client.upload_image(Image.new("RGB", (20, 10), (255, 255, 0)), "yellow.png")
     seen: list[str] = []
