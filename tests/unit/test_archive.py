@@ -82,6 +82,12 @@ def left_out_mentions(text: str, left_out: set[str]) -> Iterator[str]:
             yield name
 
 
+def mentioned_files(text: str) -> set[str]:
+    """Files of the pack that a text names. Not of models/, which a text means ComfyUI's folder by."""
+    folders = "|".join(folder for folder in RUNTIME if folder != "models")
+    return set(re.findall(rf"(?<![\w/.-])((?:{folders})/[\w./-]*\.\w+)", URL.sub("", text)))
+
+
 def test_it_holds_the_runtime_whole_and_nothing_else(archived):
     whole = {name for name in archive.checkout_files() if name.partition("/")[0] in RUNTIME}
     assert set(archived) == whole | BESIDE
@@ -183,6 +189,12 @@ def test_a_mention_is_found(text: str):
 )
 def test_other_text_is_fine(text: str):
     assert list(left_out_mentions(text, LEFT_OUT)) == []
+
+
+def test_every_file_of_the_pack_that_its_texts_name_is_in_it(archived):
+    pages = {name: (ROOT / name).read_text(encoding="utf-8") for name in archived if Path(name).suffix in TEXT_SUFFIXES}
+    assert {f"{name}: {file}" for name in pages for file in mentioned_files(pages[name]) - set(archived)} == set()
+    assert any(mentioned_files(text) for text in pages.values())
 
 
 def test_every_link_in_its_pages_is_in_it(archived):
