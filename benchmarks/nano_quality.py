@@ -1,7 +1,7 @@
 """VOSR nano against bicubic enlargement on photos that its training never read.
 
-    python benchmarks/nano_quality.py                        (full photos, one step)
-    python benchmarks/nano_quality.py --side 192 --steps 25  (central crops, one step and 25 steps)
+    python3 dev/host_env.py run -- benchmarks/nano_quality.py                        (full photos, one step)
+    python3 dev/host_env.py run -- benchmarks/nano_quality.py --side 192 --steps 25  (central crops, and 25 steps too)
 
 Each photo is shrunk (x2, x4), gets Gaussian noise of sigma 5 to 20 levels and JPEG compression of quality 50 to 90,
 both drawn from the seed, and is brought back to its size by Pillow's bicubic. One step runs the full condition alone
@@ -17,17 +17,16 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
+import numpy as np
+import torch
+from torch import Tensor
 
-import numpy as np  # noqa: E402
-import torch  # noqa: E402
-from skimage.metrics import peak_signal_noise_ratio, structural_similarity  # noqa: E402
-from torch import Tensor  # noqa: E402
-
-from _pack import load_pack  # noqa: E402
+from _pack import ROOT, load_pack
+from _scores import Score
 
 load_pack()
 from realisr.models.degradation.simple import SimpleDegradation  # noqa: E402
+from realisr.models.image import to_bytes  # noqa: E402
 from realisr.models.tiles.grid import vosr_tile_grid  # noqa: E402
 from realisr.models.vosr.dit import VOSRDiT  # noqa: E402
 from realisr.models.vosr.pixel_vae import PixelUnshuffleVAE  # noqa: E402
@@ -43,29 +42,17 @@ OVERLAP = 16
 
 
 @dataclass(frozen=True)
-class Score:
-    """PSNR in dB and SSIM of one image."""
-
-    psnr: float
-    ssim: float
-
-    @classmethod
-    def of(cls, image: np.ndarray, reference: np.ndarray) -> Score:
-        return cls(
-            float(peak_signal_noise_ratio(reference, image, data_range=255)),
-            float(structural_similarity(reference, image, data_range=255, channel_axis=2)),
-        )
-
-
-@dataclass(frozen=True)
 class Result:
-    """Scores of one photo by method (`bicubic`, `1 step`, ...). noise in levels of 255."""
+    """Scores of one photo."""
 
     photo: str
     scale: int
     noise: float
+    """Standard deviation in levels of 255."""
     quality: int
+    """Of JPEG."""
     scores: dict[str, Score]
+    """By method: `bicubic`, `1 step`, ..."""
 
     def gain(self, method: str = "1 step") -> float:
         """dB above bicubic."""
@@ -97,7 +84,7 @@ class Nano:
 
 def to_pixels(image: Tensor) -> np.ndarray:
     """`[1, 3, H, W]` in [-1, 1] -> uint8 `[H, W, 3]`."""
-    return ((image[0].clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(1, 2, 0).numpy()
+    return to_bytes(image[0] / 2 + 0.5).permute(1, 2, 0).numpy()
 
 
 def held_out_photos() -> dict[str, np.ndarray]:

@@ -31,19 +31,19 @@ from _pack import load_pack  # noqa: E402
 
 load_pack()
 
-from realisr.models.pure import generation  # noqa: E402
+from harness.pure_tiny import initialise  # noqa: E402
+from oracles.pure_released import unfuse  # noqa: E402
+from oracles.pure_slots import mask_slot, slot_of  # noqa: E402
 from realisr.models.pure.cache import SPAN_STEP, KVCache  # noqa: E402
 from realisr.models.pure.config import ChameleonConfig  # noqa: E402
-from realisr.models.pure.draws import SeededDraws  # noqa: E402
+from realisr.models.pure.decode import Sequential, generate  # noqa: E402
 from realisr.models.pure.grid import Grid  # noqa: E402
-from realisr.models.pure.logits import Sampling, distribution, mask_slot  # noqa: E402
-from realisr.models.pure.observer import Observer  # noqa: E402
+from realisr.models.pure.logits import TokenSampling, distribution  # noqa: E402
+from realisr.models.pure.options import GenerationOptions  # noqa: E402
 from realisr.models.pure.prompt import image_block  # noqa: E402
-from realisr.models.pure.released import unfuse  # noqa: E402
-from realisr.models.pure.sequential import SequentialDecoder  # noqa: E402
-from realisr.models.pure.session import Session  # noqa: E402
+from realisr.models.pure.session import SeededDraws, Session  # noqa: E402
 from realisr.models.pure.transformer import Chameleon  # noqa: E402
-from realisr.models.pure.vocabulary import BOI, BOS, EOT, NL, Vocabulary, image_ids, index_to_id  # noqa: E402
+from realisr.models.pure.vocabulary import BOS, EOT, Vocabulary, image_ids, index_to_id  # noqa: E402
 
 GUIDANCE_SCALE = 0.8
 WARM = 4
@@ -65,7 +65,7 @@ def small_config(args: argparse.Namespace) -> ChameleonConfig:
 def random_network(config: ChameleonConfig, varied: float = 1.0) -> Chameleon:
     """Random weights; `varied` below 1 makes image tokens alike as inputs."""
     generator = torch.Generator().manual_seed(0)
-    network = Chameleon(config).initialise(std=config.hidden_size**-0.5, generator=generator).eval()
+    network = initialise(Chameleon(config), config.hidden_size**-0.5, generator).eval()
     with torch.no_grad():
         table, ids = network.model.embed_tokens.weight, image_ids()
         table[ids] = table[5] + varied * (table[ids] - table[5])
@@ -84,15 +84,15 @@ def clock(call):
     return time.perf_counter() - began, out
 
 
-def ours(network: Chameleon, prompt: list[int], grid: Grid, sampling: Sampling, decoding: str = "sequential"):
-    options = generation.GenerationOptions(
+def ours(network: Chameleon, prompt: list[int], grid: Grid, sampling: TokenSampling, decoding: str = "sequential"):
+    options = GenerationOptions(
         sampling=sampling,
         guidance_scale=GUIDANCE_SCALE,
-        guidance="none",
+        parts="none",
         size=(grid.height, grid.width),
         decoding=decoding,
     )
-    return generation.generate(network, [prompt], [0], options, Vocabulary.formula())[0]
+    return generate(network, [prompt], [0], options, Vocabulary.formula())[0]
 
 
 def transformers_model(network: Chameleon):
@@ -124,17 +124,17 @@ def transformers_model(network: Chameleon):
     return model
 
 
-def transformers_run(model, prompt: list[int], grid: Grid, sampling: Sampling) -> list[int]:
+def transformers_run(model, prompt: list[int], grid: Grid, sampling: TokenSampling) -> list[int]:
     """The image after `prompt` by `generate`; its logits processors do what ours does, over the whole vocabulary."""
     from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
     from transformers.generation import UnbatchedClassifierFreeGuidanceLogitsProcessor
 
-    opening = [BOI, *grid.sizes()]
+    opening = grid.opening()
     start = len(prompt) + len(opening)
 
     class GridMask(LogitsProcessor):
         def __call__(self, input_ids, scores):
-            return mask_slot(scores, grid.slot(input_ids.shape[1] - start + 1))
+            return mask_slot(scores, slot_of(grid, input_ids.shape[1] - start + 1))
 
     class EntropyTopK(LogitsProcessor):
         def __call__(self, input_ids, scores):
@@ -160,7 +160,7 @@ def transformers_run(model, prompt: list[int], grid: Grid, sampling: Sampling) -
 @torch.no_grad()
 def speed(args: argparse.Namespace) -> None:
     config, grid = small_config(args), Grid(args.patches, args.patches)
-    network, prompt, sampling = random_network(config), prompt_of(grid), Sampling(top_k=1)
+    network, prompt, sampling = random_network(config), prompt_of(grid), TokenSampling(top_k=1)
     model = transformers_model(network)
     print(
         f"hidden {config.hidden_size}, {config.num_layers} layers, vocabulary {config.vocab_size}, "
@@ -191,8 +191,8 @@ def jacobi(args: argparse.Namespace) -> None:
     for varied in (1.0, 0.3, 0.1, 0.03):
         network = random_network(config, varied)
         network.lm_head.image.weight.mul_(args.peak)
-        plain_s, plain = clock(lambda network=network: ours(network, prompt, grid, Sampling()))
-        fast_s, fast = clock(lambda network=network: ours(network, prompt, grid, Sampling(), "jacobi"))
+        plain_s, plain = clock(lambda network=network: ours(network, prompt, grid, TokenSampling()))
+        fast_s, fast = clock(lambda network=network: ours(network, prompt, grid, TokenSampling(), "jacobi"))
         forwards = fast.forwards - 1
         print(
             f"{varied:8}{float(plain.entropy.mean()):9.2f}{forwards:10}{grid.tokens / forwards:16.2f}"
@@ -233,7 +233,7 @@ def cuda(args: argparse.Namespace) -> None:
     device, grid = torch.device("cuda"), Grid(16, 16)
     config = replace(ChameleonConfig(), num_layers=args.layers)
     generator = torch.Generator(device).manual_seed(0)
-    network = Chameleon(config, torch.bfloat16, device).initialise(generator=generator).eval()
+    network = initialise(Chameleon(config, torch.bfloat16, device), generator=generator).eval()
     bandwidth = copy_bandwidth(device)
     gigabytes = bandwidth / 1e9
     print(f"{torch.cuda.get_device_name()}, copy bandwidth {gigabytes:.0f} GB/s, {config.num_layers} layers, bf16")
@@ -264,23 +264,25 @@ def between_spans(start: int, tokens: int, grid: Grid) -> int:
 def measure(network: Chameleon, prompt: list[int], grid: Grid, tokens: int, graphs: bool) -> tuple[float, int]:
     """Seconds and bytes per image token halfway through an image."""
     device = network.model.norm.weight.device
-    cache = KVCache.allocate(network.config, 1, len(prompt) + grid.length + 3, torch.bfloat16, device)
-    session = Session(network, cache, [0], SeededDraws([0]), Observer(), torch.bfloat16)
+    session = Session(network, 1, len(prompt) + grid.length + 3, SeededDraws([0]), device=device)
     session.read([prompt])
-    decoder = SequentialDecoder(session, grid, Sampling(), GUIDANCE_SCALE, Vocabulary.formula(), graphs)
+    options = GenerationOptions(guidance_scale=GUIDANCE_SCALE, size=(grid.height, grid.width), cuda_graphs=graphs)
+    drawing = Sequential(session, options, Vocabulary.formula())
+    # A place within a row, so that no row end rides along.
     length = between_spans(len(prompt), tokens + WARM, grid)
-    decoder.position.fill_(length)
-    decoder.slot.fill_(grid.tokens // 2)
-    decoder.fed[:, 0] = NL
+    drawing.length = length
+    drawing.position.fill_(length)
+    drawing.number.fill_(grid.tokens // 2)
 
-    def run(steps: range) -> None:
-        for step in steps:
-            decoder.advance(decoder.fed[:, :1], length + 1 + step)
+    def run(steps: int) -> None:
+        for _ in range(steps):
+            drawing.done = 1
+            drawing.step()
 
-    run(range(WARM))
+    run(WARM)
     torch.cuda.synchronize()
-    seconds, _ = clock(lambda: (run(range(WARM, WARM + tokens)), torch.cuda.synchronize()))
-    return seconds / tokens, bytes_read(network, decoder.caches, [len(prompt) + length, length])
+    seconds, _ = clock(lambda: (run(tokens), torch.cuda.synchronize()))
+    return seconds / tokens, bytes_read(network, drawing.caches, [len(prompt) + length, length])
 
 
 def main() -> None:

@@ -12,15 +12,18 @@ VAE_TILE_STEP = 64
 DEFAULT_VAE_TILE = 512
 
 
-def check_image(image: Tensor) -> None:
-    """Raises ValueError unless image is `[B, H, W, 3 or 4]` with finite values."""
+def check_image(image: Tensor, where: str = "") -> None:
+    """Raises ValueError unless image is `[B, H, W, 3 or 4]` with finite values.
+
+    where: what the message begins with, such as "Align Colors (reference): ".
+    """
     if image.ndim != 4 or image.shape[-1] not in (3, 4) or 0 in image.shape:
-        raise ValueError(f"Expected images [batch, height, width, 3 or 4 channels], got {list(image.shape)}.")
+        raise ValueError(f"{where}Expected images [batch, height, width, 3 or 4 channels], got {list(image.shape)}.")
     if not torch.isfinite(image).all():
         bad = int((~torch.isfinite(image)).sum())
         raise ValueError(
-            f"The image holds {bad} values that are not numbers (NaN or infinite). The node before this one made "
-            "them: look at its output, often a half-precision VAE is the cause (--fp32-vae)."
+            f"{where}The image holds {bad} values that are not numbers (NaN or infinite). The node before this one "
+            "made them: look at its output, often a half-precision VAE is the cause (--fp32-vae)."
         )
 
 

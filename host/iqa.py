@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass
+from collections.abc import Hashable, Sequence
 from pathlib import Path
 
 import comfy.model_management
@@ -13,13 +12,17 @@ import folder_paths
 import torch
 from torch import Tensor, nn
 
+from ..services.iqa.metrics import MetricInfo, score
+from ..services.iqa.offline import create_network
+from ..services.iqa.weights import require_weights
+
 FOLDER = "classifiers"
 SUBFOLDER = "pyiqa"
 
-# The default metrics at their hungriest: 20 crops through a ViT-B/8 (MANIQA), and every 224-pixel window at stride 32
-# laid out in memory (LIQE, 588 bytes per pixel).
 MEMORY_PER_IMAGE = 2 * 1024**3
+"""Bytes of the default metrics at their hungriest: 20 crops through a ViT-B/8 (MANIQA)."""
 MEMORY_PER_PIXEL = 1024
+"""Bytes; every 224-pixel window at stride 32 is laid out in memory (LIQE, 588 bytes per pixel)."""
 
 
 def weights_folder() -> Path:
@@ -34,18 +37,6 @@ def folder_contents(folder: Path) -> Hashable:
         return ()
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     return tuple((str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in files)
-
-
-@dataclass(frozen=True)
-class Metric:
-    """A metric to score images with.
-
-    build: makes its network in float32 on the CPU. measure: the score of one image `[1, 3, H, W]` in 0..1.
-    """
-
-    name: str
-    build: Callable[[], nn.Module]
-    measure: Callable[[nn.Module, Tensor], float]
 
 
 class MetricModule(nn.Module):
@@ -95,14 +86,15 @@ class LoadedMetrics:
     def __init__(self) -> None:
         self._kept: dict[str, tuple[Hashable, MetricPatcher]] = {}
 
-    def load(self, metric: Metric, files: Hashable = ()) -> MetricPatcher:
-        """The metric's patcher. files: what it was made from; another value makes it anew."""
+    def load(self, metric: MetricInfo, folder: Path) -> MetricPatcher:
+        """The metric's patcher, made anew where the files in the folder are others than they were."""
+        files = folder_contents(folder)
         known, patcher = self._kept.get(metric.name, (None, None))
         if patcher is not None and not patcher.released and known == files:
             return patcher
         self._kept.pop(metric.name, None)
         with torch.inference_mode(False), torch.no_grad():
-            module = MetricModule(metric.build()).eval().requires_grad_(False)
+            module = MetricModule(create_network(metric, folder)).eval().requires_grad_(False)
         patcher = MetricPatcher(
             module,
             load_device=comfy.model_management.get_torch_device(),
@@ -115,22 +107,24 @@ class LoadedMetrics:
 LOADED = LoadedMetrics()
 
 
-def score_images(images: Sequence[Tensor], metrics: Sequence[Metric], folder: Path) -> Tensor:
+def score_all(images: Sequence[Tensor], metrics: Sequence[MetricInfo]) -> Tensor:
     """Scores `[len(images), len(metrics)]` in float64 of images `[H, W, C]`, one image and metric at a time.
 
     Alpha is left out and values are clipped to 0..1. Shows progress and stops between images when cancelled.
+    Raises MissingWeights before any work, and what `create_network` and `score` raise.
     """
+    folder = weights_folder()
+    require_weights(metrics, folder)
     scores = torch.empty(len(images), len(metrics), dtype=torch.float64)
     bar = comfy.utils.ProgressBar(scores.numel())
-    files = folder_contents(folder)
     for column, metric in enumerate(metrics):
         comfy.model_management.throw_exception_if_processing_interrupted()
-        patcher = LOADED.load(metric, files)
+        patcher = LOADED.load(metric, folder)
         for row, image in enumerate(images):
             comfy.model_management.throw_exception_if_processing_interrupted()
             memory = MEMORY_PER_IMAGE + MEMORY_PER_PIXEL * image.shape[0] * image.shape[1]
             comfy.model_management.load_models_gpu([patcher], memory_required=memory)
             pixels = image[None, ..., :3].movedim(-1, 1).to(device=patcher.load_device, dtype=torch.float32)
-            scores[row, column] = metric.measure(patcher.model.network, pixels.clamp(0, 1))
+            scores[row, column] = score(patcher.model.network, metric, pixels.clamp(0, 1))
             bar.update(1)
     return scores

@@ -14,18 +14,16 @@ MEAN_TOLERANCE = 1e-9
 
 @dataclass(frozen=True)
 class Ranking:
-    """How N candidates compare under M metrics.
-
-    ranks: `[N, M]` int64, 1 = best; equal scores share a rank and the next one is skipped (1, 2, 2, 4).
-    rank_sum: `[N]` int64, over the metrics.
-    mean_normalized: `[N]` float64 in 0..1, the mean over the metrics of the min-max-normalised scores, 1 = best.
-    best: index of the chosen candidate, from 0.
-    """
+    """How N candidates compare under M metrics."""
 
     ranks: Tensor
+    """`[N, M]` int64, 1 = best; equal scores share a rank and the next one is skipped (1, 2, 2, 4)."""
     rank_sum: Tensor
+    """`[N]` int64, over the metrics."""
     mean_normalized: Tensor
+    """`[N]` float64 in 0..1, the mean over the metrics of the min-max-normalised scores, 1 = best."""
     best: int
+    """Index of the chosen candidate, from 0."""
 
 
 def best_of_n(scores: Tensor, higher_is_better: Sequence[bool] | Tensor) -> Ranking:

@@ -14,13 +14,12 @@ ARRANGEMENTS = (AUTO, ENTRIES, ITEMS)
 
 @dataclass(frozen=True)
 class Group:
-    """Images whose choices make one batch.
-
-    subjects: for each image its N candidates `[H, W, C]`. prompts: those of the N candidates, or empty.
-    """
+    """Images whose choices make one batch."""
 
     subjects: Sequence[Sequence[Tensor]]
+    """For each image its N candidates `[H, W, C]`."""
     prompts: Sequence[str]
+    """Those of the N candidates, or empty."""
 
     def joined(self, best: Sequence[int]) -> Tensor:
         """The chosen candidate of every image as a batch `[B, H, W, C]`."""

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .image import LANCZOS, from_bytes, resize, to_bytes, truncate_to_bytes
+from .image import LANCZOS, from_bytes, gaussian_blur, resize, to_bytes, truncate_to_bytes
 
 Method = Literal["adain", "wavelet", "none"]
 METHODS: tuple[Method, ...] = get_args(Method)
@@ -20,37 +20,7 @@ METHODS: tuple[Method, ...] = get_args(Method)
 BLUR_SIGMA = 5.0
 BLUR_RADIUS = 20
 EPSILON = 1e-5
-STRIP_ROWS = 256
 BANDS = 5
-
-
-def reflect_indices(length: int, radius: int) -> Tensor:
-    """Indices 0..length-1 continued by `radius` on both sides as in `d c b a b c d c b`, for any length."""
-    if length == 1:
-        return torch.zeros(1 + 2 * radius, dtype=torch.long)
-    period = 2 * (length - 1)
-    phase = torch.arange(-radius, length + radius) % period
-    return torch.minimum(phase, period - phase)
-
-
-def gaussian_blur(images: Tensor, sigma: float = BLUR_SIGMA, radius: int = BLUR_RADIUS) -> Tensor:
-    """Blur `[B, C, H, W]` with a (2 radius + 1)-wide Gaussian; borders are mirrored without repeating the edge.
-
-    Works in strips of rows: beyond its result it needs memory for one strip only.
-    """
-    height, width = images.shape[-2:]
-    offsets = torch.arange(-radius, radius + 1, dtype=torch.float64)
-    kernel = torch.exp(-(offsets**2) / (2 * sigma**2))
-    kernel = (kernel / kernel.sum()).to(images)
-    rows = reflect_indices(height, radius).to(images.device)
-    columns = reflect_indices(width, radius).to(images.device)
-    planes = images.reshape(-1, 1, height, width)
-    out = torch.empty_like(planes)
-    for top in range(0, height, STRIP_ROWS):
-        strip = planes.index_select(2, rows[top : top + STRIP_ROWS + 2 * radius])
-        strip = F.conv2d(strip, kernel.view(1, 1, -1, 1)).index_select(3, columns)
-        out[:, :, top : top + STRIP_ROWS] = F.conv2d(strip, kernel.view(1, 1, 1, -1))
-    return out.view(images.shape)
 
 
 def spread(image: Tensor) -> tuple[Tensor, Tensor]:
@@ -71,7 +41,8 @@ def swap_low_frequencies(image: Tensor, reference: Tensor) -> Tensor:
     height, width, _ = image.shape
     reference = resize(reference[None], width, height, LANCZOS)[0]
     # The blur is linear: one pass over the difference stands for one over each.
-    return image + gaussian_blur((reference - image).movedim(-1, 0)[None])[0].movedim(0, -1)
+    low = gaussian_blur((reference - image).movedim(-1, 0)[None], BLUR_SIGMA, BLUR_RADIUS)
+    return image + low[0].movedim(0, -1)
 
 
 def dilated_blur(images: Tensor, radius: int) -> Tensor:
@@ -93,7 +64,7 @@ def swap_lowest_band(images: Tensor, reference: Tensor) -> Tensor:
     """Images `[B, H, W, 3]` with the lowest wavelet band of `reference`, of the same shape; clamped to 0..1.
 
     PURE's colour fix (arXiv 2503.11073). Its low-pass is a wavelet's, where `swap_low_frequencies` blurs with a
-    Gaussian. The reference implementation truncates the result to 8 bits; see `resize.truncate_to_bytes`.
+    Gaussian. The reference implementation truncates the result to 8 bits; see `truncate_to_bytes`.
     Raises ValueError when the shapes differ.
     """
     if images.shape != reference.shape:

@@ -1,4 +1,4 @@
-"""Resampling as Pillow does it, for float images.
+"""8-bit levels, resampling as Pillow does it, borders and blur of float images.
 
 The reference pipelines upscale 8-bit images with Pillow, whose bicubic (a = -0.5, antialiased when shrinking)
 differs from torch's (a = -0.75) by up to 7/255, which a one-step model amplifies. So images go through Pillow
@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+STRIP_ROWS = 256
 BICUBIC = Image.Resampling.BICUBIC
 LANCZOS = Image.Resampling.LANCZOS
 
@@ -30,6 +31,11 @@ def truncate_to_bytes(images: Tensor) -> Tensor:
 def from_bytes(images: Tensor) -> Tensor:
     """8-bit images, any shape -> float32 in 0..1."""
     return images.float() / 255
+
+
+def to_levels(images: Tensor) -> Tensor:
+    """Images in 0..1, any shape -> the same as floats of the nearest 8-bit levels; values outside are clamped."""
+    return (images.clamp(0, 1) * 255).round() / 255
 
 
 def resize_bytes(image: Tensor, width: int, height: int, resample: Image.Resampling) -> Tensor:
@@ -69,3 +75,42 @@ def pad_to_multiple(image: Tensor, multiple: int) -> Tensor:
         return image
     padded = F.pad(image.movedim(-1, 1), (0, right, 0, bottom), mode="replicate")
     return padded.movedim(1, -1)
+
+
+def reflect_indices(length: int, radius: int) -> Tensor:
+    """Indices 0..length-1 continued by `radius` on both sides as in `d c b a b c d c b`, for any length."""
+    if length == 1:
+        return torch.zeros(1 + 2 * radius, dtype=torch.long)
+    period = 2 * (length - 1)
+    phase = torch.arange(-radius, length + radius) % period
+    return torch.minimum(phase, period - phase)
+
+
+def mirror_borders(images: Tensor, radius: int) -> Tensor:
+    """`[B, C, H, W]` with `radius` more pixels on every side, as in `reflect_indices`.
+
+    F.pad's `reflect` does the same, but refuses sides that are not longer than the radius.
+    """
+    rows, columns = (reflect_indices(side, radius).to(images.device) for side in images.shape[-2:])
+    return images.index_select(2, rows).index_select(3, columns)
+
+
+def gaussian_blur(images: Tensor, sigma: float, radius: int) -> Tensor:
+    """Blur `[B, C, H, W]` with a (2 radius + 1)-wide Gaussian; borders are mirrored without repeating the edge.
+
+    Works in strips of rows: beyond its result it needs memory for one strip only. kornia and torchvision, which
+    ComfyUI brings, hold several copies of the image and refuse sides that are not longer than the radius.
+    """
+    height, width = images.shape[-2:]
+    offsets = torch.arange(-radius, radius + 1, dtype=torch.float64)
+    kernel = torch.exp(-(offsets**2) / (2 * sigma**2))
+    kernel = (kernel / kernel.sum()).to(images)
+    rows = reflect_indices(height, radius).to(images.device)
+    columns = reflect_indices(width, radius).to(images.device)
+    planes = images.reshape(-1, 1, height, width)
+    out = torch.empty_like(planes)
+    for top in range(0, height, STRIP_ROWS):
+        strip = planes.index_select(2, rows[top : top + STRIP_ROWS + 2 * radius])
+        strip = F.conv2d(strip, kernel.view(1, 1, -1, 1)).index_select(3, columns)
+        out[:, :, top : top + STRIP_ROWS] = F.conv2d(strip, kernel.view(1, 1, 1, -1))
+    return out.view(images.shape)

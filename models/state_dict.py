@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 
-# First match wins: (a key the file must contain, optionally as a suffix or prefix, what such a file is).
 FILE_MARKS: tuple[tuple[str, str], ...] = (
     ("double_blocks.0.img_attn.qkv.weight", "a FLUX diffusion model"),
     ("context_mlp.0.net.2.weight", "a DreamSR MM-ControlNet"),
@@ -31,6 +30,7 @@ FILE_MARKS: tuple[tuple[str, str], ...] = (
     ("lora_A.weight", "a LoRA"),
     ("lora_down.weight", "a LoRA"),
 )
+"""(the end of a tensor's name, what a file that has it is); the first match wins."""
 
 
 def describe_state_dict(state_dict: Mapping[str, Any]) -> str:
@@ -44,10 +44,12 @@ def describe_state_dict(state_dict: Mapping[str, Any]) -> str:
 
 
 def shapes_of(state_dict: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    """Shapes by name, of the entries that are tensors."""
     return {key: tuple(value.shape) for key, value in state_dict.items() if isinstance(value, torch.Tensor)}
 
 
 def first_few(names: list[str], count: int = 3) -> str:
+    """The first `count` names and how many more there are, for an error message."""
     rest = len(names) - count
     return ", ".join(names[:count]) + (f" and {rest} more" if rest > 0 else "")
 

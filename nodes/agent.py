@@ -7,7 +7,7 @@ import logging
 import torch
 from comfy_api.latest import io
 
-from ..host.vlm import poll, vlm_of
+from ..host.vlm import VLM, poll, vlm_of
 from ..services.vlm.protocol import AnswerError, ask
 from ..services.vlm.questions import RefinedPrompt, Style, caption_question, refine_question
 from .inputs import instruction_input, length_input, one_image, seed_input, vlm_input
@@ -48,7 +48,8 @@ class AgentPromptRefiner(io.ComfyNode):
             description=(
                 "Shows a vision-language model the low-quality image, the previous result and its prompt, and gets the "
                 "complete prompt for the next round: the scene is kept, one or two cues about artifacts or ambiguous "
-                "regions are added, nothing is invented (VICR, arXiv 2606.00704). The pictures are shrunk and sent as "
+                "regions are added, nothing is invented (VICR, arXiv 2606.00704). The instruction is the pack's own: "
+                "the paper gives rules, not words. The pictures are shrunk and sent as "
                 "JPEG to the connected endpoint; with a local model or a CLIP nothing leaves this machine."
             ),
             search_aliases=["vicr", "prompt", "refine", "agent", "llm", "vlm", "gpt", "rewrite prompt", "critic"],
@@ -76,6 +77,13 @@ class AgentPromptRefiner(io.ComfyNode):
                     "it open in a round that has no result yet.",
                 ),
                 *refiner_options(),
+                io.String.Input(
+                    "initial_prompt",
+                    optional=True,
+                    force_input=True,
+                    tooltip="The prompt of the first round, usually a caption of the low-quality image: the anchor "
+                    "that the paper shows the agent in every round. Leave it open where there is none.",
+                ),
             ],
             outputs=[
                 io.String.Output(display_name="prompt", tooltip="The complete revised prompt, on one line."),
@@ -89,13 +97,16 @@ class AgentPromptRefiner(io.ComfyNode):
         cls,
         image: torch.Tensor,
         previous_prompt: str,
-        vlm,
+        vlm: VLM,
         seed: int,
         max_length: int,
         on_failure: str,
         previous_result: torch.Tensor | None = None,
         instruction: str = "",
+        initial_prompt: str = "",
     ) -> io.NodeOutput:
+        """One revision. Raises ValueError for inputs that cannot be used, and without a usable answer as on_failure
+        says; SetupError for a missing key or library."""
         check_previous(previous_prompt, max_length)
         question = refine_question(
             one_image(NAME, "image", image),
@@ -104,13 +115,14 @@ class AgentPromptRefiner(io.ComfyNode):
             max_length,
             instruction,
             seed,
+            initial_prompt,
         )
         try:
             refined = ask(vlm_of(vlm), question, poll)
         except AnswerError as error:
             if on_failure == STOP:
                 raise ValueError(f"{NAME}: {error}") from None
-            log.warning("%s: %s Going on with the previous prompt.", NAME, error)
+            log.warning("RealISR: %s: %s Going on with the previous prompt.", NAME, error)
             return io.NodeOutput(previous_prompt, "Nothing: the model gave no usable answer.", str(error))
         assert isinstance(refined, RefinedPrompt)
         return io.NodeOutput(refined.prompt, refined.changes, refined.reason)
@@ -138,9 +150,9 @@ class CaptionForRestoration(io.ComfyNode):
             display_name=CAPTION_NAME,
             category=CATEGORY,
             description=(
-                "Describes a low-quality image as the prompt of a text-guided restorer: the scene in sentences (VICR), "
-                "or tags that name what is visible and how it is degraded, for results closer to the input "
-                "(VICR-Faithful, arXiv 2606.00704)."
+                "Describes a low-quality image as the prompt of a text-guided restorer (VICR, arXiv 2606.00704): the "
+                "scene in sentences, or content tags that name what is visible, for VICR-Faithful, a model of its own "
+                "that was trained on tags."
             ),
             search_aliases=["vicr", "caption", "describe image", "interrogate", "prompt", "llava", "tagger", "vlm"],
             inputs=[
@@ -153,8 +165,9 @@ class CaptionForRestoration(io.ComfyNode):
                     "style",
                     options=list(STYLES),
                     default="sentences (VICR)",
-                    tooltip="sentences: a description of the sharp scene; more detail is generated. tags: visible "
-                    "things and their degradations; weaker guidance, higher fidelity.",
+                    tooltip="sentences: a description of the sharp scene, for VICR. tags: names of visible things, "
+                    "never of their damage, for VICR-Faithful, a model trained on tags: weaker guidance, closer to the "
+                    "input. A model trained on sentences does not become faithful by tags.",
                 ),
                 seed_input(),
                 length_input(),
@@ -165,8 +178,9 @@ class CaptionForRestoration(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, image: torch.Tensor, vlm, style: str, seed: int, max_length: int, instruction: str = ""
+        cls, image: torch.Tensor, vlm: VLM, style: str, seed: int, max_length: int, instruction: str = ""
     ) -> io.NodeOutput:
+        """Raises ValueError for several images and without a usable answer; SetupError for a missing key or library."""
         question = caption_question(
             one_image(CAPTION_NAME, "image", image), STYLES[style], max_length, instruction, seed
         )

@@ -1,7 +1,7 @@
 """Rounds of prompt refinement and restoration (VICR, arXiv 2606.00704).
 
-P_k = Agent(LQ, SR_{k-1}, P_{k-1}), SR_k = restore(LQ, P_k): round 1 is the restoration as the artist wired it, each
-further round a copy of it with another prompt, put into the graph by node expansion.
+P_k = Agent(LQ, SR_{k-1}, P_{k-1}, P_0), SR_k = restore(LQ, P_k): round 1 is the restoration as the artist wired it,
+with the initial prompt P_0, each further round a copy of it with another prompt, put into the graph by node expansion.
 """
 
 from __future__ import annotations
@@ -49,7 +49,8 @@ class AgentRefinementStart(io.ComfyNode):
                     "prompt",
                     multiline=True,
                     default="",
-                    tooltip="The prompt of round 1, usually a caption of the low-quality image.",
+                    tooltip="The prompt of round 1, and the agent's anchor in all others: a caption of the low-quality "
+                    "image. The paper takes LLaVA's; it tried to start from the agent's own, and rejected that.",
                 ),
             ],
             outputs=[
@@ -81,7 +82,8 @@ class AgentRefinementLoop(io.ComfyNode):
             category=CATEGORY,
             description=(
                 "Restores an image several times with a prompt that an agent improves each time: it looks at the "
-                "low-quality image and the previous restoration, and rewrites the previous prompt. The restoration is "
+                "low-quality image, the previous restoration and the initial prompt, and rewrites the previous one. "
+                "The restoration is "
                 "whatever is wired between Agent Refinement Start and this node; seed, noise, steps and guidance stay "
                 "the same in every round. Finished rounds are kept: raising the number of rounds runs only the new "
                 "ones. Choose among the candidates with NR-IQA Best-of-N Selector."
@@ -203,14 +205,24 @@ class AgentRefinementRound(io.ComfyNode):
         round: int,
         previous_result: torch.Tensor | None = None,
         instruction: str = "",
+        initial_prompt: str = "",
     ) -> io.NodeOutput:
+        """Asks unless this start has the round's answer. Raises RuntimeError with the round in front."""
         title = f"Round {round} of {loop.total}" if loop.total else f"Round {round}"
-        log.info("Agent Refinement Loop: %s", title.lower())
+        log.info("RealISR: Agent Refinement Loop: %s", title.lower())
         show_on_node(title)
         if (run, round) not in loop.answers:
             try:
                 answer = AgentPromptRefiner.execute(
-                    image, previous_prompt, vlm, seed, max_length, on_failure, previous_result, instruction
+                    image,
+                    previous_prompt,
+                    vlm,
+                    seed,
+                    max_length,
+                    on_failure,
+                    previous_result,
+                    instruction,
+                    initial_prompt,
                 )
             except Exception as error:
                 raise RuntimeError(f"Agent Refinement Loop, round {round}: {error}") from error

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-import folder_paths
 from comfy_api.latest import io
 
 from ..host.dreamsr.control.conditioning import ApplyOptions
-from ..host.dreamsr.lora import with_forward_lora
+from ..host.dreamsr.lora import AccelerationLoRA, with_forward_lora
 from ..host.dreamsr.removal import remove_degradation
-from ..host.dreamsr.restore import AccelerationLoRA, DreamSR, ImageOptions, StageOptions, restore_images
-from ..host.files import load_state_dict_file
+from ..host.dreamsr.restore import DreamSR, restore_images, tiles_over
 from ..host.model_folders import model_files
 from ..models.color import METHODS
 from ..models.dreamsr.schedule import REMOVAL_TIME, TEXTURE_START, TEXTURE_STEPS, texture_sigmas
@@ -42,7 +40,10 @@ class DreamSRRestore(io.ComfyNode):
                 io.Model.Input("model", tooltip="FLUX.1-dev (Load Diffusion Model)."),
                 io.Vae.Input("vae", tooltip="FLUX's VAE (ae.safetensors)."),
                 io.Image.Input("image", tooltip="Low-quality image or batch to restore."),
-                io.Conditioning.Input("positive", tooltip="The global prompt, with FluxGuidance 3.5."),
+                io.Conditioning.Input(
+                    "positive",
+                    tooltip="The global prompt, with FluxGuidance. 3.5 is our choice: the paper states none.",
+                ),
                 MMControlNetSocket.Input(
                     "mm_controlnet",
                     optional=True,
@@ -100,7 +101,13 @@ class DreamSRRestore(io.ComfyNode):
                     round=0.001,
                     tooltip="Noise the texture stage starts from (t). Higher invents more detail, lower stays closer.",
                 ),
-                io.Int.Input("texture_steps", default=TEXTURE_STEPS, min=1, max=200, tooltip="Steps of that stage."),
+                io.Int.Input(
+                    "texture_steps",
+                    default=TEXTURE_STEPS,
+                    min=1,
+                    max=200,
+                    tooltip="Steps of that stage, evenly spaced (our choice: the paper states no spacing).",
+                ),
                 io.Int.Input(
                     "seed",
                     default=42,
@@ -171,41 +178,33 @@ class DreamSRRestore(io.ComfyNode):
         def one(name: str, values: list[Any] | None) -> Any:
             return only(NAME, name, values)
 
-        images = one("image", image)
-        width, height = target_size(images, {name: one(f"resize.{name}", values) for name, values in resize.items()})
+        images, lora = one("image", image), one("lora_name", lora_name)
+        size = target_size(images, {name: one(f"resize.{name}", values) for name, values in resize.items()})
         method = DreamSR(
             model=one("model", model),
             positive=one("positive", positive),
-            grid=None,
-            options=StageOptions(
-                start=one("texture_start", texture_start),
-                steps=one("texture_steps", texture_steps),
-                weights=one("weights", weights),
-                tiles_per_batch=one("tiles_per_batch", tiles_per_batch),
-                control=ApplyOptions(strength=one("control_strength", control_strength)),
-            ),
             control=one("mm_controlnet", mm_controlnet),
-            lora=acceleration_lora(one("lora_name", lora_name), one("lora_strength", lora_strength)),
+            control_options=ApplyOptions(strength=one("control_strength", control_strength)),
+            lora=None if lora == NO_LORA else AccelerationLoRA.load(lora, one("lora_strength", lora_strength)),
             patch_prompts=patch_prompts,
+            texture_start=one("texture_start", texture_start),
+            texture_steps=one("texture_steps", texture_steps),
+            weights=one("weights", weights),
+            tiles_per_batch=one("tiles_per_batch", tiles_per_batch),
         )
-        options = ImageOptions(
-            width=width,
-            height=height,
-            tile=one("tile_size", tile_size),
-            overlap=one("overlap", overlap),
-            layout=one("tile_grid", tile_grid),
-            seed=one("seed", seed),
-            vae_tile=one("vae_tile_size", vae_tile_size),
-            color=one("color_alignment", color_alignment),
+        grid = tiles_over(*size, one("tile_size", tile_size), one("overlap", overlap), one("tile_grid", tile_grid))
+        return io.NodeOutput(
+            restore_images(
+                method,
+                one("vae", vae),
+                images,
+                size,
+                grid,
+                one("seed", seed),
+                one("vae_tile_size", vae_tile_size),
+                one("color_alignment", color_alignment),
+            )
         )
-        return io.NodeOutput(restore_images(method, one("vae", vae), images, options))
-
-
-def acceleration_lora(name: str, strength: float) -> AccelerationLoRA | None:
-    if name == NO_LORA:
-        return None
-    weights, _ = load_state_dict_file(folder_paths.get_full_path_or_raise("loras", name))
-    return AccelerationLoRA(weights, name, strength)
 
 
 class AccelerationLoRAStep(io.ComfyNode):
@@ -265,7 +264,10 @@ class AccelerationLoRAStep(io.ComfyNode):
                     step=0.05,
                     round=0.001,
                     advanced=True,
-                    tooltip="1: uniform steps, as DreamSR. Above: more steps at high noise (FLUX: 1.65 to 3.16).",
+                    tooltip=(
+                        "1: uniform steps, our choice: the paper states no spacing. Above: more steps at high noise "
+                        "(FLUX: 1.65 to 3.16)."
+                    ),
                 ),
                 io.Float.Input(
                     "removal_time",
@@ -275,7 +277,10 @@ class AccelerationLoRAStep(io.ComfyNode):
                     step=0.05,
                     round=0.001,
                     advanced=True,
-                    tooltip="Time the networks are told in the forward (t_s), and how far it goes: z - t_s v(z, t_s).",
+                    tooltip=(
+                        "Time the networks are told in the forward (t_s), and how far it goes: z - t_s v(z, t_s). "
+                        "The paper does not say which: 1 is our choice."
+                    ),
                 ),
             ],
             outputs=[
@@ -289,8 +294,7 @@ class AccelerationLoRAStep(io.ComfyNode):
         cls, guider, latent, lora_name, strength, texture_start, texture_steps, shift, removal_time
     ) -> io.NodeOutput:
         sigmas = texture_sigmas(texture_steps, texture_start, shift)
-        lora, _ = load_state_dict_file(folder_paths.get_full_path_or_raise("loras", lora_name))
-        model = with_forward_lora(guider.model_patcher, lora, strength, lora_name)
+        model = with_forward_lora(guider.model_patcher, AccelerationLoRA.load(lora_name, strength))
         samples = remove_degradation(guider, model, latent["samples"], removal_time)
         return io.NodeOutput({**latent, "samples": samples}, sigmas)
 

@@ -130,7 +130,8 @@ class ApplyMMControlNet(io.ComfyNode):
                     advanced=True,
                     tooltip=(
                         "Steer FLUX's text stream with the local prompt as well as its image stream. Off: the image "
-                        "stream alone."
+                        "stream alone. Whether it adds to the text stream (our choice) or replaces it (eq. 2 as "
+                        "printed), the file says."
                     ),
                 ),
             ],
@@ -202,7 +203,8 @@ class InitialiseMMControlNet(io.ComfyNode):
                     advanced=True,
                     tooltip=(
                         "Two-stream blocks of FLUX that are copied and acted on: numbers from 0 separated by commas, "
-                        "one per layer. Empty: spread evenly (0, 2, ... 16 for 9 of 19)."
+                        "one per layer. Empty: spread evenly, as the paper says; which ones that is (0, 2, ... 16 for "
+                        "9 of 19) is our choice."
                     ),
                 ),
                 io.Combo.Input(

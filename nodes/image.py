@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from comfy_api.latest import io
 
+from ..host.images import check_image
 from ..models.color import METHODS, Method, align_colors
 from ..models.degradation.real_world import FIRST_ROUND, SECOND_ROUND, RealWorldDegradation
 from ..models.degradation.simple import SimpleDegradation
@@ -52,11 +53,7 @@ class AlignColors(io.ComfyNode):
     @classmethod
     def execute(cls, image: torch.Tensor, reference: torch.Tensor, method: Method) -> io.NodeOutput:
         for name, images in (("image", image), ("reference", reference)):
-            if not torch.isfinite(images).all():
-                raise ValueError(
-                    f"Align Colors: the {name} holds values that are not numbers (NaN or infinite). Look at the "
-                    "output of the node before this one; often a half-precision VAE is the cause (--fp32-vae)."
-                )
+            check_image(images, f"Align Colors ({name}): ")
         return io.NodeOutput(align_colors(image, reference, method))
 
 
@@ -130,12 +127,7 @@ class DegradeImage(io.ComfyNode):
     def execute(
         cls, image: torch.Tensor, seed: int, scale: float, degradation: dict[str, Any], output_size: str
     ) -> io.NodeOutput:
-        if image.shape[-1] not in (3, 4):
-            raise ValueError(
-                f"Degrade Image takes RGB or RGBA images, this one has {image.shape[-1]} channels. Convert it first."
-            )
-        if not torch.isfinite(image).all():
-            raise ValueError("Degrade Image: the image holds values that are not numbers (NaN or infinite).")
+        check_image(image, "Degrade Image: ")
         degrade = make_degradation(degradation, scale)
         items = [degrade_item(item, degrade, (seed + i) % (MAX_SEED + 1)) for i, item in enumerate(image.split(1))]
         low = torch.cat(items)

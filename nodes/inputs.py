@@ -57,8 +57,11 @@ def resize_input() -> io.DynamicCombo.Input:
     )
 
 
-def target_size(image, resize: dict[str, Any]) -> tuple[int, int]:
-    """(width, height) in pixels that the widget asks for. Raises ValueError for one that cannot be made."""
+def target_size(image: torch.Tensor, resize: dict[str, Any]) -> tuple[int, int]:
+    """(width, height) in pixels that the widget asks for of images `[B, H, W, C]`.
+
+    Raises ValueError for a size that cannot be made.
+    """
     height, width = image.shape[1:3]
     if resize["resize"] == BY_FACTOR:
         target = round(width * resize["scale"]), round(height * resize["scale"])

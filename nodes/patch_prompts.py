@@ -7,13 +7,13 @@ from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 import comfy.model_management
-import comfy.samplers
+import comfy.sd
 import comfy.utils
 import torch
 from comfy_api.latest import io
 
 from ..host.progress import show_on_node
-from ..host.vlm import poll, vlm_of
+from ..host.vlm import VLM, poll, vlm_of
 from ..models.tiles.layout import TileLayout
 from ..services.vlm.memory import AnswerMemory, KeyedQuestion
 from ..services.vlm.patch_prompts import (
@@ -121,10 +121,19 @@ class PatchPromptCaptioner(io.ComfyNode):
                     optional=True,
                     force_input=True,
                     tooltip="Your description of the whole picture; without one, or when it is empty, the model "
-                    "writes it. Tiles are asked for again when you change it.",
+                    "writes it. With tell_global_prompt tiles are asked for again when you change it.",
                 ),
                 override_input("global_instruction", "the global prompt"),
                 override_input("patch_instruction", "each tile"),
+                io.Boolean.Input(
+                    "tell_global_prompt",
+                    default=False,
+                    optional=True,
+                    advanced=True,
+                    tooltip="Tell the model what the whole picture shows when it describes a tile. It understands more "
+                    "and names more that the tile does not show, which is then painted there: the over-generation "
+                    "that patch prompts are to prevent. Off: it sees the tile alone.",
+                ),
             ],
             outputs=[
                 *prompt_outputs("What the whole picture shows, on one line."),
@@ -141,7 +150,7 @@ class PatchPromptCaptioner(io.ComfyNode):
         cls,
         image: torch.Tensor,
         tile_grid: TileLayout,
-        vlm,
+        vlm: VLM,
         in_flight: int,
         seed: int,
         on_failure: str,
@@ -149,11 +158,14 @@ class PatchPromptCaptioner(io.ComfyNode):
         global_prompt: str | None = None,
         global_instruction: str = "",
         patch_instruction: str = "",
+        tell_global_prompt: bool = False,
     ) -> io.NodeOutput:
+        """Raises ValueError for several images, without a global prompt, and as on_failure says for tiles that failed;
+        SetupError for a missing key or library."""
         whole = only_image(image)
         tiles = [tile[0] for tile in tile_grid.tiles(image, NAME)]
         rows, columns = len(tile_grid.grid.rows), len(tile_grid.grid.columns)
-        asking = PatchCaptioning(max_length, seed, global_instruction, patch_instruction)
+        asking = PatchCaptioning(max_length, seed, global_instruction, patch_instruction, tell_global_prompt)
         captioner = Captioner(vlm_of(vlm), cls.memory, in_flight, len(tiles))
 
         given = (global_prompt or "").strip()
@@ -167,7 +179,7 @@ class PatchPromptCaptioner(io.ComfyNode):
                 f"asked for. Or set on_failure to '{FALL_BACK}'."
             )
         if failed:
-            log.warning("%s: %s\nThey get the global prompt.", NAME, failures(failed, len(found)))
+            log.warning("RealISR: %s: %s\nThey get the global prompt.", NAME, failures(failed, len(found)))
         prompts = [told if place in failed else str(prompt) for place, prompt in found.items()]
         return io.NodeOutput(told, prompts, prompts_text(told, prompts, rows, columns))
 
@@ -310,7 +322,7 @@ class EncodePatchPrompts(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, clip, prompts: list[str]) -> io.NodeOutput:
+    def execute(cls, clip: list[comfy.sd.CLIP], prompts: list[str]) -> io.NodeOutput:
         encoder, encoded = only(ENCODE_NAME, "clip", clip), {}
         if encoder is None:
             raise ValueError(f"{ENCODE_NAME}: the checkpoint holds no text encoder. Load it with a CLIP loader.")

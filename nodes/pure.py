@@ -7,10 +7,9 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..host.pure.restore import RestoreOptions, Tiles, restore
-from ..models.pure.answer import Guidance
-from ..models.pure.generation import GenerationOptions
-from ..models.pure.logits import Sampling
+from ..host.pure.restore import PURERestoreOptions, Tiles, restore
+from ..models.pure.logits import TokenSampling
+from ..models.pure.options import AnswerParts, GenerationOptions
 from ..models.pure.prompt import INSTRUCTION, PLACEHOLDER
 from ..models.pure.vocabulary import IMAGE_TOKENS
 from .inputs import MAX_SEED, resize_input, target_size
@@ -20,11 +19,11 @@ from .sockets import ARRestorerSocket, TokenGridSocket
 MAX_ENTROPY = math.log(IMAGE_TOKENS)
 """Nats of all codes being equally likely."""
 
-ENTROPY_TOP_K, FIXED_TOP_K = "entropy top-k", "fixed top-k"
+ENTROPY_TOP_K, FIXED_TOP_K, OBSERVED_MU = "entropy top-k", "fixed top-k", "entropy top-k, observed mu"
 SEQUENTIAL, JACOBI = "sequential", "speculative Jacobi"
 TILE_AUTO, TILE_CUSTOM, TILE_OFF = "auto", "custom", "off"
 SHARED, PER_TILE = "shared", "per tile"
-ANSWERS: dict[str, Guidance] = {
+ANSWERS: dict[str, AnswerParts] = {
     "full": "full",
     "perception only": "perception",
     "understanding only": "understanding",
@@ -33,23 +32,45 @@ ANSWERS: dict[str, Guidance] = {
 WITH_DESCRIPTION = ("full", "understanding only")
 
 
+def k_inputs() -> list[Any]:
+    return [
+        io.Int.Input(
+            "k_min",
+            default=1,
+            min=1,
+            max=IMAGE_TOKENS,
+            tooltip=(
+                "Lower end of k = k_min + (k_max - k_min) / (1 + exp(mu - H)), the codes to draw from at entropy H. "
+                "It is approached, not reached: with mu 5 and k_max 2000, 1 gives 14 codes at no entropy at all."
+            ),
+        ),
+        io.Int.Input(
+            "k_max",
+            default=2000,
+            min=1,
+            max=IMAGE_TOKENS,
+            tooltip=(
+                "Upper end of the same rule, approached at high entropy: with mu 5, 2000 gives 1982 codes where all "
+                "codes are equally likely."
+            ),
+        ),
+    ]
+
+
 def sampling_input() -> io.DynamicCombo.Input:
     return io.DynamicCombo.Input(
         "sampling",
         tooltip=(
             "How many of the likeliest codes a token is drawn from. entropy top-k: many where the model is unsure "
-            "(texture), few where it is certain (structure). fixed top-k: the same number everywhere."
+            "(texture), few where it is certain (structure). fixed top-k: the same number everywhere. observed mu: "
+            "entropy top-k with the mu of the paper's text, where the authors' code has 5: the standard deviation of "
+            "the entropy of the tokens drawn so far in the image (5 for the first two)."
         ),
         options=[
             io.DynamicCombo.Option(
                 ENTROPY_TOP_K,
                 [
-                    io.Int.Input(
-                        "k_min", default=1, min=1, max=IMAGE_TOKENS, tooltip="Codes to draw from at no entropy at all."
-                    ),
-                    io.Int.Input(
-                        "k_max", default=2000, min=1, max=IMAGE_TOKENS, tooltip="Codes to draw from at high entropy."
-                    ),
+                    *k_inputs(),
                     io.Float.Input(
                         "mu",
                         default=5.0,
@@ -73,6 +94,7 @@ def sampling_input() -> io.DynamicCombo.Input:
                     )
                 ],
             ),
+            io.DynamicCombo.Option(OBSERVED_MU, k_inputs()),
         ],
     )
 
@@ -326,7 +348,7 @@ class ARTokenRestorer(io.ComfyNode):
         if error := text_error(description, guidance, instruction):
             raise ValueError(error)
         width, height = target_size(image, resize)
-        options = RestoreOptions(
+        options = PURERestoreOptions(
             width=width,
             height=height,
             seed=seed,
@@ -335,7 +357,7 @@ class ARTokenRestorer(io.ComfyNode):
                 sampling=chosen_sampling(sampling, temperature),
                 text_top_k=text_top_k,
                 max_text_tokens=max_text_tokens,
-                guidance=ANSWERS[guidance],
+                parts=ANSWERS[guidance],
                 **chosen_decoding(decoding),
             ),
             tiles=chosen_tiles(tiling),
@@ -365,10 +387,13 @@ def text_error(description: str, guidance: str, instruction: str) -> str | None:
     return None
 
 
-def chosen_sampling(sampling: dict[str, Any], temperature: float) -> Sampling:
+def chosen_sampling(sampling: dict[str, Any], temperature: float) -> TokenSampling:
     if sampling["sampling"] == FIXED_TOP_K:
-        return Sampling(top_k=sampling["top_k"], temperature=temperature)
-    return Sampling(sampling["k_min"], sampling["k_max"], sampling["mu"], temperature=temperature)
+        return TokenSampling(top_k=sampling["top_k"], temperature=temperature)
+    k = {"k_min": sampling["k_min"], "k_max": sampling["k_max"], "temperature": temperature}
+    if sampling["sampling"] == OBSERVED_MU:
+        return TokenSampling(**k, observed_mu=True)
+    return TokenSampling(**k, mu=sampling["mu"])
 
 
 def chosen_decoding(decoding: dict[str, Any]) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from ..models.pure.heatmap import heat
 from .pure_loaders import CATEGORY
 
 FIXED_RANGE, AUTO_RANGE = "0 to ln 16384", "auto"
+BRIGHT, DARK = "bright where unsure", "dark where unsure"
 
 
 class EntropyHeatmap(io.ComfyNode):
@@ -19,8 +20,9 @@ class EntropyHeatmap(io.ComfyNode):
             display_name="Entropy Heatmap",
             category=CATEGORY,
             description=(
-                "Colours the entropy of AR Token Restorer, as in the paper's figure 3: dark where the model was "
-                "certain of a token, bright where many codes would have done. Over an image if one is connected."
+                "Colours the entropy of AR Token Restorer: dark where the model was certain of a token, bright where "
+                "many codes would have done. The paper's figure 3 is the other way round, darker where entropy is "
+                "higher: choose dark where unsure for that. Over an image if one is connected."
             ),
             search_aliases=["pure", "entropy", "uncertainty", "heat map", "colormap", "false colour"],
             inputs=[
@@ -48,13 +50,24 @@ class EntropyHeatmap(io.ComfyNode):
                     round=0.001,
                     tooltip="How much of the map covers the image. Without an image it has no effect.",
                 ),
+                io.Combo.Input(
+                    "direction",
+                    options=[BRIGHT, DARK],
+                    default=BRIGHT,
+                    optional=True,
+                    tooltip=(
+                        "Which end of the colours stands for high entropy. dark where unsure: as in the paper's "
+                        "figure 3."
+                    ),
+                ),
             ],
             outputs=[io.Image.Output(display_name="heatmap", tooltip="The map in colours.")],
         )
 
     @classmethod
-    def execute(cls, entropy, value_range: str, opacity: float, image=None) -> io.NodeOutput:
+    def execute(cls, entropy, value_range: str, opacity: float, image=None, direction: str = BRIGHT) -> io.NodeOutput:
         values = stretched(entropy.float()) if value_range == AUTO_RANGE else entropy.float()
+        values = 1 - values if direction == DARK else values
         if image is None:
             return io.NodeOutput(heat(values))
         image = image[..., :3]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from comfy_api.latest import io
 
 from ..host.pure.files import VQ_AUTO, restorer_choices, vq_choices
-from ..host.pure.loader import AUTO, WEIGHT_DTYPES, load_ar_restorer
+from ..host.pure.loader import AUTO, WEIGHT_CHOICES, load_ar_restorer
 from .sockets import ARRestorerSocket
 
 CATEGORY = "RealISR/PURE"
@@ -40,7 +40,7 @@ class LoadARRestorer(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "weight_dtype",
-                    options=list(WEIGHT_DTYPES),
+                    options=list(WEIGHT_CHOICES),
                     default=AUTO,
                     advanced=True,
                     tooltip=(

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from functools import partial
 from itertools import accumulate
 
-import torch
 from comfy_api.latest import io
-from torch import Tensor
 
-from ..host.iqa import Metric, score_images, weights_folder
+from ..host.iqa import score_all, weights_folder
 from ..models.best_of_n import best_of_n
 from ..models.candidates import ARRANGEMENTS, AUTO, group_candidates
-from ..services.iqa.metrics import DEFAULT_METRICS, MetricInfo, create_network, parse_metrics, require_weights, score
+from ..services.iqa.metrics import DEFAULT_METRICS, parse_metrics
+from ..services.iqa.weights import require_weights
 from .score_table import ScoreTable, Section
 
 CATEGORY = "RealISR/Quality"
@@ -38,18 +36,6 @@ def metrics_error(text: str | None) -> str | None:
     except (ValueError, ImportError) as error:
         return str(error)
     return None
-
-
-def score_all(images: list[Tensor], metrics: tuple[MetricInfo, ...]) -> Tensor:
-    """Scores `[len(images), len(metrics)]` of images `[H, W, C]`."""
-    folder = weights_folder()
-    require_weights(metrics, folder)
-    runnable = [Metric(info.name, partial(create_network, info, folder), partial(score_with, info)) for info in metrics]
-    return score_images(images, runnable, folder)
-
-
-def score_with(info: MetricInfo, network: torch.nn.Module, image: Tensor) -> float:
-    return score(network, info, image)
 
 
 class NRIQAScore(io.ComfyNode):

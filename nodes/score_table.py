@@ -17,12 +17,15 @@ PROMPT_LENGTH = 60
 
 @dataclass(frozen=True)
 class Section:
-    """Rows of one table: scores `[N, M]`, with a ranking when they are candidates of one image."""
+    """Rows of one table."""
 
     title: str
     scores: Tensor
+    """`[N, M]`, N images or candidates, M metrics."""
     ranking: Ranking | None = None
+    """When they are candidates of one image."""
     prompts: Sequence[str] = ()
+    """Of the N candidates, or empty."""
 
 
 @dataclass(frozen=True)

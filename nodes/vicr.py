@@ -6,9 +6,11 @@ from __future__ import annotations
 from typing import Any, cast
 
 from comfy_api.latest import io
+from torch import Tensor
 
+from ..host.types import Conditioning, Model
 from ..host.vicr.bridge import apply_bridge
-from ..models.vicr.diptych import LAYOUTS, Layout, build_diptych, crop_target, nearest_to_square
+from ..models.vicr.diptych import LAYOUTS, Diptych, Layout, build_diptych, crop_target, nearest_to_square
 from ..models.vicr.sigmas import BASE_SHIFT, MAX_SHIFT, flow_match_sigmas
 from .inputs import resize_input, target_size
 from .sockets import DiptychSocket
@@ -28,7 +30,8 @@ class DiptychBuilder(io.ComfyNode):
                 "Enlarges the LQ image and sets it beside an empty panel of the same size, for FLUX Fill to complete. "
                 "Connect canvas and mask to InpaintModelConditioning with noise_mask off, and the record to Diptych "
                 "Crop. Any aspect ratio: panels are padded to multiples of 16 and cropped again. Alpha is enlarged by "
-                "itself and rejoined by the crop."
+                "itself and rejoined by the crop. The detail that fills the panel is generated: it is no evidence of "
+                "what the photo showed."
             ),
             search_aliases=["vicr", "diptych", "in-context", "flux fill", "super resolution", "restore", "canvas"],
             inputs=[
@@ -68,7 +71,8 @@ class DiptychBuilder(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, image, resize: dict[str, Any], layout: str) -> io.NodeOutput:
+    def execute(cls, image: Tensor, resize: dict[str, Any], layout: str) -> io.NodeOutput:
+        """image: `[B, H, W, 3 or 4]` in 0..1. Raises ValueError for a size that cannot be made."""
         width, height = target_size(image, resize)
         chosen = nearest_to_square(width, height) if layout == AUTO_LAYOUT else cast(Layout, layout)
         made = build_diptych(image, width, height, chosen)
@@ -101,7 +105,8 @@ class DiptychCrop(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, image, diptych) -> io.NodeOutput:
+    def execute(cls, image: Tensor, diptych: Diptych) -> io.NodeOutput:
+        """image: `[B, H, W, 3]` in 0..1. Raises ValueError for a canvas that the record does not belong to."""
         try:
             return io.NodeOutput(crop_target(image, diptych))
         except ValueError as error:
@@ -153,7 +158,10 @@ class FLUXFillSigmas(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, latent, steps: int, denoise: float, base_shift: float, max_shift: float) -> io.NodeOutput:
+    def execute(
+        cls, latent: dict[str, Any], steps: int, denoise: float, base_shift: float, max_shift: float
+    ) -> io.NodeOutput:
+        """Raises ValueError for a latent with a noise mask, and for one that is no image's."""
         if latent.get("noise_mask") is not None:
             raise ValueError(
                 "FLUX Fill Sigmas: this latent has a noise mask, which makes the sampler put the LQ panel back at "
@@ -191,9 +199,11 @@ class CLIPVisionContextBridge(io.ComfyNode):
             display_name="CLIP Vision-Context Bridge",
             category=CATEGORY,
             description=(
-                "Adds CLIP's view of the whole LQ image to FLUX Fill's conditioning, through the bridge. Use both "
-                "outputs: the conditioning carries the vector, the model reads it. Other conditionings stay as they "
-                "are and batch with it. The model is a MODEL as before: LoRAs may come before or after."
+                "Adds CLIP's view of the whole LQ image to FLUX Fill's conditioning, through the bridge. Where it is "
+                "added the paper leaves open; here the bridge's width decides it (see the help page and "
+                "docs/open-decisions.md). Use both outputs: the conditioning carries the vector, the model reads it. "
+                "Other conditionings stay as they are and batch with it. The model is a MODEL as before: LoRAs may "
+                "come before or after."
             ),
             search_aliases=["vicr", "vcb", "bridge", "vision context", "clip vision", "image conditioning"],
             inputs=[
@@ -206,7 +216,11 @@ class CLIPVisionContextBridge(io.ComfyNode):
                         "the whole image; center cuts a square out of it."
                     ),
                 ),
-                io.ModelPatch.Input("bridge", tooltip="From Load Vision-Context Bridge."),
+                io.ModelPatch.Input(
+                    "bridge",
+                    tooltip="From Load Vision-Context Bridge. Its width says where it goes: 3072 to FLUX's modulation "
+                    "vector, 768 to the pooled text, 4096 beside the text's tokens.",
+                ),
                 io.Float.Input(
                     "strength",
                     default=1.0,
@@ -214,7 +228,7 @@ class CLIPVisionContextBridge(io.ComfyNode):
                     max=10.0,
                     step=0.05,
                     round=0.001,
-                    tooltip="Factor on the bridge's vector. 1: as trained. 0: FLUX without it, exactly.",
+                    tooltip="Factor on what the bridge gives. 1: as trained. 0: FLUX without it, exactly.",
                 ),
             ],
             outputs=[
@@ -228,7 +242,10 @@ class CLIPVisionContextBridge(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, model, conditioning, clip_vision_output, bridge, strength: float) -> io.NodeOutput:
+    def execute(
+        cls, model: Model, conditioning: Conditioning, clip_vision_output: Any, bridge: Model, strength: float
+    ) -> io.NodeOutput:
+        """Raises ValueError for parts that do not fit together."""
         return io.NodeOutput(*apply_bridge(model, conditioning, bridge, clip_vision_output, strength))
 
 

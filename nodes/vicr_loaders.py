@@ -17,14 +17,17 @@ class LoadVisionContextBridge(io.ComfyNode):
             category=CATEGORY,
             description=(
                 "Loads VICR's Vision-Context Bridge from models/model_patches: the small network that turns CLIP's "
-                "view of the LQ image into global context for FLUX. Both widths work, and are read from the file."
+                "view of the LQ image into global context for FLUX. Its widths are read from the file, and say where "
+                "it goes. 'none' needs no file: CLIP's own vector joins the pooled text, as in an ablation of the "
+                "paper (arXiv 2606.00704)."
             ),
             search_aliases=["vicr", "vcb", "bridge", "vision context", "model patch", "clip vision"],
             inputs=[
                 io.Combo.Input(
                     "bridge_name",
                     options=bridge_choices(),
-                    tooltip="A bridge in models/model_patches: norm, proj_in, proj_out and scale.",
+                    tooltip="A bridge in models/model_patches: norm, proj_in, proj_out and scale. none: CLIP's vector "
+                    "without a bridge, for comparison.",
                 )
             ],
             outputs=[
@@ -34,6 +37,7 @@ class LoadVisionContextBridge(io.ComfyNode):
 
     @classmethod
     def execute(cls, bridge_name: str) -> io.NodeOutput:
+        """Raises ValueError for a file that is damaged or no bridge."""
         return io.NodeOutput(load_bridge(bridge_name))
 
 

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from ..host.model_folders import find_vlm, vlm_choices
 from ..host.precision import weight_dtypes
-from ..host.vlm import ManagedVLM, managed
+from ..host.vlm import ManagedVLM, find_vlm, managed, vlm_choices
 from ..services.vlm.chat.addresses import check_key_variable, normalize_base_url
 from ..services.vlm.chat.endpoint import ChatEndpoint, Detail, check_model
 from ..services.vlm.protocol import SetupError

@@ -20,13 +20,16 @@ Workflow = Mapping[str, Mapping[str, Any]]
 
 
 class PromptError(Exception):
-    """ComfyUI refused a workflow or a node of it failed.
+    """ComfyUI refused a workflow, or a node of it failed: then which one, and what it raised."""
 
-    node_id, node_type: the node that failed first, where one did.
-    exception_type, exception_message: what it raised.
-    """
-
-    def __init__(self, message: str, node_id="", node_type="", exception_type="", exception_message=""):
+    def __init__(
+        self,
+        message: str,
+        node_id: str = "",
+        node_type: str = "",
+        exception_type: str = "",
+        exception_message: str = "",
+    ):
         super().__init__(message)
         self.node_id = node_id
         self.node_type = node_type

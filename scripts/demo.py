@@ -17,19 +17,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+from _pack import ROOT, load_pack
 
-from _pack import ROOT
-from host_env import HostError, make_host
-
+load_pack()
 try:
+    import numpy as np
     from PIL import Image, ImageDraw, ImageFont
-    from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
+    from _scores import Score
     from comfy_server import ComfyClient, ComfyServer
+    from host_env import HostError, make_host
     from realisr.training.data import EVALUATION_PHOTOS, builtin_photos
 except ModuleNotFoundError as missing:
-    sys.exit(f"the demo needs {missing.name} in ComfyUI's Python: {sys.executable} -m pip install '{ROOT}[demo]'")
+    sys.exit(
+        f"The demo needs {missing.name}. Start it with `make demo`, not by itself. For a ComfyUI of your own "
+        "(COMFYUI_PATH), first install in its Python: pip install scikit-image websocket-client"
+    )
 
 QUICKSTART = ROOT / "workflows" / "api" / "vosr_nano_quickstart.json"
 PANEL = 384
@@ -42,11 +45,12 @@ Graph = dict[str, dict[str, Any]]
 
 @dataclass(frozen=True)
 class Picture:
-    """One result. seconds: the time of the run that made it, 0 for one that is not a method's."""
+    """One result."""
 
     label: str
     image: Image.Image
     seconds: float = 0
+    """The time of the run that made it, 0 for one that is not a method's."""
 
 
 def node_of(graph: Graph, class_type: str) -> str:
@@ -95,19 +99,12 @@ def restore(client: ComfyClient, photo: Image.Image, steps: int) -> list[Picture
     return [*pictures, Picture("original", photo)]
 
 
-def quality(picture: Image.Image, original: Image.Image) -> tuple[float, float]:
-    """PSNR in dB and SSIM of two pictures of one size."""
-    restored, reference = np.asarray(picture.convert("RGB")), np.asarray(original)
-    psnr = peak_signal_noise_ratio(reference, restored, data_range=255)
-    return float(psnr), float(structural_similarity(reference, restored, data_range=255, channel_axis=2))
-
-
 def report(pictures: list[Picture]) -> None:
-    original = pictures[-1].image
+    original = np.asarray(pictures[-1].image)
     print(f"\n{'':22}{'PSNR':>9}{'SSIM':>8}{'time':>9}")
     for picture in pictures[1:-1]:
-        psnr, ssim = quality(picture.image, original)
-        print(f"{picture.label:22}{psnr:6.2f} dB{ssim:8.4f}{picture.seconds:7.1f} s")
+        score = Score.of(np.asarray(picture.image.convert("RGB")), original)
+        print(f"{picture.label:22}{score.psnr:6.2f} dB{score.ssim:8.4f}{picture.seconds:7.1f} s")
 
 
 def side_by_side(pictures: list[Picture]) -> Image.Image:

@@ -9,141 +9,37 @@ python scripts/train_vosr.py export runs/nano weights/vosr_nano.safetensors
 from __future__ import annotations
 
 import argparse
-import importlib
 import json
-import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))
-
-import numpy as np
 import torch
-from torch import Tensor
 from torch.utils.data import DataLoader
 
 from _pack import load_pack
 
 load_pack()
-from realisr.models.degradation.simple import SimpleDegradation  # noqa: E402
-from realisr.models.vosr.config import VOSRConfig  # noqa: E402
 from realisr.models.vosr.dit import VOSRDiT  # noqa: E402
-from realisr.models.vosr.pixel_vae import PixelUnshuffleVAE  # noqa: E402
 from realisr.training.data import (  # noqa: E402
     TRAINING_PHOTOS,
     VALIDATION_PHOTOS,
     DegradationRange,
     PairBatches,
     builtin_photos,
-    degrade_and_upscale,
     folder_images,
     procedural_pool,
     read_image,
-    to_signed,
+    validation_sets,
 )
 from realisr.training.vosr_losses import Distillation  # noqa: E402
+from realisr.training.vosr_setup import PRESETS, make_latents, new_network, new_student, student_args  # noqa: E402
 from realisr.training.vosr_start import start_from_condition  # noqa: E402
-from realisr.training.vosr_trainer import CheckpointedDiT, LatentSpace, Trainer, TrainOptions, Validation, cpu_threads  # noqa: E402
+from realisr.training.vosr_trainer import LatentSpace, Trainer, TrainOptions, Validation, cpu_threads  # noqa: E402
 from realisr.training.vosr_weights import export, load_model  # noqa: E402
 
 START_BATCHES = 16
 """Training batches the statistics of --init condition come from."""
-COMMON_ARGS = {
-    "patch_size": 2,
-    "mlp_ratio": 4,
-    "use_qknorm": True,
-    "use_swiglu": True,
-    "use_rope": True,
-    "use_rmsnorm": True,
-    "weak_cond_strength_aelq_list": [0.05, 0.25],
-    "interp_type": "lin",
-    "t_start": 0,
-    "t_end": 1,
-    "cfg_scale": 0.5,
-    "auxiliary_time_cond": False,
-}
-PRESETS: dict[str, dict[str, Any]] = {
-    "nano": {
-        **COMMON_ARGS,
-        "ae_type": "pixel_unshuffle",
-        "ae_downscale": 2,
-        "ae_scale": 2.0,
-        "resolution": 64,
-        "dim": 192,
-        "depth": 4,
-        "num_heads": 6,
-        "enc_type": "none",
-        "enc_dim": 0,
-        "encdim_ratio": 0,
-    },
-    "0.5B": {
-        **COMMON_ARGS,
-        "ae_type": "sd2",
-        "resolution": 512,
-        "dim": 1024,
-        "depth": 28,
-        "num_heads": 16,
-        "enc_type": "dinov2b",
-        "enc_dim": 768,
-        "encdim_ratio": 3,
-        "layer_dinov2b_list": [8],
-        "dinov2_size": 448,
-    },
-    "1.4B": {
-        **COMMON_ARGS,
-        "ae_type": "qwen",
-        "resolution": 512,
-        "dim": 1536,
-        "depth": 36,
-        "num_heads": 24,
-        "enc_type": "dinov2l",
-        "enc_dim": 1024,
-        "encdim_ratio": 3,
-        "layer_dinov2b_list": [17],
-        "dinov2_size": 448,
-    },
-}
-
-
-@dataclass(frozen=True)
-class PixelLatents:
-    """The pixel-unshuffle latent space, without vision features."""
-
-    vae: PixelUnshuffleVAE
-
-    @property
-    def latent_channels(self) -> int:
-        return self.vae.latent_channels
-
-    def encode(self, image: Tensor) -> Tensor:
-        return self.vae.encode(image)
-
-    def decode(self, latent: Tensor) -> Tensor:
-        return self.vae.decode(latent)
-
-    def features(self, image: Tensor) -> Tensor | None:
-        return None
-
-
-def make_latents(args: dict[str, Any], plugin: str | None) -> LatentSpace:
-    """The latent space args ask for; `plugin` is "module:function", called with args, for those with a VAE."""
-    if plugin is not None:
-        module, _, function = plugin.partition(":")
-        return getattr(importlib.import_module(module), function)(args)
-    if args["ae_type"] != "pixel_unshuffle":
-        raise SystemExit(
-            f"ae_type '{args['ae_type']}' needs a VAE and a vision encoder: pass --latents module:function, a function "
-            "that takes the args and returns an object with latent_channels, encode, decode and features"
-        )
-    return PixelLatents(PixelUnshuffleVAE(args["ae_downscale"], args["ae_scale"]))
-
-
-def make_model(args: dict[str, Any], latents: LatentSpace, checkpointing: bool) -> VOSRDiT:
-    downscale = args.get("ae_downscale", 8)
-    config = VOSRConfig.from_args(args, latents.latent_channels, downscale)
-    return (CheckpointedDiT if checkpointing else VOSRDiT)(config)
 
 
 def read_args(config: str) -> dict[str, Any]:
@@ -171,29 +67,14 @@ def make_sources(options: argparse.Namespace, side: int) -> list[tuple[float, Se
 
 
 def make_validation(options: argparse.Namespace, crop: int) -> Validation | None:
-    """Crops of held-out photos at x2 and x4 with moderate noise and compression."""
+    """Crops of held-out photos; None without photos."""
     if options.validation:
         photos = [read_image(path) for folder in options.validation for path in folder_images(folder)]
     elif options.builtin_photos:
         photos = builtin_photos(VALIDATION_PHOTOS)
     else:
         return None
-    sets = {}
-    for scale in (2, 4):
-        degradation = SimpleDegradation(scale=scale, noise_sigma=12 / 255, jpeg_quality=70)
-        pairs = [(photo, degrade_and_upscale(photo, degradation, seed=1)) for photo in photos]
-        crops = [pair for photo, lq in pairs for pair in grid_crops(photo, lq, crop)]
-        chosen = crops[:: max(1, len(crops) // 32)]
-        hq, lq = zip(*chosen, strict=True)
-        sets[f"x{scale}"] = (to_signed(np.stack(hq)), to_signed(np.stack(lq)))
-    return Validation(sets)
-
-
-def grid_crops(photo: np.ndarray, lq: np.ndarray, crop: int) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Aligned square crops of both images, side by side."""
-    rows, columns = (range(0, side - crop + 1, crop) for side in photo.shape[:2])
-    cuts = [np.s_[y : y + crop, x : x + crop] for y in rows for x in columns]
-    return [(photo[cut], lq[cut]) for cut in cuts]
+    return Validation(validation_sets(photos, crop))
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -308,20 +189,16 @@ def train_options(options: argparse.Namespace, args: dict[str, Any]) -> TrainOpt
 
 def starting_point(options: argparse.Namespace) -> tuple[dict[str, Any], LatentSpace, VOSRDiT, VOSRDiT | None]:
     """(args, latent space, network to train, teacher)."""
-    generator = torch.Generator().manual_seed(options.seed)
     if options.command == "flow":
-        args = read_args(options.config)
-        latents = make_latents(args, options.latents)
-        model = make_model(args, latents, options.gradient_checkpointing).initialise(generator)
-        if options.init_from is not None:
-            model.load_state_dict(load_model(options.init_from)[1].state_dict())
-        return args, latents, model, None
-    teacher_args, teacher = load_model(options.teacher)
-    args = {"weak_cond_strength_aelq": 0.1, **teacher_args, "auxiliary_time_cond": True, "distill_type": options.method}
+        args, teacher = read_args(options.config), None
+    else:
+        teacher_args, teacher = load_model(options.teacher)
+        args = student_args(teacher_args, options.method)
     latents = make_latents(args, options.latents)
-    student = make_model(args, latents, options.gradient_checkpointing).initialise(generator)
-    student.load_state_dict({**student.state_dict(), **teacher.state_dict()})
-    return args, latents, student, teacher
+    common = (args, latents, options.gradient_checkpointing, options.seed)
+    if teacher is not None:
+        return args, latents, new_student(*common, teacher), teacher
+    return args, latents, new_network(*common, options.init_from), None
 
 
 def train(options: argparse.Namespace) -> None:
@@ -361,7 +238,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         export(options.folder, options.target, one_step=options.one_step)
         print(f"{options.target}: {options.target.stat().st_size / 1e6:.2f} MB")
         return
-    train(options)
+    try:
+        train(options)
+    except ValueError as error:  # settings that cannot work; the message says what to change
+        raise SystemExit(f"error: {error}") from error
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from ..models.degradation.simple import SimpleDegradation
+from ..models.image import BICUBIC, from_bytes, resize_bytes, to_bytes
 from . import procedural_images
 
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"}
@@ -70,24 +71,25 @@ def folder_images(folder: Path) -> list[Path]:
 def procedural_pool(count: int, size: int, seed: int) -> list[np.ndarray]:
     """Procedural images as uint8, made once so that training does not wait for them."""
     images = (procedural_images.make_image(np.random.default_rng((seed, index)), size) for index in range(count))
-    return [(image * 255).round().astype(np.uint8) for image in images]
+    return [to_bytes(torch.from_numpy(image)).numpy() for image in images]
 
 
 @dataclass(frozen=True)
 class DegradationRange:
-    """The simple degradations training draws from; a scale's chance is its weight over the sum of weights.
-
-    Noise is in 8-bit levels. Blur has its own chance; the smallest noise and the best quality make nearly
-    clean inputs part of training.
-    """
+    """The simple degradations training draws from."""
 
     scales: tuple[int, ...] = (1, 2, 3, 4)
     scale_weights: tuple[float, ...] = (0.1, 0.45, 0.1, 0.35)
+    """A scale's chance is its weight over their sum."""
     blur_chance: float = 0.25
     blur: tuple[float, float] = (0.3, 1.2)
+    """Standard deviations in pixels of the clean image."""
     noise: tuple[float, float] = (0.0, 22.0)
+    """Standard deviations in 8-bit levels."""
     clean_chance: float = 0.05
+    """Chance of neither noise nor JPEG, so that clean inputs are part of training."""
     quality: tuple[int, int] = (45, 95)
+    """JPEG qualities."""
 
     def draw(self, rng: np.random.Generator) -> SimpleDegradation:
         weights = np.array(self.scale_weights) / sum(self.scale_weights)
@@ -102,11 +104,10 @@ class DegradationRange:
 
 def degrade_and_upscale(image: np.ndarray, degradation: SimpleDegradation, seed: int) -> np.ndarray:
     """uint8 `[H, W, 3]` degraded, then brought back to its size with PIL bicubic, as inference does."""
-    tensor = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)[None].float() / 255
-    low = degradation(tensor, torch.Generator().manual_seed(seed))[0]
-    pixels = (low * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
+    clean = from_bytes(torch.from_numpy(np.ascontiguousarray(image)))
+    low = degradation(clean.permute(2, 0, 1)[None], torch.Generator().manual_seed(seed))[0].permute(1, 2, 0)
     height, width = image.shape[:2]
-    return np.array(Image.fromarray(pixels).resize((width, height), Image.Resampling.BICUBIC))
+    return resize_bytes(to_bytes(low).contiguous(), width, height, BICUBIC).numpy()
 
 
 def augment(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -126,7 +127,7 @@ def recolour(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     gain = rng.uniform(0.6, 1.15) * (1 + rng.normal(0, 0.1, 3))
     offset = rng.uniform(-0.12, 0.2) + rng.normal(0, 0.05, 3)
     table = np.arange(256)[:, None] / 255 * gain + offset
-    table = (np.clip(table, 0, 1) * 255).round().astype(np.uint8)
+    table = to_bytes(torch.from_numpy(table)).numpy()
     return np.stack([table[image[..., channel], channel] for channel in range(3)], axis=-1)
 
 
@@ -142,7 +143,7 @@ def random_window(image: np.ndarray, side: int, rng: np.random.Generator) -> np.
         top, left = round(top), round(left)
         return image[top : top + side, left : left + side]
     box = (left, top, min(left + extent, image.shape[1]), min(top + extent, image.shape[0]))
-    return np.array(Image.fromarray(image).resize((side, side), Image.Resampling.BICUBIC, box=box))
+    return np.array(Image.fromarray(image).resize((side, side), BICUBIC, box=box))
 
 
 class PairBatches(Dataset):
@@ -199,3 +200,25 @@ class PairBatches(Dataset):
 def to_signed(pixels: np.ndarray) -> Tensor:
     """uint8 `[B, H, W, 3]` -> float `[B, 3, H, W]` in [-1, 1]."""
     return torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous().float() / 127.5 - 1
+
+
+def validation_sets(photos: Sequence[np.ndarray], crop: int, count: int = 32) -> dict[str, tuple[Tensor, Tensor]]:
+    """Crops of photos at x2 and x4 with moderate noise and compression: about `count` pairs (hq, lq) of each.
+
+    As PairBatches gives them; the same photos give the same crops.
+    """
+    sets = {}
+    for scale in (2, 4):
+        degradation = SimpleDegradation(scale=scale, noise_sigma=12 / 255, jpeg_quality=70)
+        pairs = [(photo, degrade_and_upscale(photo, degradation, seed=1)) for photo in photos]
+        crops = [pair for photo, lq in pairs for pair in grid_crops(photo, lq, crop)]
+        hq, lq = zip(*crops[:: max(1, len(crops) // count)], strict=True)
+        sets[f"x{scale}"] = (to_signed(np.stack(hq)), to_signed(np.stack(lq)))
+    return sets
+
+
+def grid_crops(photo: np.ndarray, lq: np.ndarray, crop: int) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Aligned square crops of both images, side by side."""
+    rows, columns = (range(0, side - crop + 1, crop) for side in photo.shape[:2])
+    cuts = [np.s_[y : y + crop, x : x + crop] for y in rows for x in columns]
+    return [(photo[cut], lq[cut]) for cut in cuts]

@@ -11,7 +11,10 @@ from functools import cache
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image, ImageDraw, ImageFont
+
+from ..models.image import to_bytes
 
 Generator = np.random.Generator
 SUPERSAMPLING = 2
@@ -33,6 +36,11 @@ def random_color(rng: Generator) -> np.ndarray:
 def to_rgb(color: np.ndarray) -> tuple[int, int, int]:
     red, green, blue = (round(255 * float(value)) for value in color)
     return red, green, blue
+
+
+def to_canvas(image: np.ndarray) -> Image.Image:
+    """A float image as a picture to draw on."""
+    return Image.fromarray(to_bytes(torch.from_numpy(image)).numpy())
 
 
 def to_array(canvas: Image.Image, size: int) -> np.ndarray:
@@ -111,8 +119,7 @@ def dead_leaves(rng: Generator, size: int) -> np.ndarray:
     inverse = rng.uniform(largest**-2.0, smallest**-2.0, count)
     for radius in np.sort(inverse**-0.5)[::-1]:
         paste_leaf(rng, image, float(radius))
-    rounded = np.clip(image * 255, 0, 255).round().astype(np.uint8)
-    return to_array(Image.fromarray(rounded), size)
+    return to_array(to_canvas(image), size)
 
 
 def paste_leaf(rng: Generator, image: np.ndarray, radius: float) -> None:
@@ -177,10 +184,10 @@ def write_text(rng: Generator, canvas: Image.Image, lines: int) -> None:
 def text_page(rng: Generator, size: int) -> np.ndarray:
     """Lines of text of several fonts over a plain or smoothly shaded page."""
     side = size * SUPERSAMPLING
-    page = np.broadcast_to(random_color(rng), (side, side, 3))
+    page = np.tile(random_color(rng), (side, side, 1))
     if rng.random() < 0.5:
-        page = np.clip(gradient(rng, side), 0, 1)
-    canvas = Image.fromarray((page * 255).astype(np.uint8))
+        page = gradient(rng, side)
+    canvas = to_canvas(page)
     write_text(rng, canvas, int(rng.integers(8, 40)))
     return to_array(canvas, size)
 
@@ -221,15 +228,14 @@ def line_art(rng: Generator, size: int) -> np.ndarray:
     """Strokes and outlines over a plain page or a checkerboard."""
     side = size * SUPERSAMPLING
     page = checkerboard(rng, side) if rng.random() < 0.4 else gradient(rng, side)
-    canvas = Image.fromarray((np.clip(page, 0, 1) * 255).astype(np.uint8))
+    canvas = to_canvas(page)
     draw_strokes(rng, canvas, int(rng.integers(5, 60)))
     return to_array(canvas, size)
 
 
 def mixed_scene(rng: Generator, size: int) -> np.ndarray:
     """Dead leaves with strokes and text over them."""
-    image = np.clip(dead_leaves(rng, size * SUPERSAMPLING), 0, 1)
-    canvas = Image.fromarray((image * 255).round().astype(np.uint8))
+    canvas = to_canvas(dead_leaves(rng, size * SUPERSAMPLING))
     draw_strokes(rng, canvas, int(rng.integers(2, 15)))
     write_text(rng, canvas, int(rng.integers(0, 6)))
     return to_array(canvas, size)

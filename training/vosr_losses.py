@@ -34,12 +34,12 @@ class Conditions(NamedTuple):
 class ConditionScheme:
     """How training disturbs the condition.
 
-    weak_ratio: part of the samples that see the weak pair (LQ latent scaled down, features zero).
-    strength_mean, strength_std: the full LQ latent keeps sigmoid(mean + std n) of its amplitude, n ~ N(0, 1),
-    and gets noise that fills the variance up.
+    The full LQ latent keeps sigmoid(mean + std n) of its amplitude, n ~ N(0, 1), and gets noise that fills the
+    variance up.
     """
 
     weak_ratio: float = 0.1
+    """Part of the samples that see the weak pair (LQ latent scaled down, features zero)."""
     strength_mean: float = 5.0
     strength_std: float = 1.0
 
@@ -104,21 +104,21 @@ def balanced_weights(hq: Tensor, lq: Tensor, t: Tensor, scale: float) -> Tensor:
 
 @dataclass(frozen=True)
 class Distillation:
-    """One-step distillation of a guided multi-step teacher.
-
-    guidance: scale s of the teacher's velocity v_weak + s (v_full - v_weak), used for t in [t_start, t_end];
-    outside it the teacher's full branch is the target.
-    method: `rcgm` (consistency with a short teacher step followed by `n_steps` of the student) or `shortcut`
-    (one long step equals two half steps). delta_t: that short step. u_weight: weight of the second loss term.
-    """
+    """One-step distillation of a guided multi-step teacher. Raises ValueError for an unknown method."""
 
     method: str = "rcgm"
+    """`rcgm` (consistency with a short teacher step followed by `n_steps` of the student) or `shortcut` (one long step
+    equals two half steps)."""
     guidance: float = 0.5
+    """Scale s of the teacher's velocity v_weak + s (v_full - v_weak)."""
     t_start: float = 0.0
     t_end: float = 1.0
+    """The guided velocity is the target for t in [t_start, t_end], the teacher's full branch outside it."""
     delta_t: float = 0.01
+    """Length of rcgm's short teacher step."""
     n_steps: int = 2
     u_weight: float = 1.0
+    """Weight of the second loss term."""
 
     def __post_init__(self):
         if self.method not in ("rcgm", "shortcut"):

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from ..models.vosr.dit import VOSRDiT, scaled_dot_product
-from .muon import Muon
+from ..models.attention import scaled_dot_product
+from ..models.vosr.dit import VOSRDiT
 from .vosr_losses import Conditions, ConditionScheme, Distillation, balanced_weights, flow_matching_loss, step_times
 from .vosr_weights import save_folder_weights, write_atomically
 
@@ -40,35 +40,41 @@ class LatentSpace(Protocol):
 
 @dataclass(frozen=True)
 class TrainOptions:
-    """One run. Batch size and data belong to the data loader.
-
-    mode: `flow` or `distill`. noise_only_chance: part of the flow-matching samples taken at t = 1 exactly, where one
-    Euler step gives the posterior mean (ours; the paper: 0). logit_normal: mean and standard deviation of logit(t),
-    or None for uniform t. balance: scale of `balanced_weights` of flow matching, or None for the paper's plain mean.
-    cooldown: the learning rate falls to
-    zero along a half cosine over the last `cooldown` steps; 0 keeps it constant, as the paper does. optimizer: `adamw`,
-    or `muon` for the matrices of the blocks with AdamW for everything else. edge_rate: factor of the learning rate
-    for the embedding and the final layer.
-    """
+    """One run. Batch size and data belong to the data loader."""
 
     steps: int
+    """Optimizer steps in all."""
     mode: str = "flow"
+    """`flow` or `distill`."""
     optimizer: str = "adamw"
+    """`adamw`, or `muon` for the matrices of the blocks with AdamW for everything else."""
     learning_rate: float = 5e-5
     edge_rate: float = 1.0
+    """Factor of the learning rate for the embedding and the final layer."""
     warmup: int = 0
+    """Steps over which the learning rate rises from 0."""
     cooldown: int = 0
+    """Steps over which it falls to 0 at the end, along a half cosine; 0 keeps it constant, as the paper does."""
     weight_decay: float = 0.01
     gradient_clip: float = 1.0
+    """Largest norm of the gradient."""
     ema_decay: float = 0.9999
     weak_ratio: float = 0.1
+    """Part of the samples that see the weak condition."""
     weak_strengths: tuple[float, float] = (0.05, 0.25)
+    """Range that the weak condition's factor is drawn from, once a step."""
     condition_strength: tuple[float, float] = (5.0, 1.0)
+    """Mean and standard deviation of logit(amplitude) that the full condition keeps."""
     noise_only_chance: float = 0.0
+    """Part of the flow-matching samples taken at t = 1, where one Euler step gives the posterior mean (ours; the
+    paper: 0)."""
     logit_normal: tuple[float, float] | None = None
+    """Mean and standard deviation of logit(t), or None for uniform t, as in the paper."""
     balance: float | None = None
+    """Scale of `balanced_weights` of flow matching, or None for the paper's plain mean."""
     distillation: Distillation = field(default_factory=Distillation)
     precision: str = "fp32"
+    """`fp32`, or `bf16` for autocast."""
     compile: bool = False
     gradient_checkpointing: bool = False
     seed: int = 0
@@ -258,10 +264,16 @@ def limited(batches: Iterable[Any], count: int) -> Iterator[Any]:
 
 
 def make_optimizers(model: VOSRDiT, options: TrainOptions) -> list[torch.optim.Optimizer]:
-    """AdamW for everything, or Muon for the blocks' matrices and AdamW for the rest."""
+    """AdamW for everything, or Muon for the blocks' matrices and AdamW for the rest.
+
+    Muon's update is scaled to the size AdamW's has, so both take the same learning rate. Raises ValueError for another
+    optimizer, and for Muon where torch is older than 2.9.
+    """
     parameters = {name: value for name, value in model.named_parameters() if value.requires_grad}
     matrices = {}
     if options.optimizer == "muon":
+        if not hasattr(torch.optim, "Muon"):
+            raise ValueError(f"optimizer 'muon' needs torch 2.9 or newer, this is {torch.__version__}; use 'adamw'")
         blocks = {name: value for name, value in parameters.items() if name.startswith("blocks.")}
         matrices = {name: value for name, value in blocks.items() if name.endswith(".weight") and value.ndim == 2}
     elif options.optimizer != "adamw":
@@ -274,14 +286,16 @@ def make_optimizers(model: VOSRDiT, options: TrainOptions) -> list[torch.optim.O
     adamw = torch.optim.AdamW(groups, lr=rate, betas=(0.9, 0.95), weight_decay=decay, fused=True)
     if not matrices:
         return [adamw]
-    return [adamw, Muon([{"params": list(matrices.values()), "rate": 1.0}], lr=rate, weight_decay=decay)]
+    group = {"params": list(matrices.values()), "rate": 1.0}
+    return [adamw, torch.optim.Muon([group], lr=rate, weight_decay=decay, adjust_lr_fn="match_rms_adamw")]
 
 
 @dataclass(frozen=True)
 class Validation:
-    """Fixed pairs by name (`[N, 3, s, s]` in [-1, 1], HQ and LQ), restored in one step from fixed noise."""
+    """Fixed pairs, restored in one step from fixed noise."""
 
     sets: dict[str, tuple[Tensor, Tensor]]
+    """HQ and LQ images by name, each `[N, 3, s, s]` in [-1, 1]."""
     batch: int = 16
 
     @torch.no_grad()

@@ -12,10 +12,9 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from ..models.vosr.config import VOSRConfig, strip_wrapper_prefix
+from ..models.vosr.config import ARGS_KEY, VOSRConfig, strip_wrapper_prefix
 from ..models.vosr.dit import VOSRDiT
 
-ARGS_KEY = "vosr_args"
 FOLDER_WEIGHTS = Path("checkpoints") / "ema_model.safetensors"
 
 

@@ -20,32 +20,42 @@ from .graph_expansion import upstream
 
 
 class RoundResult(NamedTuple):
-    """One round: an entry per restored image in each list. changes, reasons: what the agent said."""
+    """One round. Each list has an entry per restored image."""
 
     images: list[Tensor]
+    """`[1, H, W, C]` each."""
     prompts: list[str]
     changes: list[str]
+    """What the agent says it changed."""
     reasons: list[str]
+    """Why."""
 
 
 class Circumstances(NamedTuple):
-    """All that decides what rounds 2, 3, ... make. They are the same rounds where these are equal.
+    """All that decides what rounds 2, 3, ... make beside the first: they are the same rounds where these are equal.
 
-    loop: id of the loop node. wiring: the graph that leads to its image. agent: the refiner's inputs.
+    The initial prompt, which every round is told, is part of none of them: with another one the start runs again, and
+    has a new history.
     """
 
     loop: str
+    """Id of the loop node."""
     wiring: str
+    """The graph that leads to its image."""
     agent: tuple[Any, ...]
+    """The refiner's inputs."""
 
 
 class Run(NamedTuple):
-    """The rounds made under some circumstances, from round 2 on, after these images of round 1."""
+    """The rounds made under some circumstances."""
 
     key: str
+    """Names it to the nodes of its rounds."""
     circumstances: Circumstances
     first: list[Tensor]
+    """The images of round 1."""
     rounds: list[RoundResult]
+    """From round 2 on."""
 
     def fits(self, circumstances: Circumstances, first: list[Tensor]) -> bool:
         """The images of round 1 have to be the same objects: the host restores anew whenever anything has changed."""
@@ -56,16 +66,18 @@ class Run(NamedTuple):
 class RefinementHistory(list[Run]):
     """The runs of the loops that begin at one start, at most one of each loop.
 
-    A list of tuples, so that the host's memory accounting finds the images. prompt: of round 1. answers: (key of a run,
-    number of a round) -> the agent's texts for this start's image, for a round whose restoration did not finish.
-    total: rounds that are being made, 0 before that is known.
+    A list of tuples, so that the host's memory accounting finds the images.
     """
 
     def __init__(self, prompt: str):
         super().__init__()
         self.prompt = prompt
+        """Of round 1."""
         self.total = 0
+        """Rounds that are being made, 0 before that is known."""
         self.answers: dict[tuple[str, int], tuple[str, str, str]] = {}
+        """(key of a run, number of a round) -> the agent's texts for this start's image, for a round whose restoration
+        did not finish."""
 
     def continued(self, circumstances: Circumstances, first: list[Tensor]) -> Run:
         """The run that goes on; a new one, in place of the loop's last, where something is different."""

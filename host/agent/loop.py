@@ -26,17 +26,18 @@ LOOP_INPUTS = ("loop", "image", "rounds")
 
 @dataclass(frozen=True)
 class Wiring:
-    """How an artist wired a loop, in the graph or in the expansion that the loop node is in.
-
-    start: id of its Agent Refinement Start. result: the link at the loop's image input. body: the nodes that a round
-    runs again, those between the start's prompt (or round number) and the result, or an output node beside it.
-    """
+    """How an artist wired a loop, in the graph or in the expansion that the loop node is in."""
 
     graph: DynamicPrompt
     loop: str
+    """Id of the loop node."""
     start: str
+    """Id of its Agent Refinement Start."""
     result: Link
+    """At the loop's image input."""
     body: frozenset[str]
+    """The nodes that a round runs again: those between the start's prompt (or round number) and the result, or an
+    output node beside it."""
 
     @classmethod
     def read(cls, graph: DynamicPrompt, loop: str) -> Wiring:
@@ -118,6 +119,8 @@ class Expansion:
         return {
             **{name: value for name, value in self.inputs.items() if name not in LOOP_INPUTS},
             "image": [self.wiring.start, IMAGE_OUTPUT],
+            # The anchor of every round (appendix E.3).
+            "initial_prompt": self.prompts[0],
             "previous_prompt": self.prompts[-1],
             # The raw result of the round before, never the best so far.
             "previous_result": self.images[-1],

@@ -8,19 +8,40 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import comfy.lora
 import comfy.lora_convert
 import comfy.model_management
 import comfy.ops
-from comfy.model_patcher import CoreModelPatcher, ModelPatcher
+import folder_paths
+from comfy.model_patcher import CoreModelPatcher
 from comfy.patcher_extension import PatcherInjection
 from comfy.weight_adapter import LoRAAdapter
 from torch import Tensor, nn
 
 from ...models.state_dict import first_few
+from ..files import load_state_dict_file
+from ..types import Model
 
 KEY = "realisr_forward_lora"
+
+
+@dataclass(frozen=True, eq=False)
+class AccelerationLoRA:
+    """The LoRA of the degradation removal."""
+
+    weights: Mapping[str, Tensor]
+    """The file's tensors, in any naming that Load LoRA understands."""
+    name: str
+    """The file's, for messages."""
+    strength: float = 1.0
+
+    @classmethod
+    def load(cls, name: str, strength: float) -> AccelerationLoRA:
+        """A file of the `loras` folder. Raises ValueError when it is damaged."""
+        weights, _ = load_state_dict_file(folder_paths.get_full_path_or_raise("loras", name))
+        return cls(weights, name, strength)
 
 
 @dataclass(frozen=True)
@@ -29,14 +50,29 @@ class Target:
 
     layer: str
     features: tuple[int, int] | None
+    """(start, length)."""
 
     @classmethod
-    def parse(cls, key: str | tuple[str, tuple[int, int, int]]) -> Target:
+    def parse(cls, key: str | tuple[Any, ...]) -> Target:
         """From the host's patch key: a weight's name, or that with (dimension, start, length) of a fused weight."""
-        name, part = (key, None) if isinstance(key, str) else key
-        if part is not None and part[0] != 0:
-            raise ValueError(f"The LoRA updates input features {part[1:]} of {name}, which is not supported here.")
+        name, part, *change = (key, None) if isinstance(key, str) else key
+        if change or (part is not None and part[0] != 0):
+            raise ValueError(f"it updates {name} otherwise than by adding to output features")
         return cls(name.removesuffix(".weight"), None if part is None else (part[1], part[2]))
+
+    def require_fit(self, network: nn.Module, up: Tensor, down: Tensor) -> None:
+        """Raise ValueError unless `network` has the layer, and it takes what the two matrices give."""
+        try:
+            layer = network.get_submodule(self.layer)
+        except AttributeError as error:
+            raise ValueError(f"the model has no layer {self.layer}") from error
+        outputs, inputs = (getattr(layer, name, 0) for name in ("out_features", "in_features"))
+        part = outputs if self.features is None else self.features[1]
+        if (up.shape[0], down.shape[1], up.shape[1]) != (part, inputs, down.shape[0]):
+            raise ValueError(
+                f"{self.layer} has {inputs} input and {part} output features, the LoRA's matrices are "
+                f"{list(down.shape)} and {list(up.shape)}"
+            )
 
 
 class LowRankUpdate(nn.Module):
@@ -81,7 +117,7 @@ class ForwardLoRA(nn.Module):
         """Puts the updates behind the forwards of `network`'s layers, and takes them out again."""
         replaced: list[tuple[nn.Module, Callable[..., Tensor], Callable[..., Tensor] | None]] = []
 
-        def inject(_: ModelPatcher) -> None:
+        def inject(_: Model) -> None:
             for name, updates in self.by_layer():
                 layer = network.get_submodule(name)
                 before = vars(layer).get("forward")
@@ -89,7 +125,7 @@ class ForwardLoRA(nn.Module):
                 layer.forward = ours
                 replaced.append((layer, ours, before))
 
-        def eject(_: ModelPatcher) -> None:
+        def eject(_: Model) -> None:
             for layer, ours, before in replaced:
                 # Not ours any more: an injection from before ours was ejected first and put the layer's own back.
                 if layer.forward is not ours:
@@ -113,25 +149,38 @@ def with_updates(forward: Callable[..., Tensor], updates: list[LowRankUpdate]) -
     return updated
 
 
-def read_adapters(model: ModelPatcher, lora: Mapping[str, Tensor], name: str) -> dict[Target, LoRAAdapter]:
-    """The LoRA's layers as the host maps them onto `model`. `name` is for messages.
+def read_adapters(model: Model, lora: AccelerationLoRA) -> dict[Target, LoRAAdapter]:
+    """The LoRA's layers as the host maps them onto `model`.
 
-    Raises ValueError when nothing matches or when a layer has something other than a plain low-rank update.
+    Raises ValueError, naming the file, when nothing or something does not fit the model, when the file is incomplete,
+    and when a layer has something other than a plain low-rank update.
     """
     keys = comfy.lora.model_lora_keys_unet(model.model, {})
-    loaded = comfy.lora.load_lora(comfy.lora_convert.convert_lora(dict(lora)), keys)
+    try:
+        loaded = comfy.lora.load_lora(comfy.lora_convert.convert_lora(dict(lora.weights)), keys)
+    except KeyError as error:
+        raise ValueError(f"{lora.name} is incomplete: it lacks {error}. Download it again.") from error
     if not loaded:
         raise ValueError(
-            f"No layer of {name} belongs to this model ({type(model.model).__name__}). Its first names are "
-            f"{first_few(sorted(lora))}. Choose a LoRA made for this kind of model."
+            f"No layer of {lora.name} belongs to this model ({type(model.model).__name__}). Its first names are "
+            f"{first_few(sorted(lora.weights))}. Choose a LoRA made for this kind of model."
         )
     other = [str(key) for key, adapter in loaded.items() if not is_low_rank(adapter)]
     if other:
         raise ValueError(
-            f"{name} is not a plain LoRA: {first_few(other)} hold another kind of update (DoRA, LoHa, LoKr, full "
+            f"{lora.name} is not a plain LoRA: {first_few(other)} hold another kind of update (DoRA, LoHa, LoKr, full "
             "difference). Use Load LoRA for it."
         )
-    return {Target.parse(key): adapter for key, adapter in loaded.items()}
+    try:
+        adapters = {Target.parse(key): adapter for key, adapter in loaded.items()}
+        for target, adapter in adapters.items():
+            target.require_fit(model.model, *adapter.weights[:2])
+    except ValueError as error:
+        raise ValueError(
+            f"{lora.name} does not fit this model ({type(model.model).__name__}): {error}. Choose a LoRA made for this "
+            "model."
+        ) from error
+    return adapters
 
 
 def is_low_rank(adapter) -> bool:
@@ -142,14 +191,16 @@ def is_low_rank(adapter) -> bool:
     return up.ndim == down.ndim == 2 and all(extra is None for extra in extras)
 
 
-def with_forward_lora(model: ModelPatcher, lora: Mapping[str, Tensor], strength: float, name: str) -> ModelPatcher:
+def with_forward_lora(model: Model, lora: AccelerationLoRA) -> Model:
     """A clone of `model` that runs with the LoRA on; the two share every weight.
 
     Raises ValueError as `read_adapters` does.
     """
-    adapters = read_adapters(model, lora, name)
     updates = ForwardLoRA(
-        {target: LowRankUpdate(adapter, strength, target.features) for target, adapter in adapters.items()}
+        {
+            target: LowRankUpdate(adapter, lora.strength, target.features)
+            for target, adapter in read_adapters(model, lora).items()
+        }
     )
     patched = model.clone()
     patched.set_injections(KEY, [updates.injection(patched.model)])

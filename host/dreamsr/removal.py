@@ -9,8 +9,9 @@ import comfy.samplers
 import comfy.utils
 import latent_preview
 import torch
-from comfy.model_patcher import ModelPatcher
 from torch import Tensor
+
+from ..types import Model
 
 
 class SingleForward(comfy.samplers.Sampler):
@@ -25,7 +26,7 @@ class SingleForward(comfy.samplers.Sampler):
         return denoised
 
 
-def with_model(guider: comfy.samplers.CFGGuider, model: ModelPatcher) -> comfy.samplers.CFGGuider:
+def with_model(guider: comfy.samplers.CFGGuider, model: Model) -> comfy.samplers.CFGGuider:
     """The same guidance and conditions on another model."""
     changed = copy.copy(guider)
     changed.model_patcher = model
@@ -33,7 +34,7 @@ def with_model(guider: comfy.samplers.CFGGuider, model: ModelPatcher) -> comfy.s
     return changed
 
 
-def require_flow(model: ModelPatcher) -> None:
+def require_flow(model: Model) -> None:
     """Raise ValueError for a model that does not predict a velocity."""
     if not isinstance(model.get_model_object("model_sampling"), comfy.model_sampling.CONST):
         raise ValueError(
@@ -42,7 +43,7 @@ def require_flow(model: ModelPatcher) -> None:
         )
 
 
-def remove_degradation(guider: comfy.samplers.CFGGuider, model: ModelPatcher, latent: Tensor, time: float) -> Tensor:
+def remove_degradation(guider: comfy.samplers.CFGGuider, model: Model, latent: Tensor, time: float) -> Tensor:
     """z_dr = z_lq - t_s v(z_lq, t_s), `[B, C, H, W]`, as host LATENTs hold it, like `latent`.
 
     guider: guidance and conditions; tiling and ControlNets that they and `model` carry apply. model: what to run them

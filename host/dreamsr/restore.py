@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 import comfy.model_management
 import comfy.sample
@@ -22,12 +21,12 @@ from ...models.tiles.layout import TileLayout
 from ...models.tiles.weights import Weights
 from ..images import check_image, decode_latent, encode_image
 from ..tiling.sampling import Tiling
-from ..types import Conditioning
+from ..types import VAE, Conditioning, Model
 from .control.apply import apply_mm_control
 from .control.conditioning import ApplyOptions
 from .control.loader import MMControl
 from .control.patch_prompts import with_patch_prompts
-from .lora import with_forward_lora
+from .lora import AccelerationLoRA, with_forward_lora
 from .removal import remove_degradation, require_flow
 
 NODE = "DreamSR Restore"
@@ -36,143 +35,114 @@ IMAGE_MULTIPLE = 16
 """Pixels: FLUX reads latents, of 8 pixels a cell, in patches of 2 x 2."""
 
 
-@dataclass(frozen=True)
-class StageOptions:
-    """removal_time: t_s of the degradation removal. start, steps, shift: the texture stage's schedule. weights: of the
-    mean where tiles overlap. tiles_per_batch: 0 to decide by free memory. control: how the MM-ControlNet acts."""
-
-    removal_time: float = REMOVAL_TIME
-    start: float = TEXTURE_START
-    steps: int = TEXTURE_STEPS
-    shift: float = 1.0
-    weights: Weights = "uniform"
-    tiles_per_batch: int = 0
-    control: ApplyOptions = field(default_factory=ApplyOptions)
-
-
-@dataclass(frozen=True, eq=False)
-class AccelerationLoRA:
-    """The LoRA of the degradation removal. name: its file's, for messages."""
-
-    weights: Mapping[str, Tensor]
-    name: str
-    strength: float = 1.0
-
-
 @dataclass(frozen=True, eq=False)
 class DreamSR:
-    """The method on one model. control and lora may be None: the paper's ablations.
+    """The method on one model; `control` and `lora` None are the paper's ablations."""
 
-    positive: the global prompt with its guidance. grid: tiles over the latent, None for one tile that is all of it.
-    patch_prompts: one conditioning per tile of `grid`, or None for the global prompt everywhere.
-    """
-
-    model: Any
+    model: Model
     positive: Conditioning
-    grid: TileGrid | None
-    options: StageOptions = StageOptions()
+    """The global prompt, with its guidance."""
     control: MMControl | None = None
+    control_options: ApplyOptions = field(default_factory=ApplyOptions)
     lora: AccelerationLoRA | None = None
     patch_prompts: Sequence[Conditioning] | None = None
+    """One conditioning per tile, row by row; None for the global prompt everywhere."""
+    removal_time: float = REMOVAL_TIME
+    """t_s of the degradation removal."""
+    texture_start: float = TEXTURE_START
+    texture_steps: int = TEXTURE_STEPS
+    weights: Weights = "uniform"
+    """Of the mean where tiles overlap."""
+    tiles_per_batch: int = 0
+    """0 to decide by free memory."""
 
-    def guider(self, latent: dict[str, Any]) -> comfy.samplers.CFGGuider:
-        """Tiled guidance in which the MM-ControlNet looks at `latent`, a host LATENT."""
-        model, positive = self.model, self.positive
-        if self.control is not None:
-            model, positive, _ = apply_mm_control(
-                model, self.control, positive, None, latent, None, self.options.control
-            )
-        height, width = latent["samples"].shape[-2:]
-        grid = self.grid or TileGrid(height, width, height, width, 0)
-        if self.patch_prompts:
-            positive = with_patch_prompts(positive, grid, self.patch_prompts, node=NODE)
-        tiling = Tiling(grid, weights=self.options.weights, per_forward=self.options.tiles_per_batch, node=NODE)
-        guider = comfy.samplers.CFGGuider(tiling.apply(model))
-        guider.inner_set_conds({"positive": positive})
-        return guider
 
-    def clean(self, latent: Tensor) -> Tensor:
-        """z_dr of `latent` `[B, C, H, W]`, both as host LATENTs hold them; the latent itself without a LoRA."""
-        if self.lora is None:
-            return latent
-        guider = self.guider({"samples": latent})
-        model = with_forward_lora(guider.model_patcher, self.lora.weights, self.lora.strength, self.lora.name)
-        return remove_degradation(guider, model, latent, self.options.removal_time)
-
-    def texture(self, clean: Tensor, noise: Tensor, seed: int) -> Tensor:
-        """The texture stage from z_dr: eq. 3, then Euler steps in which the MM-ControlNet looks at z_dr."""
-        options, guider = self.options, self.guider({"samples": clean})
-        sigmas = texture_sigmas(options.steps, options.start, options.shift)
-        return guider.sample(
-            noise,
-            clean,
-            comfy.samplers.sampler_object("euler"),
-            sigmas,
-            callback=latent_preview.prepare_callback(guider.model_patcher, options.steps),
-            disable_pbar=not comfy.utils.PROGRESS_BAR_ENABLED,
-            seed=seed,
+def tiled_guider(method: DreamSR, grid: TileGrid, latent: Tensor) -> comfy.samplers.CFGGuider:
+    """Guidance in tiles of `grid`, in which the MM-ControlNet looks at `latent` `[B, C, H, W]`, as host LATENTs are."""
+    model, positive = method.model, method.positive
+    if method.control is not None:
+        model, positive, _ = apply_mm_control(
+            model, method.control, positive, None, {"samples": latent}, None, method.control_options
         )
-
-    def restore(self, latent: Tensor, noise: Tensor, seed: int) -> tuple[Tensor, Tensor]:
-        """(restored, z_dr) of an encoded LQ image, all `[B, C, H, W]` as host LATENTs hold them.
-
-        noise: the texture stage's. seed: for samplers' own draws; Euler makes none.
-        """
-        require_flow(self.model)
-        clean = self.clean(latent)
-        return self.texture(clean, noise, seed), clean
+    if method.patch_prompts:
+        positive = with_patch_prompts(positive, grid, method.patch_prompts, node=NODE)
+    tiling = Tiling(grid, weights=method.weights, per_forward=method.tiles_per_batch, node=NODE)
+    guider = comfy.samplers.CFGGuider(tiling.apply(model))
+    guider.inner_set_conds({"positive": positive})
+    return guider
 
 
-@dataclass(frozen=True)
-class ImageOptions:
-    """width, height: of the result in pixels. tile, overlap: of the tiles in pixels, unless `layout` says. seed: item i
-    of a batch uses seed + i. vae_tile: 0 to decide by free memory. color: colours taken from the input."""
-
-    width: int
-    height: int
-    tile: int = 512
-    overlap: int = 128
-    layout: TileLayout | None = None
-    seed: int = 0
-    vae_tile: int = 0
-    color: Method = "none"
-
-    def tiles_over(self, padded: Tensor) -> TileGrid:
-        """Tiles over an image `[B, H, W, C]`. Raises ValueError for a layout over another size."""
-        height, width = padded.shape[1:3]
-        if self.layout is None:
-            return TileLayout.fitted(height, width, self.tile, self.overlap).grid
-        if self.layout.image_size != (height, width):
-            raise ValueError(
-                f"{NODE}: the tile grid is for {self.layout.image_size[1]}x{self.layout.image_size[0]} pixels, the "
-                f"result is {self.width}x{self.height}"
-                + (f", padded to {width}x{height}" if (height, width) != (self.height, self.width) else "")
-                + f". Give Tile Grid the image at the size of the result, both sides multiples of {IMAGE_MULTIPLE}."
-            )
-        return self.layout.grid
+def clean_latent(method: DreamSR, grid: TileGrid, latent: Tensor) -> Tensor:
+    """z_dr of `latent` `[B, C, H, W]`, both as host LATENTs hold them; the latent itself without a LoRA."""
+    if method.lora is None:
+        return latent
+    guider = tiled_guider(method, grid, latent)
+    return remove_degradation(guider, with_forward_lora(guider.model_patcher, method.lora), latent, method.removal_time)
 
 
-def restore_images(method: DreamSR, vae, images: Tensor, options: ImageOptions) -> Tensor:
-    """Restore images `[B, h, w, 3 or 4]` in 0..1 with `method`, whose grid is laid anew; one after another.
+def add_texture(method: DreamSR, grid: TileGrid, clean: Tensor, noise: Tensor, seed: int) -> Tensor:
+    """The texture stage from z_dr: eq. 3, then Euler steps in which the MM-ControlNet looks at z_dr.
 
-    Alpha is enlarged by itself and rejoined. Raises ValueError for images, parts or options that do not fit; an
-    interrupt ends within one call of the model.
+    noise: `[B, C, H, W]`. seed: for samplers' own draws; Euler makes none.
+    """
+    guider = tiled_guider(method, grid, clean)
+    return guider.sample(
+        noise,
+        clean,
+        comfy.samplers.sampler_object("euler"),
+        texture_sigmas(method.texture_steps, method.texture_start),
+        callback=latent_preview.prepare_callback(guider.model_patcher, method.texture_steps),
+        disable_pbar=not comfy.utils.PROGRESS_BAR_ENABLED,
+        seed=seed,
+    )
+
+
+def tiles_over(width: int, height: int, tile: int, overlap: int, layout: TileLayout | None = None) -> TileGrid:
+    """Tiles over a result of `width` x `height`, padded to IMAGE_MULTIPLE; all in pixels.
+
+    layout: takes the place of tile and overlap. Raises ValueError when it is over another size.
+    """
+    padded = height + -height % IMAGE_MULTIPLE, width + -width % IMAGE_MULTIPLE
+    if layout is None:
+        return TileLayout.fitted(*padded, tile, overlap).grid
+    if layout.image_size != padded:
+        raise ValueError(
+            f"{NODE}: the tile grid is for {layout.image_size[1]}x{layout.image_size[0]} pixels, the result is "
+            f"{width}x{height}"
+            + (f", padded to {padded[1]}x{padded[0]}" if padded != (height, width) else "")
+            + f". Give Tile Grid the image at the size of the result, both sides multiples of {IMAGE_MULTIPLE}."
+        )
+    return layout.grid
+
+
+def restore_images(
+    method: DreamSR,
+    vae: VAE,
+    images: Tensor,
+    size: tuple[int, int],
+    grid: TileGrid,
+    seed: int = 0,
+    vae_tile: int = 0,
+    color: Method = "none",
+) -> Tensor:
+    """Restore images `[B, h, w, 3 or 4]` in 0..1, one after another, to `[B, height, width, 3 or 4]`.
+
+    size: (width, height) of the result in pixels. grid: of `tiles_over` that size. seed: item i uses seed + i.
+    vae_tile: pixels, 0 to decide by free memory. color: how colours are taken from the input. Alpha is enlarged by
+    itself and rejoined. Raises ValueError for images or parts that do not fit; an interrupt ends within one call of
+    the model.
     """
     check_image(images)
+    require_flow(method.model)
     results = []
     for index, image in enumerate(images.split(1)):
         comfy.model_management.throw_exception_if_processing_interrupted()
-        results.append(restore_image(method, vae, image, options, (options.seed + index) % 2**64))
+        enlarged = upscale(image, *size)
+        rgb, alpha = enlarged[..., :3], enlarged[..., 3:]
+        latent = encode_image(vae, pad_to_multiple(rgb, IMAGE_MULTIPLE), vae_tile)
+        item_seed = (seed + index) % 2**64
+        noise = comfy.sample.prepare_noise(latent, item_seed)
+        restored = add_texture(method, grid, clean_latent(method, grid, latent), noise, item_seed)
+        decoded = decode_latent(vae, restored, vae_tile)[:, : size[1], : size[0], :3]
+        results.append(torch.cat([align_colors(decoded, rgb.to(decoded), color), alpha.to(decoded)], dim=-1))
     return torch.cat(results)
-
-
-def restore_image(method: DreamSR, vae, image: Tensor, options: ImageOptions, seed: int) -> Tensor:
-    """One image `[1, h, w, 3 or 4]` -> `[1, height, width, 3 or 4]`."""
-    enlarged = upscale(image, options.width, options.height)
-    padded = pad_to_multiple(enlarged[..., :3], IMAGE_MULTIPLE)
-    latent = encode_image(vae, padded, options.vae_tile)
-    noise = comfy.sample.prepare_noise(latent, seed)
-    restored, _ = replace(method, grid=options.tiles_over(padded)).restore(latent, noise, seed)
-    decoded = decode_latent(vae, restored, options.vae_tile)[:, : options.height, : options.width, :3]
-    decoded = align_colors(decoded, enlarged[..., :3].to(decoded), options.color)
-    return torch.cat([decoded, enlarged[..., 3:].to(decoded)], dim=-1)

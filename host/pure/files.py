@@ -20,15 +20,16 @@ VQ_WHERE_FROM = f"{VQ_NAME}.pt of huggingface.co/FoundationVision/LlamaGen"
 
 @dataclass(frozen=True)
 class RestorerFiles:
-    """The parts of a released folder. shards: weight files in order. index: tensor name -> file name, empty for a
-    single file."""
+    """The parts of a released folder."""
 
     name: str
     folder: Path
     config: dict[str, Any]
     tokenizer: Path
     shards: tuple[Path, ...]
+    """Weight files in order."""
     index: dict[str, str]
+    """Tensor name -> file name, empty for a single file."""
 
 
 def restorer_folders() -> dict[str, Path]:

@@ -6,36 +6,32 @@ import json
 import logging
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import comfy.model_management
-import comfy.model_patcher
 import comfy.ops
 import torch
+from comfy.model_patcher import CoreModelPatcher, ModelPatcher
 from torch import Tensor
 
 from ...models.pure.config import ChameleonConfig
-from ...models.pure.released import IGNORED_PREFIXES, fuse, problems, with_stored_norms
+from ...models.pure.released import IGNORED_PREFIXES, fuse, with_stored_norms
 from ...models.pure.transformer import Chameleon
 from ...models.pure.vocabulary import Vocabulary, check_special_names
-from ...models.pure.vqgan import VQGAN, WrongCodebook, check_released
-from ...models.state_dict import describe_state_dict
+from ...models.pure.vqgan import VQGAN, check_released
+from ...models.state_dict import shapes_of
 from ..files import load_state_dict_file
+from ..precision import WEIGHT_DTYPES
 from .files import VQ_AUTO, VQ_WHERE_FROM, WHERE_FROM, RestorerFiles, find_restorer, find_vqgan
 from .model import ARRestorer, Backbone
 from .tokenizer import TextTokenizer
 
+log = logging.getLogger(__name__)
+
 AUTO = "auto"
+WEIGHT_CHOICES = (AUTO, "bf16", "fp16", "fp32", "fp8_e4m3fn", "fp8_e4m3fn_fast")
+"""What the weights may be kept in; fp8 is of the layers' matrices, with a scale each."""
+
 FP8 = torch.float8_e4m3fn
-# What the weights are kept in; fp8 is of the layers' matrices, with a scale each.
-WEIGHT_DTYPES: dict[str, torch.dtype | None] = {
-    AUTO: None,
-    "bf16": torch.bfloat16,
-    "fp16": torch.float16,
-    "fp32": torch.float32,
-    "fp8_e4m3fn": FP8,
-    "fp8_e4m3fn_fast": FP8,
-}
 COMPUTE_DTYPES = [torch.bfloat16, torch.float32]
 """What the host may choose from by itself: the released weights are bfloat16, whose range half precision lacks."""
 
@@ -50,7 +46,7 @@ EXACT = ("q_norm.weight", "q_norm.bias", "k_norm.weight", "k_norm.bias")
 
 
 def load_ar_restorer(name: str, vq_name: str = VQ_AUTO, weight_dtype: str = AUTO) -> ARRestorer:
-    """The restorer of two loader choices. weight_dtype: a key of WEIGHT_DTYPES.
+    """The restorer of two loader choices. weight_dtype: one of WEIGHT_CHOICES.
 
     Raises ValueError for files that are absent, damaged or not PURE's.
     """
@@ -62,18 +58,16 @@ def load_ar_restorer(name: str, vq_name: str = VQ_AUTO, weight_dtype: str = AUTO
     vqgan = load_vqgan(vq_file)
     backbone, dtype = load_backbone(files, config, weight_dtype)
     backbone.cached_patcher_init = (_backbone_again, (name, weight_dtype))
-    logging.info(
-        "RealISR: loaded %s (%s, image codes by %s) and %s", name, weight_dtype, vocabulary.source, vq_file.name
-    )
+    log.info("RealISR: loaded %s (%s, image codes by %s) and %s", name, weight_dtype, vocabulary.source, vq_file.name)
     return ARRestorer(name, config, backbone, vqgan, tokenizer, vocabulary, dtype)
 
 
-def _backbone_again(name: str, weight_dtype: str, disable_dynamic: bool = False):
+def _backbone_again(name: str, weight_dtype: str, disable_dynamic: bool = False) -> ModelPatcher:
     files = find_restorer(name)
     return load_backbone(files, read_config(files), weight_dtype, disable_dynamic)[0]
 
 
-def _vqgan_again(path: Path, disable_dynamic: bool = False):
+def _vqgan_again(path: Path, disable_dynamic: bool = False) -> ModelPatcher:
     return load_vqgan(path, disable_dynamic)
 
 
@@ -124,8 +118,9 @@ def read_shards(files: RestorerFiles) -> dict[str, Tensor]:
 def chosen_dtypes(weight_dtype: str, device: torch.device, parameters: int) -> tuple[torch.dtype, torch.dtype]:
     """(kept in, computed in). What the device cannot compute in is cast as it is used, as the host does."""
     management = comfy.model_management
-    kept = WEIGHT_DTYPES[weight_dtype]
-    if kept is None:
+    if weight_dtype != AUTO:
+        kept = WEIGHT_DTYPES[weight_dtype]["dtype"]
+    else:
         kept = management.unet_dtype(device, model_params=parameters, supported_dtypes=COMPUTE_DTYPES)
     if kept == FP8:
         return kept, management.unet_dtype(device, supported_dtypes=COMPUTE_DTYPES)
@@ -171,20 +166,17 @@ def fits_whole(device: torch.device, weights: int) -> bool:
 
 def load_backbone(
     files: RestorerFiles, config: ChameleonConfig, weight_dtype: str = AUTO, disable_dynamic: bool = False
-) -> tuple[Any, torch.dtype]:
+) -> tuple[ModelPatcher, torch.dtype]:
     """The transformer's patcher and what it computes in. Raises ValueError for weights that are not PURE's."""
     management = comfy.model_management
     tensors = read_shards(files)
-    shapes = {key: tuple(value.shape) for key, value in tensors.items()}
-    config = with_stored_norms(config, shapes)
-    found = problems(shapes, config)
-    if found:
-        raise ValueError(
-            f"{files.name} does not fit its config.json: {'; '.join(found)}. "
-            f"It looks like {describe_state_dict(tensors)}. Put the files of one release together ({WHERE_FROM})."
-        )
-    load_device, offload_device = management.get_torch_device(), management.unet_offload_device()
+    config = with_stored_norms(config, shapes_of(tensors))
     parameters = sum(value.numel() for value in tensors.values())
+    try:
+        fused = fuse(tensors, config, files.name)
+    except ValueError as error:
+        raise ValueError(f"{error} Put the files of one release together ({WHERE_FROM}).") from error
+    load_device, offload_device = management.get_torch_device(), management.unet_offload_device()
     kept, computed = chosen_dtypes(weight_dtype, load_device, parameters)
     if kept == FP8:
         disabled = set() if management.supports_fp8_compute(load_device) else {"float8_e4m3fn"}
@@ -194,34 +186,30 @@ def load_backbone(
     network = Chameleon(
         config, dtype=computed if kept == FP8 else kept, device=offload_device, operations=operations
     ).eval()
-    weights = converted(fuse(tensors, config), kept, computed, fast=weight_dtype.endswith("_fast"))
+    weights = converted(fused, kept, computed, fast=weight_dtype.endswith("_fast"))
     network.load_state_dict(weights, strict=True, assign=True)
     network.requires_grad_(False)
     whole = fits_whole(load_device, comfy.model_management.module_size(network))
     plain = disable_dynamic or whole
-    patcher_class = comfy.model_patcher.ModelPatcher if plain else comfy.model_patcher.CoreModelPatcher
+    patcher_class = ModelPatcher if plain else CoreModelPatcher
     return patcher_class(Backbone(network), load_device=load_device, offload_device=offload_device), computed
 
 
 # --- VQGAN -----------------------------------------------------------------------------------------------------------
 
 
-def load_vqgan(path: Path, disable_dynamic: bool = False):
+def load_vqgan(path: Path, disable_dynamic: bool = False) -> ModelPatcher:
     """The VQGAN's patcher, in float32: its codes are what the transformer reads. Raises ValueError for another file."""
     content, _ = load_state_dict_file(path)
     try:
-        config, tensors = check_released(content)
-    except WrongCodebook as error:
-        raise ValueError(f"{path.name}: {error}.") from error
+        config, tensors = check_released(path.name, content)
     except ValueError as error:
-        tensors = content.get("model", content)
-        looks = describe_state_dict(tensors) if isinstance(tensors, dict) else "no table of tensors"
-        raise ValueError(f"{path.name}: {error}. It looks like {looks}. PURE needs {VQ_WHERE_FROM}.") from error
+        raise ValueError(f"{error} PURE needs {VQ_WHERE_FROM}.") from error
     management = comfy.model_management
     module = VQGAN(config, dtype=torch.float32, operations=comfy.ops.disable_weight_init).eval()
     module.load_state_dict({key: value.float() for key, value in tensors.items()}, strict=True, assign=True)
     module.requires_grad_(False)
-    patcher_class = comfy.model_patcher.ModelPatcher if disable_dynamic else comfy.model_patcher.CoreModelPatcher
+    patcher_class = ModelPatcher if disable_dynamic else CoreModelPatcher
     patcher = patcher_class(module, load_device=management.vae_device(), offload_device=management.vae_offload_device())
     patcher.cached_patcher_init = (_vqgan_again, (path,))
     return patcher

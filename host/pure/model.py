@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import comfy.model_management
 import torch
+from comfy.model_patcher import ModelPatcher
 from torch import Tensor, nn
 
 from ...models.pure.config import ChameleonConfig
@@ -29,18 +29,18 @@ class Backbone(nn.Module):
 
 @dataclass(frozen=True)
 class ARRestorer:
-    """What travels from the loader to the restorer node.
-
-    backbone, vqgan: patchers; their networks are `network` and `vq`. dtype: what the transformer computes in.
-    """
+    """What travels from the loader to the restorer node."""
 
     name: str
     config: ChameleonConfig
-    backbone: Any
-    vqgan: Any
+    backbone: ModelPatcher
+    """The transformer under the host's management; it is `network`."""
+    vqgan: ModelPatcher
+    """The VQGAN likewise; it is `vq`."""
     tokenizer: TextTokenizer
     vocabulary: Vocabulary
     dtype: torch.dtype
+    """What the transformer computes in."""
 
     @property
     def network(self) -> nn.Module:
@@ -61,7 +61,7 @@ class ARRestorer:
             and not any(getattr(module, "comfy_cast_weights", False) for module in model.modules())
         )
 
-    def load_vqgan(self, height: int, width: int, *together: Any) -> None:
+    def load_vqgan(self, height: int, width: int, *together: ModelPatcher) -> None:
         """The VQGAN on its device with room for one image of that size, and other patchers with it."""
         comfy.model_management.load_models_gpu([self.vqgan, *together], memory_required=self.vq_memory(height, width))
 

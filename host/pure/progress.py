@@ -13,8 +13,8 @@ from PIL import Image
 from torch import Tensor
 
 from ...models.image import to_bytes
-from ...models.pure.crop import to_image
-from ...models.pure.observer import Observer, Phase
+from ...models.pure.session import Observer, Phase
+from ...models.pure.vqgan import to_image
 from ...models.tiles.grid import Box
 from ..progress import show_on_node
 from .model import ARRestorer

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import comfy.model_management
 import torch
@@ -11,17 +12,22 @@ from torch import Tensor
 
 from ...models.color import swap_lowest_band
 from ...models.image import resize, to_bytes, upscale
-from ...models.pure.answer import split_text
-from ...models.pure.crop import TARGET_SIZE, to_image, to_pixels
-from ...models.pure.generation import Generated, GenerationOptions, cache_bytes, generate
+from ...models.pure.decode import Generated, generate, write_texts
+from ...models.pure.options import GenerationOptions, cache_bytes
 from ...models.pure.prompt import INSTRUCTION, image_block, prompt_ids
-from ...models.pure.text_only import write_texts
+from ...models.pure.text import split_text
 from ...models.pure.vocabulary import PATCH_PIXELS
+from ...models.pure.vqgan import to_image, to_pixels
 from ...models.tiles.grid import Box, TileGrid
+from ...models.tiles.layout import CELL, require_tile
 from ...models.tiles.merge import merge_tiles
 from ..images import check_image
+from ..memory import within_memory
 from .model import ARRestorer
 from .progress import TEXT_ALLOWANCE, Canvas, RunObserver, TokenProgress
+
+TRAINED_SIDE = 512
+"""Pixels of the squares PURE was trained on, and the largest it writes."""
 
 TOKEN_PIXELS = 8
 MAX_TOGETHER = 16
@@ -35,22 +41,22 @@ TEXTS_BETWEEN_TILES = " | "
 
 @dataclass(frozen=True)
 class Tiles:
-    """side: of the squares the model restores, in pixels, a multiple of 32 up to 512, which it was trained at.
-    overlap: pixels neighbours share. whole: squeeze the image into one square instead, as the authors' script does.
-    """
+    """The squares the model restores. Raises ValueError for squares it cannot write."""
 
-    side: int = TARGET_SIZE
+    side: int = TRAINED_SIDE
+    """Pixels, a multiple of 32 up to 512."""
     overlap: int = 64
+    """Pixels neighbours share."""
     whole: bool = False
+    """Squeeze the image into one square instead, as the authors' script does."""
 
     def __post_init__(self) -> None:
-        if self.side % PATCH_PIXELS or not PATCH_PIXELS <= self.side <= TARGET_SIZE:
+        if self.side % PATCH_PIXELS or not PATCH_PIXELS <= self.side <= TRAINED_SIDE:
             raise ValueError(
-                f"A tile of {self.side} px: PURE writes squares of {PATCH_PIXELS} to {TARGET_SIZE} px, in steps of "
-                f"{PATCH_PIXELS}. It was trained at {TARGET_SIZE}."
+                f"A tile of {self.side} px: PURE writes squares of {PATCH_PIXELS} to {TRAINED_SIDE} px, in steps of "
+                f"{PATCH_PIXELS}. It was trained at {TRAINED_SIDE}."
             )
-        if not 0 <= self.overlap < self.side:
-            raise ValueError(f"Tile overlap {self.overlap} px must be smaller than the tile size {self.side} px.")
+        require_tile(self.side, self.overlap, PATCH_PIXELS // CELL)
 
     def grid(self, width: int, height: int) -> TileGrid:
         """Tiles over a canvas for a result of that size: a side shorter than a tile is stretched to one."""
@@ -61,33 +67,39 @@ class Tiles:
 
 
 @dataclass(frozen=True)
-class RestoreOptions:
-    """width, height: of the result. generation: how tokens are drawn; its size is set from the tiles.
-    description: the user's own, empty to let the model write one. shared_description: one for all tiles of an image,
-    written from the whole image. together: sequences decoded at once, 0 for as many as fit.
-    """
+class PURERestoreOptions:
+    """One restoration, all but the images."""
 
     width: int
     height: int
+    """Of the result, in pixels, as the width."""
     seed: int = 0
     generation: GenerationOptions = field(default_factory=GenerationOptions)
+    """How tokens are drawn; its size is set from the tiles."""
     tiles: Tiles = field(default_factory=Tiles)
     instruction: str = INSTRUCTION
     description: str = ""
+    """The user's own; empty to let the model write one."""
     shared_description: bool = True
+    """One for all tiles of an image, written from the whole image."""
     color_fix: bool = True
+    """Take the lowest frequencies from the low-quality image."""
     preview: bool = True
     together: int = 0
+    """Sequences decoded at once, 0 for as many as fit."""
 
 
 @dataclass(frozen=True)
 class TokenGrids:
-    """Codes the model drew, `[B, tiles, h, w]`, and where each tile lies in the canvas `[height, width]`."""
+    """The image codes the model drew."""
 
     codes: Tensor
+    """`[B, tiles, h, w]` long."""
     boxes: list[Box]
+    """Where each tile lies in the canvas."""
     height: int
     width: int
+    """Of the canvas, in pixels, as the height."""
 
     def __str__(self) -> str:
         """What the host's text previews show: a line of codes for each row of tokens."""
@@ -101,12 +113,16 @@ class TokenGrids:
 
 @dataclass(frozen=True)
 class Restored:
-    """image `[B, H, W, 3 or 4]` and entropy `[B, H, W]` in nats at the result's size; texts with a line per image."""
+    """What comes out, at the result's size."""
 
     image: Tensor
+    """`[B, H, W, 3 or 4]` in 0..1."""
     entropy: Tensor
+    """`[B, H, W]` in nats."""
     degradation: str
+    """What the model says is wrong, a line for each image."""
     description: str
+    """What the image shows, a line for each image."""
     tokens: TokenGrids
 
 
@@ -122,11 +138,14 @@ class Job:
 
 @dataclass(frozen=True)
 class DrawnTile:
-    """picture: `[1, side, side, 3]` in 0..1. codes, entropy (nats): `[side / 8, side / 8]`."""
+    """What became of a job."""
 
     picture: Tensor
+    """`[1, side, side, 3]` in 0..1."""
     codes: Tensor
+    """`[side / 8, side / 8]` long."""
     entropy: Tensor
+    """Nats, `[side / 8, side / 8]`."""
     degradation: str
     description: str
 
@@ -142,21 +161,21 @@ def prompts_of(restorer: ARRestorer, squares: Tensor, instruction: str) -> list[
     return [prompt_ids(restorer.tokenizer, instruction, image_block(grid)) for grid in ids]
 
 
-def memory_needed(restorer: ARRestorer, jobs: Sequence[Job], options: RestoreOptions, sequences: int) -> int:
+def memory_needed(restorer: ARRestorer, jobs: Sequence[Job], options: PURERestoreOptions, sequences: int) -> int:
     """Bytes for decoding that many sequences: the caches of both branches, and previews."""
     longest = max(len(job.prompt) for job in jobs)
     needed = cache_bytes(restorer.config, options.generation, sequences, longest, restorer.dtype)
     return needed + (restorer.vq_memory(options.tiles.side, options.tiles.side) if options.preview else 0)
 
 
-def load(restorer: ARRestorer, jobs: Sequence[Job], options: RestoreOptions, sequences: int) -> None:
+def load(restorer: ARRestorer, jobs: Sequence[Job], options: PURERestoreOptions, sequences: int) -> None:
     """Load what decoding needs, with room for that many sequences."""
     patchers = [restorer.backbone, restorer.vqgan] if options.preview else [restorer.backbone]
     needed = memory_needed(restorer, jobs, options, sequences)
     comfy.model_management.load_models_gpu(patchers, memory_required=needed)
 
 
-def load_for(restorer: ARRestorer, jobs: Sequence[Job], options: RestoreOptions) -> int:
+def load_for(restorer: ARRestorer, jobs: Sequence[Job], options: PURERestoreOptions) -> int:
     """Load the models and make room; returns how many sequences are decoded together."""
     management, backbone = comfy.model_management, restorer.backbone
     if options.together:
@@ -181,7 +200,7 @@ def chunks(jobs: Sequence[Job], size: int) -> Iterator[Sequence[Job]]:
 class Restoration:
     """One run of the node over a batch."""
 
-    def __init__(self, restorer: ARRestorer, images: Tensor, options: RestoreOptions):
+    def __init__(self, restorer: ARRestorer, images: Tensor, options: PURERestoreOptions):
         check_image(images)
         self.restorer, self.images = restorer, images
         self.grid = options.tiles.grid(options.width, options.height)
@@ -212,7 +231,7 @@ class Restoration:
             len(self.grid) > 1
             and options.shared_description
             and not options.description
-            and options.generation.guidance in ("full", "understanding")
+            and options.generation.parts in ("full", "understanding")
         )
 
     def overview_jobs(self) -> list[Job]:
@@ -232,11 +251,12 @@ class Restoration:
         progress = TokenProgress([TEXT_ALLOWANCE] * len(text_runs) + [TEXT_ALLOWANCE + image_tokens] * len(runs))
         descriptions: list[str | None] = [self.options.description or None] * len(self.canvases)
         for run in text_runs:
-            for job, description in zip(run, self.describe(run, progress), strict=True):
+            written = within_memory(partial(self.describe, progress=progress), run)
+            for job, description in zip(run, written, strict=True):
                 descriptions[job.image] = description
             progress.next()
         for run in runs:
-            self.draw(run, [descriptions[job.image] for job in run], progress)
+            within_memory(partial(self.draw, descriptions=descriptions, progress=progress), run)
             progress.next()
         return self.assemble()
 
@@ -257,10 +277,14 @@ class Restoration:
     def texts(self, result: Generated) -> tuple[str, str]:
         """Degradation sentence and description that the model wrote; the latter only where it was let finish."""
         sentence, description = split_text(result.written_ids, self.restorer.tokenizer)
-        return sentence, "" if self.options.generation.guidance == "perception" else description
+        return sentence, "" if self.options.generation.parts == "perception" else description
 
-    def draw(self, jobs: Sequence[Job], descriptions: list[str | None], progress: TokenProgress) -> None:
-        """Decode one batch of tiles to tokens and these to pixels."""
+    def draw(self, jobs: Sequence[Job], descriptions: Sequence[str | None], progress: TokenProgress) -> list[DrawnTile]:
+        """Decode one batch of tiles to tokens and these to pixels.
+
+        descriptions: of each image, None for the model's own.
+        """
+        given = [descriptions[job.image] for job in jobs]
         restorer, shown = self.restorer, jobs[0].image
         # Decoding the batch before may have pushed the transformer out.
         load(restorer, jobs, self.options, len(jobs))
@@ -274,22 +298,28 @@ class Restoration:
             replace(self.options.generation, cuda_graphs=restorer.weights_stay),
             restorer.vocabulary,
             tokenizer=restorer.tokenizer,
-            descriptions=descriptions,
+            descriptions=given,
             observer=observer,
             device=restorer.backbone.load_device,
             dtype=restorer.dtype,
         )
         restorer.load_vqgan(self.options.tiles.side, self.options.tiles.side)
-        for job, given, result in zip(jobs, descriptions, results, strict=True):
+        tiles = []
+        for job, words, result in zip(jobs, given, results, strict=True):
             comfy.model_management.throw_exception_if_processing_interrupted()
             picture = to_image(restorer.decode(result.codes[None]))
             sentence, written = self.texts(result)
-            tile = DrawnTile(picture, result.codes, result.entropy, sentence, written if given is None else given)
-            self.drawn[job.image].append(tile)
+            tiles.append(
+                DrawnTile(picture, result.codes, result.entropy, sentence, written if words is None else words)
+            )
             if canvas is not None and job.image == shown:
                 canvas.paste(job.box, picture[0])
         if canvas is not None:
             progress.show(observer.tokens, canvas.picture())
+        # Only now: where memory does not suffice on the way, the same jobs are drawn again in halves.
+        for job, tile in zip(jobs, tiles, strict=True):
+            self.drawn[job.image].append(tile)
+        return tiles
 
     def canvas_of(self, index: int) -> Canvas:
         """What a preview starts from: the image with the tiles that are done."""
@@ -350,7 +380,7 @@ class Restoration:
         )
 
 
-def restore(restorer: ARRestorer, images: Tensor, options: RestoreOptions) -> Restored:
+def restore(restorer: ARRestorer, images: Tensor, options: PURERestoreOptions) -> Restored:
     """Restore images `[B, h, w, 3 or 4]` in 0..1.
 
     Item i is what it would be alone with seed + i, however many are decoded together. Raises ValueError for images or

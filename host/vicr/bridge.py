@@ -1,4 +1,4 @@
-"""Carrying a Vision-Context Bridge's vector from the conditioning into FLUX.
+"""Carrying a Vision-Context Bridge's vector from the conditioning into FLUX (arXiv 2606.00704).
 
 The vector is per condition, so it travels in the conditioning: appended to pooled_output, behind the columns FLUX
 reads. A FLUX without the patch below cuts the tail off and sees the text alone. The patch lets FLUX hand the whole
@@ -9,6 +9,7 @@ and is out while the host patches weights; the layers inside keep their names, s
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -20,7 +21,8 @@ import torch.nn.functional as F
 from comfy.patcher_extension import PatcherInjection, WrappersMP
 from torch import Tensor, nn
 
-from ...models.vicr.bridge import VisionContextBridge
+from ...models.vicr.bridge import NoBridge, VisionContextBridge
+from ..types import Conditioning, Model
 
 KEY = "realisr_vision_context_bridge"
 
@@ -48,12 +50,16 @@ class TailEmbedder(nn.Module):
 
 @dataclass(frozen=True)
 class VectorWidths:
-    """pooled: columns of pooled_output that FLUX embeds (768). hidden: width of its modulation vector (3072)."""
+    """What a FLUX takes, and the patch that lets it take more."""
 
     pooled: int
+    """Columns of pooled_output that it embeds (768)."""
     hidden: int
+    """Width of its modulation vector (3072)."""
+    text: int
+    """Width of its text tokens (4096)."""
 
-    def inject(self, patcher) -> None:
+    def inject(self, patcher: Model) -> None:
         network = patcher.model.diffusion_model
         if isinstance(network.vector_in, TailEmbedder):
             return
@@ -62,7 +68,7 @@ class VectorWidths:
         network.params = replace(original, vec_in_dim=self.pooled + self.hidden)
 
     @staticmethod
-    def eject(patcher) -> None:
+    def eject(patcher: Model) -> None:
         network = patcher.model.diffusion_model
         if isinstance(network.vector_in, TailEmbedder):
             network.params, network.vector_in = network.vector_in.params, network.vector_in.embedder
@@ -79,7 +85,7 @@ class VectorWidths:
         return {**cond, "model_conds": {**cond["model_conds"], "y": comfy.conds.CONDRegular(longer)}}
 
 
-def vector_widths(model) -> VectorWidths:
+def vector_widths(model: Model) -> VectorWidths:
     """Widths of a FLUX MODEL's vectors. Raises ValueError for a model without a pooled text embedding."""
     network = model.model.diffusion_model
     sizes = getattr(model.model.model_config, "unet_config", {})
@@ -88,13 +94,13 @@ def vector_widths(model) -> VectorWidths:
             f"The bridge adds to FLUX.1's modulation vector; the connected model is a {type(model.model).__name__} "
             f"({type(network).__name__}), which has none. Connect FLUX.1 Fill from Load Diffusion Model."
         )
-    return VectorWidths(sizes["vec_in_dim"], sizes["hidden_size"])
+    return VectorWidths(sizes["vec_in_dim"], sizes["hidden_size"], sizes["context_in_dim"])
 
 
-def bridge_of(model_patch) -> VisionContextBridge:
+def bridge_of(model_patch: Model) -> VisionContextBridge | NoBridge:
     """The bridge inside a MODEL_PATCH. Raises ValueError when it holds something else."""
     network = model_patch.model
-    if not isinstance(network, VisionContextBridge):
+    if not isinstance(network, VisionContextBridge | NoBridge):
         raise ValueError(
             f"The connected MODEL_PATCH is a {type(network).__name__}, not a Vision-Context Bridge. "
             "Connect Load Vision-Context Bridge."
@@ -102,22 +108,30 @@ def bridge_of(model_patch) -> VisionContextBridge:
     return network
 
 
-def context_vector(model_patch, clip_vision_output) -> Tensor:
+def context_vector(model_patch: Model, clip_vision_output: Any) -> Tensor:
     """The bridge's vectors `[B, width]` of the images CLIP has seen, float32, on the host's intermediate device.
 
     Raises ValueError when CLIP's embedding is missing or not of the bridge's width.
     """
+    return through_bridge(model_patch, getattr(clip_vision_output, "image_embeds", None), "image embeddings", 2)
+
+
+def context_tokens(model_patch: Model, clip_vision_output: Any) -> Tensor:
+    """As context_vector, the tokens `[B, N, width]` of CLIP's last hidden state, the class token first."""
+    return through_bridge(model_patch, getattr(clip_vision_output, "last_hidden_state", None), "image tokens", 3)
+
+
+def through_bridge(model_patch: Model, seen: Tensor | None, what: str, dims: int) -> Tensor:
     bridge = bridge_of(model_patch)
-    embeds = getattr(clip_vision_output, "image_embeds", None)
-    found = "none" if embeds is None else f"{embeds.shape[-1]} wide"
-    if embeds is None or embeds.ndim != 2 or embeds.shape[-1] != bridge.config.embedding:
+    found = "none" if seen is None else f"{seen.shape[-1]} wide"
+    if seen is None or seen.ndim != dims or seen.shape[-1] != bridge.config.embedding:
         raise ValueError(
-            f"This bridge reads image embeddings {bridge.config.embedding} wide, the CLIP_VISION_OUTPUT's are {found}. "
+            f"This bridge reads {what} {bridge.config.embedding} wide, the CLIP_VISION_OUTPUT's are {found}. "
             "Encode the image with CLIP ViT-L/14 (clip_vision_l.safetensors or clip-vit-large-patch14)."
         )
     comfy.model_management.load_models_gpu([model_patch])
-    vector = bridge(embeds.to(device=model_patch.load_device, dtype=torch.float32))
-    return vector.to(comfy.model_management.intermediate_device())
+    context = bridge(seen.to(device=model_patch.load_device, dtype=torch.float32))
+    return context.to(comfy.model_management.intermediate_device())
 
 
 def append_tail(rows: Tensor | None, vector: Tensor, widths: VectorWidths) -> Tensor:
@@ -129,42 +143,56 @@ def append_tail(rows: Tensor | None, vector: Tensor, widths: VectorWidths) -> Te
 
 
 def add_columns(rows: Tensor, vector: Tensor, first: int) -> Tensor:
-    """`rows` with `vector` `[B, W]` added to W columns from `first` on. Either may have one row for all of the other's.
+    """`rows` with `vector` `[B, W]` added to W columns from `first` on; batches as in same_batch."""
+    rows, vector = same_batch(rows, vector.to(rows))
+    return rows + F.pad(vector, (first, rows.shape[1] - first - vector.shape[1]))
+
+
+def same_batch(rows: Tensor, seen: Tensor) -> tuple[Tensor, Tensor]:
+    """A conditioning's rows and what belongs to images; either may have one entry for all of the other's.
 
     Raises ValueError when both have several, and not as many.
     """
-    if 1 not in (len(rows), len(vector)) and len(rows) != len(vector):
+    if 1 not in (len(rows), len(seen)) and len(rows) != len(seen):
         raise ValueError(
-            f"CLIP has seen {len(vector)} images, this conditioning is for {len(rows)}. Encode one image, or as many "
-            "as there are prompts."
+            f"CLIP has seen {len(seen)} images, this conditioning is for {len(rows)}. Encode one image, or as many as "
+            "there are prompts."
         )
-    batch = max(len(rows), len(vector))
-    vector = vector.to(rows)
-    added = F.pad(vector, (first, rows.shape[1] - first - vector.shape[1]))
-    return rows.expand(batch, -1) + added
+    batch = max(len(rows), len(seen))
+    return rows.expand(batch, *rows.shape[1:]), seen.expand(batch, *seen.shape[1:])
 
 
-def apply_bridge(model, conditioning: list[Any], model_patch, clip_vision_output, strength: float):
-    """The MODEL and CONDITIONING with the bridge's vector, times `strength`; both as they were at strength 0.
+def apply_bridge(
+    model: Model, conditioning: Conditioning, model_patch: Model, clip_vision_output: Any, strength: float
+) -> tuple[Model, Conditioning]:
+    """The MODEL and CONDITIONING with what the bridge gives, times `strength`; both as they were at strength 0.
 
-    A bridge of FLUX's hidden width goes to the modulation vector, one of the pooled text's width is added to
-    pooled_output and needs no patch. Bridges applied one after another add up. Raises ValueError for parts that do
-    not fit together.
+    The bridge's width says where it goes. FLUX's hidden width: to the modulation vector. The pooled text's: added to
+    pooled_output, which needs no patch. The text tokens': every token of CLIP's, after those of the text, an ablation
+    of the paper. Bridges applied one after another add up. Raises ValueError for parts that do not fit together.
     """
     widths = vector_widths(model)
     width = bridge_of(model_patch).config.width
-    if width not in (widths.hidden, widths.pooled):
+    if width not in (widths.hidden, widths.pooled, widths.text):
         raise ValueError(
-            f"The bridge gives {width}, this model has hidden {widths.hidden} and pooled {widths.pooled}: it was "
-            "trained for another model. Choose a bridge of one of these widths (FLUX.1: 3072 or 768) in Load "
-            "Vision-Context Bridge."
+            f"The bridge gives {width}, this model has hidden {widths.hidden}, pooled {widths.pooled} and text "
+            f"{widths.text}: it was trained for another model. Choose a bridge of one of these widths (FLUX.1: 3072, "
+            "768 or 4096) in Load Vision-Context Bridge."
         )
-    vector = context_vector(model_patch, clip_vision_output) * strength
+    of_image = width in (widths.hidden, widths.pooled)
+    context = (context_vector if of_image else context_tokens)(model_patch, clip_vision_output) * strength
     if strength == 0:
         return model, conditioning
+    if not of_image:
+        return model, [[append_tokens(text, context), options] for text, options in conditioning]
     if width != widths.hidden:
-        return model, with_pooled(conditioning, lambda rows: add_to_pooled(rows, vector, widths))
-    return patched(model, widths), with_pooled(conditioning, lambda rows: append_tail(rows, vector, widths))
+        return model, with_pooled(conditioning, lambda rows: add_to_pooled(rows, context, widths))
+    return patched(model, widths), with_pooled(conditioning, lambda rows: append_tail(rows, context, widths))
+
+
+def append_tokens(text: Tensor, tokens: Tensor) -> Tensor:
+    """Text tokens `[b, N, E]` followed by others `[B, M, E]`; batches as in same_batch."""
+    return torch.cat(same_batch(text, tokens.to(text)), dim=1)
 
 
 def add_to_pooled(rows: Tensor | None, vector: Tensor, widths: VectorWidths) -> Tensor:
@@ -184,13 +212,13 @@ def pooled_rows(rows: Tensor | None, vector: Tensor, widths: VectorWidths) -> Te
     return rows
 
 
-def with_pooled(conditioning: list[Any], change) -> list[Any]:
+def with_pooled(conditioning: Conditioning, change: Callable[[Tensor | None], Tensor]) -> Conditioning:
     return [
         [text, {**options, "pooled_output": change(options.get("pooled_output"))}] for text, options in conditioning
     ]
 
 
-def patched(model, widths: VectorWidths):
+def patched(model: Model, widths: VectorWidths) -> Model:
     """A clone of a FLUX MODEL that reads tails; one that does already is cloned as it is."""
     clone = model.clone()
     if not clone.get_injections(KEY):

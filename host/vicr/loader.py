@@ -12,23 +12,33 @@ import folder_paths
 import torch
 
 from ...models.state_dict import describe_state_dict, require_keys, shapes_of
-from ...models.vicr.bridge import BridgeConfig, VisionContextBridge, strip_prefixes
+from ...models.vicr.bridge import BridgeConfig, NoBridge, VisionContextBridge, strip_prefixes
 from ..files import load_state_dict_file
 from ..model_folders import model_files
+from ..types import Model
+
+log = logging.getLogger(__name__)
 
 FOLDER = "model_patches"
+NO_BRIDGE = "none (CLIP's vector as it is)"
 
 
 def bridge_choices() -> list[str]:
-    """Files in models/model_patches."""
-    return model_files(FOLDER)
+    """Files in models/model_patches, and the choice of none."""
+    return [*model_files(FOLDER), NO_BRIDGE]
 
 
-def load_bridge(name: str) -> comfy.model_patcher.ModelPatcher:
+def load_bridge(name: str) -> Model:
     """The bridge in models/model_patches/`name`, in the precision of the file; it computes in that of its input.
 
     Raises ValueError for a file that is damaged or no bridge.
     """
+    devices = {
+        "load_device": comfy.model_management.get_torch_device(),
+        "offload_device": comfy.model_management.unet_offload_device(),
+    }
+    if name == NO_BRIDGE:
+        return comfy.model_patcher.ModelPatcher(NoBridge(), **devices)
     original, _ = load_state_dict_file(folder_paths.get_full_path_or_raise(FOLDER, name))
     state_dict = strip_prefixes(original)
     try:
@@ -43,14 +53,13 @@ def load_bridge(name: str) -> comfy.model_patcher.ModelPatcher:
         expected = VisionContextBridge(config).state_dict()
     require_keys("Vision-Context Bridge", name, expected, state_dict)
 
-    management = comfy.model_management
-    offload_device = management.unet_offload_device()
     bridge = VisionContextBridge(
-        config, dtype=comfy.utils.weight_dtype(state_dict), device=offload_device, operations=comfy.ops.manual_cast
+        config,
+        dtype=comfy.utils.weight_dtype(state_dict),
+        device=devices["offload_device"],
+        operations=comfy.ops.manual_cast,
     )
-    patcher = comfy.model_patcher.CoreModelPatcher(
-        bridge, load_device=management.get_torch_device(), offload_device=offload_device
-    )
+    patcher = comfy.model_patcher.CoreModelPatcher(bridge, **devices)
     bridge.load_state_dict(state_dict, assign=patcher.is_dynamic())
-    logging.info("RealISR: loaded a Vision-Context Bridge %d -> %d from %s", config.embedding, config.width, name)
+    log.info("RealISR: loaded a Vision-Context Bridge %d -> %d from %s", config.embedding, config.width, name)
     return patcher

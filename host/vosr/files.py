@@ -12,13 +12,11 @@ import folder_paths
 import torch
 from torch import Tensor
 
+from ...models.vosr.config import ARGS_KEY
 from ..model_folders import model_files
 
 BUNDLED = "VOSR nano (bundled)"
 BUNDLED_FILE = Path(__file__).resolve().parents[2] / "weights" / "vosr_nano.safetensors"
-ARGS_KEY = "vosr_args"
-"""Of the args in a single file: a metadata string, or where the host saves, which keeps no metadata of ours, a tensor
-of the bytes of that string."""
 
 # The EMA weights are what is released; a fixed order, so that a second file never changes the choice.
 WEIGHT_FOLDERS = ("clean_weights", "checkpoints", ".")

@@ -1,4 +1,7 @@
-"""Blur kernels of the Real-ESRGAN degradation (arXiv 2107.10833): Gaussian, generalised, plateau and sinc."""
+"""Blur kernels of the Real-ESRGAN degradation (arXiv 2107.10833): Gaussian, generalised, plateau and sinc.
+
+Our own: kornia and torchvision make plain Gaussians only.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..image import mirror_borders
 from .draws import Range, happens, pick, uniform, weighted_pick
 
 KERNEL_KINDS = ("iso", "aniso", "generalized_iso", "generalized_aniso", "plateau_iso", "plateau_aniso")
@@ -18,18 +22,20 @@ SMALL_KERNEL = 13
 
 @dataclass(frozen=True)
 class KernelOptions:
-    """What blur kernels are drawn from.
-
-    sigma: standard deviations in pixels, per axis for the anisotropic kinds. beta_generalized, beta_plateau: shape
-    exponents of those kinds. sinc_chance: chance of an ideal low-pass kernel (ringing) instead of a blur.
-    """
+    """What blur kernels are drawn from."""
 
     sigma: Range = (0.2, 3.0)
+    """Standard deviations in pixels, per axis for the anisotropic kinds."""
     sinc_chance: float = 0.1
+    """Chance of an ideal low-pass kernel (ringing) instead of a blur."""
     weights: tuple[float, ...] = (0.45, 0.25, 0.12, 0.03, 0.12, 0.03)
+    """Chances of KERNEL_KINDS."""
     beta_generalized: Range = (0.5, 4.0)
+    """Shape exponents of the generalised kinds."""
     beta_plateau: Range = (1.0, 2.0)
+    """Shape exponents of the plateau kinds."""
     sizes: tuple[int, ...] = (7, 9, 11, 13, 15, 17, 19, 21)
+    """Sides in pixels, all alike."""
 
 
 def draw_kernel(options: KernelOptions, generator: torch.Generator) -> Tensor:
@@ -87,12 +93,7 @@ def pad_kernel(kernel: Tensor) -> Tensor:
 
 
 def filter_image(image: Tensor, kernel: Tensor) -> Tensor:
-    """Filter each channel of `[B, C, H, W]` with one odd-sided kernel; borders are reflected.
-
-    Sides too short to be reflected repeat their border instead.
-    """
-    radius = kernel.shape[-1] // 2
-    mode = "reflect" if min(image.shape[-2:]) > radius else "replicate"
+    """Filter each channel of `[B, C, H, W]` with one odd-sided kernel; borders are mirrored."""
     channels = image.shape[1]
     weight = kernel.to(image).expand(channels, 1, *kernel.shape)
-    return F.conv2d(F.pad(image, (radius,) * 4, mode=mode), weight, groups=channels)
+    return F.conv2d(mirror_borders(image, kernel.shape[-1] // 2), weight, groups=channels)

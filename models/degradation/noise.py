@@ -1,9 +1,11 @@
-"""Gaussian and Poisson noise in colour or grey."""
+"""Gaussian and Poisson noise in colour or grey. Our own: kornia and torchvision have no Poisson noise."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
+
+from ..image import to_levels
 
 LUMA = (0.2989, 0.5870, 0.1140)
 
@@ -20,10 +22,9 @@ def poisson_noise(image: Tensor, scale: Tensor, grey: Tensor, generator: torch.G
 
     An image of n distinct levels counts as exposed to the next power of two of n photons at full scale.
     """
-    levels = (image.clamp(0, 1) * 255).round() / 255
+    levels = to_levels(image)
     luma = (levels * torch.tensor(LUMA).to(levels).view(1, 3, 1, 1)).sum(dim=1, keepdim=True)
-    luma = (luma * 255).round() / 255
-    noise = torch.where(per_image(grey, image), shot(luma, generator), shot(levels, generator))
+    noise = torch.where(per_image(grey, image), shot(to_levels(luma), generator), shot(levels, generator))
     return noise * per_image(scale, image)
 
 

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..image import to_levels
 from .draws import Range, happens, pick, uniform, uniforms, weighted_pick
 from .jpeg import jpeg
 from .kernels import KernelOptions, draw_final_sinc, draw_kernel, filter_image
@@ -19,22 +20,26 @@ RESIZE_MODES = ("area", "bilinear", "bicubic")
 
 @dataclass(frozen=True)
 class Round:
-    """One round: blur, resize, noise, JPEG.
-
-    resize_weights: chances of enlarging, shrinking and keeping the size; enlarge, shrink: factor ranges.
-    gaussian_sigma in parts of full scale; poisson_scale multiplies the shot noise; jpeg_quality: 1 to 100.
-    """
+    """One round: blur, resize, noise, JPEG."""
 
     kernel: KernelOptions
     blur_chance: float
     resize_weights: tuple[float, float, float]
+    """Chances of enlarging, shrinking and keeping the size."""
     enlarge: Range
+    """Factors."""
     shrink: Range
+    """Factors."""
     gaussian_sigma: Range
+    """Standard deviations in parts of full scale."""
     poisson_scale: Range
+    """Factors of the shot noise."""
     gaussian_chance: float = 0.5
+    """Chance of Gaussian noise; otherwise it is Poisson noise."""
     grey_chance: float = 0.4
+    """Chance, for each image, of noise that is equal in all channels."""
     jpeg_quality: Range = (30.0, 95.0)
+    """1 to 100."""
 
     def blur(self, image: Tensor, generator: torch.Generator) -> Tensor:
         if not happens(generator, self.blur_chance):
@@ -83,15 +88,18 @@ SECOND_ROUND = Round(
 class RealWorldDegradation:
     """Rounds of random degradation, then the closing resize, sinc filter and JPEG in random order.
 
-    scale: the result is this much smaller than the input. rounds: `(FIRST_ROUND, SECOND_ROUND)` is the second-order
-    model; with `(FIRST_ROUND,)` the closing follows the first round. Each round after the first resizes relative to
-    the low-resolution size. The JPEG of the last round is the closing's own when there are two.
+    Each round after the first resizes relative to the low-resolution size. The JPEG of the last round is the closing's
+    own when there are two. Raises ValueError for a scale below 1 and for no round.
     """
 
     scale: float = 4.0
+    """How many times smaller the result is."""
     rounds: tuple[Round, ...] = (FIRST_ROUND, SECOND_ROUND)
+    """These two are the second-order model; with `(FIRST_ROUND,)` the closing follows the first round."""
     sinc_chance: float = 0.8
+    """Chance of the closing sinc filter."""
     jpeg_last_chance: float = 0.5
+    """Chance that the closing JPEG comes after resize and sinc filter, not before."""
 
     def __post_init__(self):
         if self.scale < 1:
@@ -126,7 +134,7 @@ class RealWorldDegradation:
         image = filter_image(image, sinc).clamp(0, 1)
         if jpeg_last:
             image = last.compress(image, generator)
-        return (image * 255).round() / 255
+        return to_levels(image)
 
 
 def random_resize(image: Tensor, size: tuple[int, int], generator: torch.Generator) -> Tensor:

@@ -9,20 +9,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..image import gaussian_blur, to_levels
 from .jpeg import jpeg
 
 
 @dataclass(frozen=True)
 class SimpleDegradation:
-    """blur_sigma in pixels of the sharp image; noise_sigma in parts of full scale (10 / 255 and the like).
-
-    jpeg_quality: 1 to 100, or None to leave compression out.
-    """
+    """The four strengths. Raises ValueError for a scale below 1 and a negative sigma."""
 
     scale: float = 2.0
+    """How many times smaller the result is."""
     blur_sigma: float = 0.0
+    """Standard deviation in pixels of the sharp image."""
     noise_sigma: float = 0.0
+    """Standard deviation in parts of full scale (10 / 255 and the like)."""
     jpeg_quality: int | None = None
+    """1 to 100, or None to leave compression out."""
 
     def __post_init__(self):
         if self.scale < 1:
@@ -32,7 +34,8 @@ class SimpleDegradation:
 
     def __call__(self, image: Tensor, generator: torch.Generator) -> Tensor:
         """Image `[B, 3, H, W]` in [0, 1] -> `[B, 3, round(H / scale), round(W / scale)]` in 8-bit levels."""
-        image = gaussian_blur(image, self.blur_sigma)
+        if self.blur_sigma:
+            image = gaussian_blur(image, self.blur_sigma, math.ceil(3 * self.blur_sigma))
         if self.scale > 1:
             image = F.interpolate(image, low_size(image, self.scale), mode="bicubic", antialias=True).clamp(0, 1)
         if self.noise_sigma:
@@ -40,26 +43,10 @@ class SimpleDegradation:
             image = (image + self.noise_sigma * noise.to(image.device)).clamp(0, 1)
         if self.jpeg_quality is not None:
             return jpeg(image, [self.jpeg_quality] * image.shape[0])
-        return (image * 255).round() / 255
+        return to_levels(image)
 
 
 def low_size(image: Tensor, scale: float) -> tuple[int, int]:
     """(height, width) of `[B, C, H, W]` made `scale` times smaller, rounded, at least one pixel."""
     height, width = image.shape[-2:]
     return max(1, round(height / scale)), max(1, round(width / scale))
-
-
-def gaussian_blur(image: Tensor, sigma: float) -> Tensor:
-    """Separable Gaussian blur of `[B, C, H, W]`, cut at 3 sigma; sigma 0 returns the image.
-
-    Borders are reflected; sides too short for that repeat their border instead.
-    """
-    if sigma == 0:
-        return image
-    channels = image.shape[1]
-    radius = math.ceil(3 * sigma)
-    offsets = torch.arange(-radius, radius + 1, device=image.device, dtype=image.dtype)
-    weights = torch.exp(-(offsets**2) / (2 * sigma**2))
-    row = (weights / weights.sum()).expand(channels, 1, 1, -1)
-    padded = F.pad(image, (radius,) * 4, mode="reflect" if min(image.shape[-2:]) > radius else "replicate")
-    return F.conv2d(F.conv2d(padded, row, groups=channels), row.transpose(2, 3), groups=channels)

@@ -16,21 +16,23 @@ HEAD_DIM = 128
 
 @dataclass(frozen=True)
 class MMControlNetConfig:
-    """Sizes of one MM-ControlNet; the defaults are those for FLUX.1-dev.
-
-    layers: number L of two-stream blocks. in_features: channels of a 2 x 2 packed latent. text_width: of the text
-    tokens (T5). pooled_width: of the pooled text (CLIP). context_hidden: inner width of the text branch's MLPs.
-    has_guidance: whether the distilled guidance scale is embedded.
-    """
+    """Sizes of one MM-ControlNet; the defaults are those for FLUX.1-dev."""
 
     hidden_size: int = 3072
     layers: int = 9
+    """Number L of two-stream blocks."""
     in_features: int = 64
+    """Channels of a 2 x 2 packed latent."""
     text_width: int = 4096
+    """Of the text tokens (T5)."""
     pooled_width: int = 768
+    """Of the pooled text (CLIP)."""
     mlp_hidden: int = 12288
+    """Inner width of the two-stream blocks' MLPs."""
     context_hidden: int = 12288
+    """Inner width of the text branch's MLPs, M_txt."""
     has_guidance: bool = True
+    """Whether the distilled guidance scale is embedded."""
 
     @property
     def num_heads(self) -> int:
@@ -64,14 +66,12 @@ def spread_evenly(layers: int, depth: int) -> tuple[int, ...]:
 
 @dataclass(frozen=True)
 class Injection:
-    """Where and how the control blocks act on the DiT.
-
-    dit_blocks: index of the DiT's two-stream block that control block l acts on, for each l; None to spread them
-    evenly. text_residual: whether the text branch adds to the DiT's text stream, or replaces it as eq. 2 is printed.
-    """
+    """Where and how the control blocks act on the DiT. The defaults are ours: the paper leaves both open."""
 
     dit_blocks: tuple[int, ...] | None = None
+    """Index of the DiT's two-stream block that control block l acts on, for each l; None to spread them evenly."""
     text_residual: bool = True
+    """Whether the text branch adds to the DiT's text stream, or replaces it as eq. 2 is printed."""
 
     @classmethod
     def from_metadata(cls, metadata: Mapping[str, str], layers: int) -> Injection:

@@ -2,12 +2,14 @@
 
 It reads the LQ latent of a patch and the patch's own prompt. Each of its blocks gives image features, which are added
 to the DiT's image stream (eq. 1), and text features, which the DiT's text stream attends to (eq. 2). Tensor names are
-those of diffusers' FluxTransformerBlock and FluxControlNetModel.
+those of diffusers' FluxTransformerBlock and FluxControlNetModel. FLUX's blocks, rotation and sinusoid are written out
+here, although ComfyUI has them, so that a trainer needs torch alone and a file's names are the network's own.
 """
 
 from __future__ import annotations
 
 import math
+from collections import OrderedDict
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -67,18 +69,35 @@ def rotate(x: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
     return turned.flatten(-2).to(x.dtype)
 
 
+def layer_norm(x: Tensor) -> Tensor:
+    return F.layer_norm(x, x.shape[-1:], eps=1e-6)
+
+
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
     return x * (1 + scale) + shift
 
 
-class Embedder(nn.Module):
-    def __init__(self, width: int, hidden_size: int, dtype=None, device=None, operations: Any = nn):
-        super().__init__()
-        self.linear_1 = operations.Linear(width, hidden_size, dtype=dtype, device=device)
-        self.linear_2 = operations.Linear(hidden_size, hidden_size, dtype=dtype, device=device)
+def in_turn(**layers: nn.Module) -> nn.Sequential:
+    """Layers one after another, under their names in a file."""
+    return nn.Sequential(OrderedDict(layers))
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.linear_2(F.silu(self.linear_1(x)))
+
+def embedder(width: int, size: int, operations: Any, **factory) -> nn.Sequential:
+    return in_turn(
+        linear_1=operations.Linear(width, size, **factory),
+        act=nn.SiLU(),
+        linear_2=operations.Linear(size, size, **factory),
+    )
+
+
+def modulation(size: int, operations: Any, **factory) -> nn.Sequential:
+    """`[B, D]` -> `[B, 6 D]`: shift, scale and gate of a stream's attention, then of its MLP."""
+    return in_turn(act=nn.SiLU(), linear=operations.Linear(size, 6 * size, **factory))
+
+
+def feed_forward(size: int, hidden: int, operations: Any, **factory) -> nn.Sequential:
+    first = in_turn(proj=operations.Linear(size, hidden, **factory))
+    return in_turn(net=nn.Sequential(first, nn.GELU(approximate="tanh"), operations.Linear(hidden, size, **factory)))
 
 
 class TimeTextEmbedder(nn.Module):
@@ -88,9 +107,9 @@ class TimeTextEmbedder(nn.Module):
         super().__init__()
         layers = {"dtype": dtype, "device": device, "operations": operations}
         size = config.hidden_size
-        self.timestep_embedder = Embedder(SINUSOID_WIDTH, size, **layers)
-        self.guidance_embedder = Embedder(SINUSOID_WIDTH, size, **layers) if config.has_guidance else None
-        self.text_embedder = Embedder(config.pooled_width, size, **layers)
+        self.timestep_embedder = embedder(SINUSOID_WIDTH, size, **layers)
+        self.guidance_embedder = embedder(SINUSOID_WIDTH, size, **layers) if config.has_guidance else None
+        self.text_embedder = embedder(config.pooled_width, size, **layers)
 
     def forward(self, timestep: Tensor, pooled: Tensor, guidance: Tensor | None) -> Tensor:
         vector = self.timestep_embedder(sinusoid(timestep).to(pooled.dtype)) + self.text_embedder(pooled)
@@ -99,43 +118,8 @@ class TimeTextEmbedder(nn.Module):
         return vector
 
 
-class Modulation(nn.Module):
-    """LayerNorm without weights, and the shifts, scales and gates of one stream of a block."""
-
-    def __init__(self, size: int, dtype=None, device=None, operations: Any = nn):
-        super().__init__()
-        self.linear = operations.Linear(size, 6 * size, dtype=dtype, device=device)
-
-    def forward(self, vector: Tensor) -> tuple[Tensor, ...]:
-        """`[B, D]` -> shift, scale, gate of the attention, then of the MLP, `[B, 1, D]` each."""
-        return self.linear(F.silu(vector)).unsqueeze(1).chunk(6, dim=-1)
-
-
-def layer_norm(x: Tensor) -> Tensor:
-    return F.layer_norm(x, x.shape[-1:], eps=1e-6)
-
-
-class GELUProjection(nn.Module):
-    def __init__(self, size: int, hidden: int, dtype=None, device=None, operations: Any = nn):
-        super().__init__()
-        self.proj = operations.Linear(size, hidden, dtype=dtype, device=device)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.gelu(self.proj(x), approximate="tanh")
-
-
-class FeedForward(nn.Module):
-    def __init__(self, size: int, hidden: int, dtype=None, device=None, operations: Any = nn):
-        super().__init__()
-        # The middle entry stands where diffusers has its dropout.
-        self.net = nn.Sequential(
-            GELUProjection(size, hidden, dtype, device, operations),
-            nn.Identity(),
-            operations.Linear(hidden, size, dtype=dtype, device=device),
-        )
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.net(x)
+def with_mlp(x: Tensor, mlp: nn.Module, shift: Tensor, scale: Tensor, gate: Tensor) -> Tensor:
+    return x + gate * mlp(modulate(layer_norm(x), shift, scale))
 
 
 def split_heads(x: Tensor) -> Tensor:
@@ -183,34 +167,30 @@ class JointBlock(nn.Module):
         super().__init__()
         layers = {"dtype": dtype, "device": device, "operations": operations}
         size = config.hidden_size
-        self.norm1 = Modulation(size, **layers)
-        self.norm1_context = Modulation(size, **layers)
+        self.norm1 = modulation(size, **layers)
+        self.norm1_context = modulation(size, **layers)
         self.attn = JointAttention(size, **layers)
-        self.ff = FeedForward(size, config.mlp_hidden, **layers)
-        self.ff_context = FeedForward(size, config.mlp_hidden, **layers)
+        self.ff = feed_forward(size, config.mlp_hidden, **layers)
+        self.ff_context = feed_forward(size, config.mlp_hidden, **layers)
 
     def forward(
         self, image: Tensor, text: Tensor, vector: Tensor, rotary: tuple[Tensor, Tensor], attention: AttentionFn
     ) -> tuple[Tensor, Tensor]:
         """image `[B, N, D]`, text `[B, M, D]`, vector `[B, D]` -> the two streams after the block."""
-        shift, scale, gate, *image_mlp = self.norm1(vector)
-        text_shift, text_scale, text_gate, *text_mlp = self.norm1_context(vector)
+        shift, scale, gate, *image_mlp = self.norm1(vector).unsqueeze(1).chunk(6, dim=-1)
+        text_shift, text_scale, text_gate, *text_mlp = self.norm1_context(vector).unsqueeze(1).chunk(6, dim=-1)
         from_image, from_text = self.attn(
             modulate(layer_norm(image), shift, scale),
             modulate(layer_norm(text), text_shift, text_scale),
             rotary,
             attention,
         )
-        image = self.feed_forward(image + gate * from_image, self.ff, *image_mlp)
-        text = self.feed_forward(text + text_gate * from_text, self.ff_context, *text_mlp)
+        image = with_mlp(image + gate * from_image, self.ff, *image_mlp)
+        text = with_mlp(text + text_gate * from_text, self.ff_context, *text_mlp)
         if text.dtype == torch.float16:
             # FLUX's text stream leaves the range of half precision in places.
             text = torch.nan_to_num(text, nan=0.0, posinf=65504, neginf=-65504)
         return image, text
-
-    @staticmethod
-    def feed_forward(x: Tensor, mlp: FeedForward, shift: Tensor, scale: Tensor, gate: Tensor) -> Tensor:
-        return x + gate * mlp(modulate(layer_norm(x), shift, scale))
 
 
 class ContextAttention(nn.Module):
@@ -246,7 +226,7 @@ class MMControlNet(nn.Module):
         self.transformer_blocks = nn.ModuleList([JointBlock(config, **layers) for _ in count])
         self.controlnet_blocks = nn.ModuleList([operations.Linear(size, size, **factory) for _ in count])
         self.context_attn = nn.ModuleList([ContextAttention(size, **layers) for _ in count])
-        self.context_mlp = nn.ModuleList([FeedForward(size, config.context_hidden, **layers) for _ in count])
+        self.context_mlp = nn.ModuleList([feed_forward(size, config.context_hidden, **layers) for _ in count])
 
     def streams(
         self,

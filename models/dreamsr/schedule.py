@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 REMOVAL_TIME = 1.0
-"""t_s: the time both networks are told in the single degradation-removal forward."""
+"""t_s: the time both networks are told in the single degradation-removal forward. The paper states none: our choice."""
 
 TEXTURE_START = 0.8
 """t of eq. 3: z_t = (1 - t) z_dr + t noise, where the texture stage begins."""
@@ -15,7 +15,7 @@ TEXTURE_STEPS = 16
 
 
 def texture_sigmas(steps: int = TEXTURE_STEPS, start: float = TEXTURE_START, shift: float = 1.0) -> Tensor:
-    """The texture stage's sigmas, `[steps + 1]` float32, from `start` to exactly 0.
+    """The texture stage's sigmas, `[steps + 1]` float32, from `start` to exactly 0; their spacing is our choice.
 
     shift: how much more steps lie at high sigmas, sigma = shift u / (1 + (shift - 1) u) of uniform u; 1 is uniform,
     sigma_k = start (1 - k / steps). FLUX's own schedules have a shift of e^mu, 1.65 to 3.16.

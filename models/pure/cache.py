@@ -19,16 +19,14 @@ SPAN_STEP = 256
 
 
 class KVCache:
-    """Keys (after norm and rotation) and values of `rows` sequences: `[layers, rows, KV heads, capacity, head_dim]`.
-
-    span: slots that attention looks at, a plain number the caller keeps above every position in use.
-    """
+    """Keys (after norm and rotation) and values of `rows` sequences: `[layers, rows, KV heads, capacity, head_dim]`."""
 
     def __init__(self, keys: Tensor, values: Tensor):
         self.keys = keys
         self.values = values
         self.row_index = torch.arange(keys.shape[1], device=keys.device)[:, None]
         self.span = keys.shape[3]
+        """Slots that attention looks at, a plain number the caller keeps above every position in use."""
 
     @classmethod
     def allocate(cls, config: ChameleonConfig, rows: int, capacity: int, dtype: torch.dtype, device=None) -> KVCache:
@@ -73,10 +71,6 @@ class KVCache:
     def row(self, index: int) -> KVCache:
         """One row as a cache of its own that shares this one's memory."""
         return KVCache(self.keys[:, index : index + 1], self.values[:, index : index + 1])
-
-    def select(self, rows: Tensor) -> KVCache:
-        """A cache of some of the rows (`[n]` long), copied."""
-        return KVCache(self.keys.index_select(1, rows), self.values.index_select(1, rows))
 
 
 def bytes_per_token(config: ChameleonConfig, dtype: torch.dtype) -> int:

@@ -11,12 +11,7 @@ from .vocabulary import VOCABULARY
 
 @dataclass(frozen=True)
 class ChameleonConfig:
-    """Sizes of one Chameleon decoder; the defaults are PURE's 7 B model.
-
-    qk_norm_rows: rows of the stored QK-norm weights (`model_parallel_size`); row r serves the r-th block of
-    num_heads / qk_norm_rows consecutive heads. swin_norm: normalise what a residual branch returns instead of what it
-    is given.
-    """
+    """Sizes of one Chameleon decoder; the defaults are PURE's 7 B model. Raises ValueError for sizes that cannot be."""
 
     vocab_size: int = VOCABULARY
     hidden_size: int = 4096
@@ -27,7 +22,10 @@ class ChameleonConfig:
     rms_norm_eps: float = 1e-5
     rope_theta: float = 10000.0
     qk_norm_rows: int = 1
+    """Rows of the stored QK-norm weights (`model_parallel_size`); row r serves the r-th block of
+    num_heads / qk_norm_rows consecutive heads."""
     swin_norm: bool = False
+    """Normalise what a residual branch returns instead of what it is given."""
     attention_bias: bool = False
     mlp_bias: bool = False
 

@@ -1,7 +1,8 @@
 """A colour scale for maps of numbers: dark blue over red to light yellow, each step lighter by as much as it looks.
 
 Colours are interpolated in OKLab, whose lightness is the perceived one, so that equal steps of the number look equal
-and the map still reads in grey or with colour-blind eyes.
+and the map still reads in grey or with colour-blind eyes. Our own because matplotlib, which has such scales, is not
+among what the host brings.
 """
 
 from __future__ import annotations

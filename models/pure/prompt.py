@@ -1,4 +1,7 @@
-"""From an instruction and an image's tokens to the prompt."""
+"""The prompt in a language model's sense: the token ids PURE reads first, its instruction and the low-quality image.
+
+Not a text that an artist writes about a picture: for that, the nodes say description.
+"""
 
 from __future__ import annotations
 

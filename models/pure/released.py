@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..state_dict import require_keys
 from .config import ChameleonConfig
 from .vocabulary import IMAGE_RANGES
 
@@ -55,36 +56,18 @@ def with_stored_norms(config: ChameleonConfig, shapes: Mapping[str, Sequence[int
     return replace(config, qk_norm_rows=stored[0])
 
 
-def problems(shapes: Mapping[str, Sequence[int]], config: ChameleonConfig) -> list[str]:
-    """What keeps tensors of these names and shapes from being the released backbone; empty when nothing does."""
-    wanted = released_shapes(config)
-    found = {key: tuple(shape) for key, shape in shapes.items() if not key.startswith(IGNORED_PREFIXES)}
-    missing = [key for key in wanted if key not in found]
-    unexpected = [key for key in found if key not in wanted]
-    misshapen = [
-        f"{key} is {list(found[key])}, expected {list(shape)}"
-        for key, shape in wanted.items()
-        if key in found and found[key] != shape
-    ]
-    listed = []
-    for what, names in (("missing", missing), ("unexpected", unexpected)):
-        if names:
-            more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-            listed.append(f"{what} {', '.join(names[:3])}{more}")
-    return listed + misshapen[:3]
-
-
-def fuse(state_dict: dict[str, Tensor], config: ChameleonConfig) -> dict[str, Tensor]:
+def fuse(state_dict: dict[str, Tensor], config: ChameleonConfig, source: str = "the state dict") -> dict[str, Tensor]:
     """Released tensors -> a state dict of `Chameleon`.
 
-    Empties `state_dict` on the way, so that one copy of the weights is held, not two. Raises ValueError naming tensors
-    that are missing, unexpected or misshapen.
+    Empties `state_dict` on the way, so that one copy of the weights is held, not two. Raises ValueError naming `source`
+    and tensors that are missing, unexpected or misshapen.
     """
-    found = problems({key: value.shape for key, value in state_dict.items()}, config)
-    if found:
-        raise ValueError("; ".join(found))
+    for key in [key for key in state_dict if key.startswith(IGNORED_PREFIXES)]:
+        del state_dict[key]
+    expected = {key: torch.empty(shape, device="meta") for key, shape in released_shapes(config).items()}
+    require_keys("backbone as its config.json states it", source, expected, state_dict)
     fused: dict[str, Tensor] = {}
-    for key in released_shapes(config):
+    for key in expected:
         if key not in state_dict:
             continue
         layer, part, kind = split_name(key)
@@ -96,23 +79,7 @@ def fuse(state_dict: dict[str, Tensor], config: ChameleonConfig) -> dict[str, Te
         else:
             pieces = [state_dict.pop(f"{layer}{piece}.{kind}") for piece in FUSED[group]]
             fused[f"{layer}{group}.{kind}"] = torch.cat(pieces)
-    state_dict.clear()
     return fused
-
-
-def unfuse(state_dict: Mapping[str, Tensor], config: ChameleonConfig) -> dict[str, Tensor]:
-    """The reverse of `fuse`: a state dict of `Chameleon` under the released names."""
-    out: dict[str, Tensor] = {}
-    for key in (key for key in released_shapes(config) if key != HEAD):
-        layer, part, kind = split_name(key)
-        group = next((target for target, parts in FUSED.items() if part in parts), None)
-        if group is None:
-            out[key] = state_dict[key]
-            continue
-        kv = config.num_kv_heads * config.head_dim
-        sizes = [config.hidden_size, kv, kv] if len(FUSED[group]) == 3 else [config.intermediate_size] * 2
-        out[key] = state_dict[f"{layer}{group}.{kind}"].split(sizes)[FUSED[group].index(part)].contiguous()
-    return {**out, HEAD: join_head(state_dict)}
 
 
 def split_name(key: str) -> tuple[str, str, str]:
@@ -131,12 +98,3 @@ def split_head(weight: Tensor, config: ChameleonConfig) -> dict[str, Any]:
         "lm_head.other.weight": torch.cat([weight[:start], weight[end:further]]),
         "lm_head.image.weight": torch.cat([weight[start:end], weight[further:stop]]),
     }
-
-
-def join_head(state_dict: Mapping[str, Tensor]) -> Tensor:
-    other, image = state_dict["lm_head.other.weight"], state_dict.get("lm_head.image.weight")
-    if image is None:
-        return other
-    (start, end), _ = IMAGE_RANGES
-    half = end - start
-    return torch.cat([other[:start], image[:half], other[start:], image[half:]])

@@ -21,7 +21,7 @@ from .vocabulary import IMAGE_RANGES, IMAGE_TOKENS
 
 QK_NORM_EPS = 1e-5
 
-AttentionFn = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
+MaskedAttentionFn = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
 """Softmax attention with scale 1/sqrt(d): q `[R, H, T, d]`, k, v `[R, H, S, d]`, mask -> `[R, T, H * d]`.
 
 mask: bool `[R or 1, 1, T, S]`, True where a query may look; None for everywhere.
@@ -94,7 +94,7 @@ class Attention(nn.Module):
         )
         return q, k, v
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, attention: AttentionFn) -> Tensor:
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, attention: MaskedAttentionFn) -> Tensor:
         if self.kv_heads != self.heads:
             k, v = (x.repeat_interleave(self.heads // self.kv_heads, dim=1) for x in (k, v))
         return attention(q, k, v, mask)
@@ -117,7 +117,7 @@ class Context:
 
     def __init__(self, config, positions: Tensor, caches: Sequence[KVCache], mask: Tensor | None, dtype, attention):
         self.cos, self.sin = rotary_tables(positions, config.head_dim, config.rope_theta, dtype)
-        self.attention: AttentionFn = attention
+        self.attention: MaskedAttentionFn = attention
         self.caches = caches
         self.sizes = [cache.rows for cache in caches]
         if not caches:
@@ -193,10 +193,7 @@ class Head(nn.Module):
 
 
 class Chameleon(nn.Module):
-    """Token ids to hidden states, and hidden states to logits.
-
-    attention: what computes softmax attention; may be replaced at any time.
-    """
+    """Token ids to hidden states, and hidden states to logits."""
 
     def __init__(
         self,
@@ -204,11 +201,12 @@ class Chameleon(nn.Module):
         dtype=None,
         device=None,
         operations: Any = nn,
-        attention: AttentionFn = scaled_dot_product,
+        attention: MaskedAttentionFn = scaled_dot_product,
     ):
         super().__init__()
         self.config = config
         self.attention = attention
+        """What computes softmax attention; may be replaced at any time."""
         self.model = Decoder(config, dtype, device, operations)
         self.lm_head = Head(config, dtype, device, operations)
 
@@ -245,14 +243,3 @@ class Chameleon(nn.Module):
         head = self.lm_head.image
         assert head is not None, "a model without PURE's vocabulary has no image tokens"
         return head(hidden).float()
-
-    def initialise(self, std: float = 0.02, generator: torch.Generator | None = None) -> Chameleon:
-        """Random weights: normal with deviation `std`, norms at one."""
-        for name, parameter in self.named_parameters():
-            if name.endswith("norm.weight"):
-                nn.init.ones_(parameter)
-            elif name.endswith("bias"):
-                nn.init.zeros_(parameter)
-            else:
-                nn.init.normal_(parameter, std=std, generator=generator)
-        return self

@@ -85,13 +85,12 @@ def check_special_names(names: Mapping[str, int]) -> None:
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """Which token stands for which image code.
-
-    ids: token id of each code, `[16384]`. source: where the order comes from, 'formula' or the name of a table.
-    """
+    """Which token stands for which image code."""
 
     ids: Tensor
+    """Token id of each code, `[16384]`."""
     source: str = "formula"
+    """Where the order comes from, 'formula' or the name of a table."""
 
     @classmethod
     def formula(cls) -> Vocabulary:
@@ -137,13 +136,6 @@ class Vocabulary:
     def encode(self, codes: Tensor) -> Tensor:
         """Token ids of codes, any shape."""
         return self.ids.to(codes.device)[codes]
-
-    def decode(self, ids: Tensor) -> Tensor:
-        """Codes of token ids, any shape. Raises ValueError naming an id that is no image token."""
-        index = id_to_index(ids)
-        if (index < 0).any():
-            raise ValueError(f"token {int(ids[index < 0][0])} is no image token")
-        return self.code_of_index().to(ids.device)[index]
 
 
 def code_names(names: Mapping[str, int]) -> Iterable[tuple[re.Match[str], int]]:

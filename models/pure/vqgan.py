@@ -14,6 +14,8 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from ..image import from_bytes, truncate_to_bytes
+from ..state_dict import describe_state_dict, require_keys, shapes_of
 from .vocabulary import IMAGE_TOKENS
 
 CODE_CHANNELS = 8
@@ -23,10 +25,6 @@ NEAREST_CHUNK = 1024
 
 UNUSED = ("quantize.codebook_used",)
 """A training statistic in the released file."""
-
-
-class WrongCodebook(ValueError):
-    """A VQ autoencoder of the right kind whose codes PURE's tokens do not name."""
 
 
 @dataclass(frozen=True)
@@ -68,14 +66,14 @@ class VQConfig:
         )
 
     def require_codebook(self) -> None:
-        """Raises WrongCodebook unless the codebook is the one PURE's tokens name, at 8 pixels a token."""
+        """Raises ValueError unless the codebook is the one PURE's tokens name, at 8 pixels a token."""
         if (self.codebook_size, self.code_channels) != (IMAGE_TOKENS, CODE_CHANNELS):
-            raise WrongCodebook(
+            raise ValueError(
                 f"the codebook is {self.codebook_size} x {self.code_channels}, PURE needs {IMAGE_TOKENS} x "
                 f"{CODE_CHANNELS}: use LlamaGen's vq_ds8_c2i.pt"
             )
         if self.downscale != 8:
-            raise WrongCodebook(
+            raise ValueError(
                 f"a code of this autoencoder stands for {self.downscale} x {self.downscale} pixels, PURE needs "
                 "8 x 8: use LlamaGen's vq_ds8_c2i.pt"
             )
@@ -296,30 +294,37 @@ class VQGAN(nn.Module):
         return self.decoder(self.post_quant_conv(self.quantize.look_up(codes, like)))
 
 
-def check_released(state_dict: Mapping[str, Tensor]) -> tuple[VQConfig, dict[str, Tensor]]:
+def to_pixels(images: Tensor) -> Tensor:
+    """8-bit RGB `[B, H, W, 3]` -> float32 `[B, 3, H, W]` in -1..1."""
+    return rearrange((images.double() / 255 * 2 - 1).float(), "b h w c -> b c h w")
+
+
+def to_image(pixels: Tensor) -> Tensor:
+    """Decoded `[B, 3, H, W]` in -1..1 -> float `[B, H, W, 3]` in 0..1, clamped and truncated to 8-bit levels."""
+    return from_bytes(truncate_to_bytes(rearrange((pixels.float().clamp(-1, 1) + 1) / 2, "b c h w -> b h w c")))
+
+
+def check_released(name: str, state_dict: Mapping[str, Any]) -> tuple[VQConfig, dict[str, Tensor]]:
     """Configuration and tensors of a released autoencoder, with the unused statistic left out.
 
-    Takes the file's content or what it has under `model`. Raises ValueError naming what is missing or unexpected,
-    WrongCodebook where all is there and of another size.
+    Takes the content of the file `name` or what it has under `model`. Raises ValueError naming the file and what does
+    not fit.
     """
     tensors = state_dict.get("model", state_dict)
     if not isinstance(tensors, Mapping):
-        raise ValueError(f"'model' in the file is a {type(tensors).__name__}, not a table of tensors")
-    shapes = {key: tuple(value.shape) for key, value in tensors.items() if isinstance(value, Tensor)}
+        raise ValueError(f"'model' in {name} is a {type(tensors).__name__}, not a table of tensors.")
+    shapes = shapes_of(tensors)
     try:
         config = VQConfig.from_shapes(shapes)
     except KeyError as error:
-        raise ValueError(f"the file is no LlamaGen VQ autoencoder: it has no tensor {error.args[0]}") from error
-    config.require_codebook()
-    wanted = {key: tuple(value.shape) for key, value in VQGAN(config, device="meta").state_dict().items()}
-    missing = [key for key in wanted if key not in shapes]
-    unexpected = [key for key in shapes if key not in wanted and key not in UNUSED]
-    misshapen = [
-        f"{key} is {list(shapes[key])}, expected {list(shape)}"
-        for key, shape in wanted.items()
-        if shapes.get(key, shape) != shape
-    ]
-    if missing or unexpected or misshapen:
-        found = [f"missing {key}" for key in missing] + [f"unexpected {key}" for key in unexpected] + misshapen
-        raise ValueError(f"the file is no LlamaGen VQ autoencoder: {'; '.join(found[:3])}")
+        raise ValueError(
+            f"{name} is no LlamaGen VQ autoencoder: it has no tensor {error.args[0]}. It looks like "
+            f"{describe_state_dict(tensors)}."
+        ) from error
+    try:
+        config.require_codebook()
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}.") from error
+    wanted = VQGAN(config, device="meta").state_dict()
+    require_keys("LlamaGen VQ autoencoder", name, wanted, tensors, optional=UNUSED)
     return config, {key: tensors[key] for key in wanted}

@@ -7,6 +7,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from ..image import from_bytes, to_bytes
 from .layout import TileLayout
 
 COLORS = ((255, 99, 71), (64, 160, 255), (80, 200, 120), (250, 200, 60))
@@ -24,7 +25,7 @@ def draw_tiles(layout: TileLayout, image: Tensor | None = None, longest: int = 1
     if image is None:
         canvas = Image.new("RGB", size, (72, 72, 72))
     else:
-        pixels = (image[0, :height, :width, :3].cpu().clamp(0, 1) * 255).round().to(torch.uint8).numpy()
+        pixels = to_bytes(image[0, :height, :width, :3]).cpu().numpy()
         canvas = Image.fromarray(pixels).resize(size, Image.Resampling.BOX)
     brush = ImageDraw.Draw(canvas)
     columns = len(layout.grid.columns)
@@ -35,7 +36,7 @@ def draw_tiles(layout: TileLayout, image: Tensor | None = None, longest: int = 1
         right, bottom = (box.left + box.width) * scale - 1, (box.top + box.height) * scale - 1
         brush.rectangle((left, top, max(right, left), max(bottom, top)), outline=color, width=2)
         number_at(brush, ((left + right) / 2, (top + bottom) / 2), str(index + 1), min(box.width, box.height) * scale)
-    return torch.from_numpy(np.asarray(canvas, np.float32) / 255)[None]
+    return from_bytes(torch.from_numpy(np.array(canvas)))[None]
 
 
 def number_at(brush: ImageDraw.ImageDraw, middle: tuple[float, float], text: str, side: float) -> None:

@@ -1,8 +1,12 @@
 """The Vision-Context Bridge: the CLIP embedding of the low-quality image as FLUX's global context (arXiv 2606.00704).
 
-c_g = a * (W2 gelu(W1 LayerNorm(v) + b1) + b2), with v the projected image embedding of CLIP ViT-L/14, 768 wide and not
-normalised, and a learned scalar a. A c_g as wide as FLUX's hidden size joins its modulation vector, beside the pooled
-text; one as wide as the pooled text is added to that.
+c_g = a * (W2 gelu(W1 LayerNorm(v) + b1) + b2), with v the projected image embedding of CLIP ViT-L/14, 768 wide, and a
+learned scalar a. The paper leaves open whether v is normalised (here it is not) and where c_g goes; the width of the
+file decides that: FLUX's hidden size (3072) joins the modulation vector, beside the pooled text, and the pooled text's
+width (768) is added to that.
+
+The paper compares this with two simpler ways in: CLIP's tokens beside the text tokens (here the same network on every
+token, to the text's width), and CLIP's vector without a bridge (`NoBridge`).
 """
 
 from __future__ import annotations
@@ -36,13 +40,16 @@ def strip_prefixes(state_dict: Mapping[str, Any]) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class BridgeConfig:
-    """embedding: width of the CLIP embedding. hidden: width between the projections. width: of the result.
-    scale_shape: () or (1,), as files have it."""
+    """The sizes of a bridge."""
 
     embedding: int = 768
+    """Width of what CLIP gives: 768 for the image embedding of ViT-L/14, 1024 for its tokens."""
     hidden: int = 3072
+    """Width between the projections."""
     width: int = 3072
+    """Width of the result."""
     scale_shape: tuple[int, ...] = ()
+    """() or (1,), as files have it."""
 
     @classmethod
     def from_shapes(cls, shapes: Mapping[str, tuple[int, ...]]) -> BridgeConfig:
@@ -61,7 +68,7 @@ class BridgeConfig:
 
 
 class VisionContextBridge(nn.Module):
-    """CLIP image embeddings `[B, embedding]` -> context vectors `[B, width]`."""
+    """CLIP image embeddings `[B, embedding]` -> context vectors `[B, width]`; tokens `[B, N, embedding]` alike."""
 
     def __init__(self, config: BridgeConfig, dtype=None, device=None, operations: Any = nn):
         super().__init__()
@@ -75,3 +82,14 @@ class VisionContextBridge(nn.Module):
     def forward(self, embeds: Tensor) -> Tensor:
         context = self.proj_out(F.gelu(self.proj_in(self.norm(embeds))))
         return self.scale.to(context) * context
+
+
+class NoBridge(nn.Module):
+    """The paper's ablation without a bridge: CLIP's image embedding `[B, 768]` as it is."""
+
+    def __init__(self):
+        super().__init__()
+        self.config = BridgeConfig(width=768)
+
+    def forward(self, embeds: Tensor) -> Tensor:
+        return embeds

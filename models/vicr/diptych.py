@@ -59,16 +59,15 @@ def target_mask(height: int, width: int, layout: Layout, batch: int = 1) -> Tens
 
 @dataclass(frozen=True, eq=False)
 class Diptych:
-    """Where the panels of a canvas lie, and what the crop needs to undo the padding.
-
-    width, height: the size asked for, in pixels. Panels are that size padded on the right and at the bottom.
-    alpha: the image's opacity at that size, `[B, height, width, 1]` in 0..1, or None.
-    """
+    """Where the panels of a canvas lie, and what the crop needs to undo the padding."""
 
     width: int
+    """The one asked for, in pixels. Panels are padded on the right and at the bottom."""
     height: int
+    """As width."""
     layout: Layout = "side by side"
     alpha: Tensor | None = None
+    """The image's opacity at the size asked for, `[B, height, width, 1]` in 0..1."""
 
     @property
     def panel_width(self) -> int:
@@ -101,7 +100,7 @@ def padded(side: int) -> int:
 def bicubic(images: Tensor, width: int, height: int) -> Tensor:
     """Images `[B, H, W, C]` in 0..1 resampled to `[B, height, width, C]`: Keys' kernel with a = -0.5, antialiased.
 
-    In floating point, clamped to 0..1; not rounded to 8 bits, unlike `models.resize.upscale`.
+    In floating point, clamped to 0..1; not rounded to 8 bits, unlike `models.image.upscale`.
     """
     planes = rearrange(images, "b h w c -> b c h w").float()
     if planes.shape[-2:] != (height, width):
@@ -124,15 +123,14 @@ def pad_panel(images: Tensor) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class DiptychImages:
-    """What a restoration starts from, batches B alike.
-
-    canvas: `[B, H, W, 3]` in 0..1. mask: `[B, H, W]`, ones where to generate. lq: the LQ images at the size asked
-    for, `[B, height, width, 3]`.
-    """
+    """What a restoration starts from, batches B alike."""
 
     canvas: Tensor
+    """`[B, H, W, 3]` in 0..1."""
     mask: Tensor
+    """`[B, H, W]`, ones where to generate."""
     lq: Tensor
+    """The LQ images at the size asked for, `[B, height, width, 3]`."""
     diptych: Diptych
 
 

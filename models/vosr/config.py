@@ -9,6 +9,10 @@ from typing import Any
 
 Shape = Sequence[int]
 
+ARGS_KEY = "vosr_args"
+"""Of the args.json that a single file carries: a metadata string, or where the host saves, which keeps no metadata of
+ours, a tensor of the bytes of that string."""
+
 WRAPPER_PREFIXES = ("module.", "_orig_mod.", "module.")
 
 

@@ -1,7 +1,7 @@
-"""Loading pyiqa's networks without its downloads, and importing it without packages that scoring does not use.
+"""pyiqa's networks without its downloads, and without packages that scoring does not use.
 
-pyiqa's constructors fetch weights from fixed addresses into caches of their own; some take no path at all. What they
-call is exchanged while a network is built, and put back after.
+pyiqa's constructors fetch weights from fixed addresses into caches of their own. What takes an argument or a setting
+is told where the files are; what takes neither is exchanged while a network is built, and put back after.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import importlib
 import importlib.machinery
 import importlib.util
 import os
+import pickle
 import sys
 import tempfile
 import types
@@ -19,38 +20,94 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
+from torch import nn
 
-from .metrics import MissingWeights
+from .metrics import MetricInfo, install_command
+from .weights import MissingWeights, require_weights
 
-# Their checkpoints hold the timm backbone as well, which is read from a hub first all the same.
-BACKBONE_IN_CHECKPOINT = frozenset({"MANIQA", "HyperNet", "NIMA"})
+ARGUMENTS: dict[str, dict[str, Any]] = {"CFANet": {"backbone_pretrain": False}}
+"""What architectures are told. TOPIQ's checkpoint (CFANet) holds its backbone. `pretrained_model_path` is left alone:
+not every metric has it, and TOPIQ lets a file that does not fit pass with it."""
 
-# Modules to import before anything is exchanged, lest they keep what is exchanged; and those pyiqa does not find.
+TIMM_BACKBONE_IN_CHECKPOINT = frozenset({"MANIQA", "HyperNet", "NIMA"})
+"""Their checkpoints hold the timm backbone too, but its pretrained weights are asked for with no way to say no."""
+
 MODULES = {"LIQE": "pyiqa.archs.liqe_arch", "CFANet": "pyiqa.archs.topiq_arch", "LAIONAes": "clip.clip"}
+"""Modules to import before anything is exchanged, lest they keep what is exchanged; and those pyiqa does not find."""
+
+
+def create_network(metric: MetricInfo, folder: Path, **options: Any) -> nn.Module:
+    """The metric's network in float32 on the CPU, ready to score; weights come from `folder` only.
+
+    options: pyiqa's own, for the metric's architecture. Raises MissingWeights, ValueError for a file that does not
+    fit or runs code when opened, ImportError for a Python package that this metric needs besides pyiqa.
+    """
+    require_weights([metric], folder)
+    try:
+        with importable(), offline(metric.name, metric.architecture, folder):
+            from pyiqa import create_metric
+
+            return create_metric(metric.name, device="cpu", **ARGUMENTS.get(metric.architecture, {}), **options)
+    except MissingWeights:
+        raise
+    except ModuleNotFoundError as error:
+        raise ImportError(
+            f"The metric '{metric.name}' needs the Python package {error.name}, which is not installed. The default "
+            f"metrics need: {install_command()}"
+        ) from error
+    except pickle.UnpicklingError as error:
+        raise ValueError(
+            f"A weight file of '{metric.name}' in {folder} runs code when opened, so it was not opened. Use the file "
+            f"pyiqa publishes. Details: {first_line(error)}"
+        ) from error
+    except (KeyError, RuntimeError, OSError, EOFError) as error:
+        raise ValueError(
+            f"The metric '{metric.name}' cannot be loaded from the files in {folder}: one is damaged or belongs to "
+            "another metric, or a Hugging Face repository it needs is not in this machine's cache. Details: "
+            f"{first_line(error)}"
+        ) from error
+
+
+def first_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {' '.join(lines[:2])[:300]}"
+
+
+class FaceRestoreHelper:
+    """Stands for facexlib's class of this name, which TOPIQ imports for all its variants and the face ones make."""
+
+    def __init__(self, *_: Any, **__: Any):
+        raise ModuleNotFoundError("No module named 'facexlib'", name="facexlib")
 
 
 @contextlib.contextmanager
 def importable() -> Iterator[None]:
-    """Let pyiqa be imported without OpenCV, and CLIP's tokenizer without the old setuptools.
+    """Let pyiqa be imported without OpenCV and facexlib, and CLIP's tokenizer without the old setuptools.
 
-    pyiqa imports OpenCV to read files, and scoring hands it tensors; CLIP takes `packaging` out of `pkg_resources`,
-    which setuptools no longer has. Each gets an empty stand-in while it is not installed, gone again afterwards.
+    pyiqa imports OpenCV to read files, and scoring hands it tensors; TOPIQ imports facexlib, which only its face
+    variants use; CLIP takes `packaging` out of `pkg_resources`, which setuptools no longer has. Each gets a stand-in
+    while it is not installed, gone again afterwards.
     """
     import packaging.version  # `import packaging` alone leaves out the submodule that CLIP reads
 
-    contents: dict[str, dict[str, Any]] = {"cv2": {}, "pkg_resources": {"packaging": packaging}}
-    stand_ins = {}
-    for name, content in contents.items():
-        if importlib.util.find_spec(name) is None:
-            stand_ins[name] = types.ModuleType(name)
-            stand_ins[name].__spec__ = importlib.machinery.ModuleSpec(name, None)
-            vars(stand_ins[name]).update(content)
-    sys.modules.update(stand_ins)
+    stand_ins: dict[str, dict[str, Any]] = {
+        "cv2": {},
+        "pkg_resources": {"packaging": packaging},
+        "facexlib.utils.face_restoration_helper": {"FaceRestoreHelper": FaceRestoreHelper},
+    }
+    absent = {name for name in stand_ins if importlib.util.find_spec(name.partition(".")[0]) is None}
+    before = {name: sys.modules[name] for name in absent & sys.modules.keys()}
+    for name in absent:
+        module = types.ModuleType(name)
+        module.__spec__ = importlib.machinery.ModuleSpec(name, None)
+        vars(module).update(stand_ins[name])
+        sys.modules[name] = module
     try:
         yield
     finally:
-        for name in stand_ins:
-            sys.modules.pop(name, None)
+        for name in absent:
+            del sys.modules[name]
+        sys.modules.update(before)
 
 
 @contextlib.contextmanager
@@ -118,19 +175,25 @@ def offline(metric: str, architecture: str, folder: Path) -> Iterator[None]:
         return str(path)
 
     with contextlib.ExitStack() as stack:
+        # Settings: torch's own folder, and its refusal of pickles that run code, over pyiqa's weights_only=False.
         stack.enter_context(hub_folder(folder))
         stack.enter_context(environment("TORCH_FORCE_WEIGHTS_ONLY_LOAD", "1"))
+        # Read from the environment when huggingface_hub is imported, which was long ago.
         stack.enter_context(exchanged(constants, "HF_HUB_OFFLINE", True))
+        # pyiqa's folder for every file it publishes is a constant, made on import.
         stack.enter_context(exchanged(download_util, "DEFAULT_CACHE_DIR", str(folder)))
+        # Neither has a setting that keeps it from downloading. pyiqa imported torch's function by name.
         for owner in (torch.hub, download_util):
             stack.enter_context(exchanged(owner, "download_url_to_file", refuse))
+        # Metrics name their CLIP (LIQE insists on it) and never pass download_root on; a file whose hash is not the
+        # published one would be downloaded over.
         for owner in (clip_model, afineclip_model, *([module] if architecture == "LAIONAes" else [])):
             stack.enter_context(exchanged(owner, "_download", find_clip))
         if architecture == "LIQE":
             # It stores its text features on disk and would read back those of another checkpoint.
             temporary = stack.enter_context(tempfile.TemporaryDirectory())
             stack.enter_context(exchanged(module, "DEFAULT_CACHE_DIR", temporary))
-        if architecture in BACKBONE_IN_CHECKPOINT:
+        if architecture in TIMM_BACKBONE_IN_CHECKPOINT:
             import timm
 
             stack.enter_context(exchanged(timm, "create_model", without_backbone_weights(timm.create_model)))

@@ -11,10 +11,11 @@ from .protocol import Answer, AnswerError, Poll, Question, VisionLanguageModel
 
 @dataclass(frozen=True)
 class KeyedQuestion:
-    """key: equal for questions that need no answer of their own where the other has one."""
+    """A question that need not be asked where its answer is known."""
 
     question: Question
     key: Hashable
+    """Equal for questions of which one answer serves all."""
 
 
 class AnswerMemory:

@@ -8,12 +8,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
-import torch
 from torch import Tensor
 
 from .answers import one_line, read_fields, within
 from .memory import KeyedQuestion
-from .pictures import as_rgb
+from .pictures import to_bytes
 from .protocol import Picture, Question
 from .questions import instruction
 
@@ -25,11 +24,14 @@ SHOWN = 12
 
 @dataclass(frozen=True)
 class TilePlace:
-    """A tile of a grid; all numbers count from 1."""
+    """A tile of a grid."""
 
     number: int
+    """From 1, row by row."""
     row: int
+    """From 1; 0 where it is not known."""
     column: int
+    """From 1; 0 where it is not known."""
 
     def __str__(self) -> str:
         return f"tile {self.number} (row {self.row}, column {self.column})"
@@ -45,22 +47,25 @@ def pixels_key(image: Tensor) -> str:
 
     Raises ValueError for another shape and for values that are not numbers.
     """
-    pixels = (as_rgb(image) * 255).round().to(device="cpu", dtype=torch.uint8).contiguous()
+    pixels = to_bytes(image)
     return hashlib.sha256(repr(tuple(pixels.shape)).encode() + pixels.numpy().tobytes()).hexdigest()
 
 
 @dataclass(frozen=True)
 class PatchCaptioning:
-    """How patch prompts are asked for.
-
-    max_length: of each prompt, in characters. seed: for models that take one. whole_instruction, tile_instruction: an
-    artist's, in place of the pack's (patch_global.txt, patch.txt), where not blank.
-    """
+    """How patch prompts are asked for."""
 
     max_length: int = 1500
+    """Of each prompt, in characters."""
     seed: int | None = None
+    """For models that take one."""
     whole_instruction: str = ""
+    """An artist's, in place of the pack's (patch_global.txt), where not blank."""
     tile_instruction: str = ""
+    """An artist's, in place of the pack's (patch.txt), where not blank."""
+    tell_global_prompt: bool = False
+    """Whether the model that describes a tile is told what the whole picture shows. Not by default: the paper puts
+    over-generation down to a global prompt that says more than a patch shows."""
 
     def whole_question(self, image: Tensor) -> KeyedQuestion:
         """Ask for the global prompt of an image `[H, W, C]` in 0..1. The answer is a text on one line."""
@@ -73,18 +78,21 @@ class PatchCaptioning:
     ) -> list[KeyedQuestion]:
         """Ask for the prompt of each tile `[h, w, C]` in 0..1, row by row. The answers are texts on one line.
 
-        whole_prompt: what the whole picture shows. written_by_model: whether it is a model's answer. Its wording is
-        then no part of the keys, so that a picture that is edited in one place leaves the other tiles' prompts alone;
-        an artist's text is.
+        whole_prompt: what the whole picture shows, for tell_global_prompt. written_by_model: whether it is a model's
+        answer. Its wording is then no part of the keys, so that a picture that is edited in one place leaves the other
+        tiles' prompts alone; an artist's text is.
         """
         told = instruction("patch", self.max_length, self.tile_instruction)
-        context = self.whole_instruction.strip() if written_by_model else f"given: {whole_prompt}"
+        whole, context = "", None
+        if self.tell_global_prompt:
+            whole = f"The whole photograph shows: {one_line(whole_prompt)}\n\n"
+            context = f"asked: {self.whole_instruction.strip()}" if written_by_model else f"given: {whole_prompt}"
         questions = []
         for place, tile in zip(tile_places(rows, columns), tiles, strict=True):
             text = (
-                f"The whole photograph shows: {one_line(whole_prompt)}\n\nThis part is in row {place.row} of {rows}, "
-                f"counted from the top, and in column {place.column} of {columns}, counted from the left.\n\nWrite the "
-                "prompt for this part. Answer with the prompt only."
+                f"{whole}This part is in row {place.row} of {rows}, counted from the top, and in column "
+                f"{place.column} of {columns}, counted from the left.\n\n"
+                "Write the prompt for this part. Answer with the prompt only."
             )
             picture = Picture("A part of the photograph, low quality:", tile)
             questions.append(self._keyed(told, text, picture, context, place, rows, columns))
@@ -117,13 +125,12 @@ def _indented(prompt: str) -> str:
 
 @dataclass(frozen=True)
 class PromptBlock:
-    """A block of the text. tile: as its heading has it, row and column 0 where it has none; None: the whole picture.
-
-    line: of the heading, from 1.
-    """
+    """A block of the text."""
 
     tile: TilePlace | None
+    """As its heading has it; None for the whole picture."""
     line: int
+    """Of the heading, from 1."""
     prompt: str
 
 

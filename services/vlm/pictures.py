@@ -29,10 +29,17 @@ def as_rgb(image: Tensor) -> Tensor:
     return image.expand(-1, -1, 3)
 
 
+def to_bytes(image: Tensor) -> Tensor:
+    """`[H, W, C]` in 0..1 -> `[H, W, 3]` of 8-bit levels on the CPU. Raises ValueError as as_rgb does.
+
+    models/image.py rounds alike for batches; services know nothing of models.
+    """
+    return (as_rgb(image) * 255).round().to(device="cpu", dtype=torch.uint8).contiguous()
+
+
 def to_pil(image: Tensor, max_side: int) -> Image.Image:
     """8-bit RGB picture of an image `[H, W, C]`, shrunk so that no side is longer than `max_side` pixels."""
-    pixels = (as_rgb(image) * 255).round().to(device="cpu", dtype=torch.uint8)
-    picture = Image.fromarray(pixels.contiguous().numpy())
+    picture = Image.fromarray(to_bytes(image).numpy())
     scale = max_side / max(picture.size)
     if scale >= 1:
         return picture

@@ -21,16 +21,14 @@ Poll = Callable[[], None]
 
 
 class AnswerError(Exception):
-    """No usable answer: the service failed, refused, or answered something else. The message says what to do.
-
-    try_again: whether the same question may be answered when it is asked once more. wait: seconds to wait before
-    that, None for the usual back-off.
-    """
+    """No usable answer: the service failed, refused, or answered something else. The message says what to do."""
 
     def __init__(self, message: str, try_again: bool = False, wait: float | None = None):
         super().__init__(message)
         self.try_again = try_again
+        """Whether the same question may be answered when it is asked once more."""
         self.wait = wait
+        """Seconds to wait before that, None for the usual back-off."""
 
 
 class UnusableAnswer(AnswerError):
@@ -46,27 +44,27 @@ class SetupError(ValueError):
 
 @dataclass(frozen=True)
 class Picture:
-    """An image `[H, W, C]` in 0..1 (C of 1, 3 or 4) and what it is, as told to the model."""
+    """A picture and what it is, as told to the model."""
 
     label: str
     image: Tensor
+    """`[H, W, C]` in 0..1, C of 1, 3 or 4."""
 
 
 @dataclass(frozen=True)
 class Question:
-    """One request.
-
-    fields: name -> description of each text the answer consists of, to be given as JSON; empty for a plain text.
-    read: the answer's text -> the answer itself; raises AnswerError for an answer that is not one, which is then
-    asked for again where the service can. seed: for services that take one.
-    """
+    """One request."""
 
     instruction: str
     text: str
     pictures: tuple[Picture, ...] = ()
     fields: Mapping[str, str] = field(default_factory=dict)
+    """Name -> description of each text the answer consists of, to be given as JSON; empty for a plain text."""
     read: Callable[[str], object] = str
+    """The answer's text -> the answer itself. Raises AnswerError for an answer that is not one, which is then asked for
+    again where the service can."""
     seed: int | None = None
+    """For services that take one."""
 
     @property
     def full_instruction(self) -> str:
@@ -88,12 +86,15 @@ class Question:
 
 @dataclass(frozen=True)
 class Answer:
-    """index: of the question. value: what the question's `read` made of the answer, or the error it ended with."""
+    """What became of a question."""
 
     index: int
+    """Of the question."""
     value: object
+    """What the question's `read` made of the answer, or the AnswerError it ended with."""
 
     def result(self) -> object:
+        """The value. Raises it where it is an error."""
         if isinstance(self.value, AnswerError):
             raise self.value
         return self.value
@@ -146,12 +147,13 @@ def in_batches(
 
 @dataclass(frozen=True)
 class _Asked:
-    """An attempt at a question. trouble: with the attempt before."""
+    """An attempt at a question."""
 
     index: int
     question: Question
     attempt: int = 1
     trouble: UnusableAnswer | None = None
+    """With the attempt before."""
 
     @property
     def wording(self) -> Question:

@@ -1,4 +1,7 @@
-"""The two things asked about an image to be restored: a caption, and a revision of a prompt (arXiv 2606.00704)."""
+"""The two things asked about an image to be restored: a caption, and a revision of a prompt (VICR, arXiv 2606.00704).
+
+The paper gives rules for the agent, not its words: the instructions are the pack's own.
+"""
 
 from __future__ import annotations
 
@@ -27,11 +30,14 @@ PROMPT_FIELDS = {
 
 @dataclass(frozen=True)
 class RefinedPrompt:
-    """prompt: whole, on one line. changes, reason: one line each, empty when the model gave none."""
+    """What the agent answers, each on one line."""
 
     prompt: str
+    """The whole prompt of the next round."""
     changes: str
+    """What the agent says it changed; empty when it did not say."""
     reason: str
+    """Why; empty when it did not say."""
 
 
 def instruction(name: str, max_length: int, override: str = "") -> str:
@@ -47,18 +53,21 @@ def refine_question(
     max_length: int = 1500,
     override: str = "",
     seed: int | None = None,
+    initial_prompt: str = "",
 ) -> Question:
     """Ask for the next prompt P_k from the LQ image, the raw result of the round before and its prompt P_{k-1}.
 
-    image, previous_result: `[H, W, C]` in 0..1. The answer is a RefinedPrompt of at most `max_length` characters.
+    image, previous_result: `[H, W, C]` in 0..1. initial_prompt: P_0, an anchor in every round (appendix E.3); blank
+    where there is none. The answer is a RefinedPrompt of at most `max_length` characters.
     """
     pictures = [Picture("Low-quality input:", image)]
     if previous_result is not None:
         pictures.append(Picture("Previous result, restored with the previous prompt:", previous_result))
     missing = "" if previous_result is not None else "There is no previous result yet: this is the first round.\n\n"
+    anchor = f"Initial prompt:\n{initial_prompt}\n\n" if initial_prompt.strip() else ""
     return Question(
         instruction=instruction("refine", max_length, override),
-        text=f"{missing}Previous prompt:\n{previous_prompt}",
+        text=f"{missing}{anchor}Previous prompt:\n{previous_prompt}",
         pictures=tuple(pictures),
         fields=PROMPT_FIELDS,
         read=partial(_read_refined, max_length=max_length),

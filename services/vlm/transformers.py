@@ -20,16 +20,16 @@ INSTALL = "pip install transformers"
 
 @dataclass(frozen=True)
 class LocalVLM:
-    """A network with the processor that makes its inputs.
-
-    temperature: 0 always takes the likeliest token. max_tokens: of one answer. image_size: longest side in pixels.
-    """
+    """A network with the processor that makes its inputs."""
 
     network: nn.Module
     processor: Any
     temperature: float = 0.2
+    """0 always takes the likeliest token."""
     max_tokens: int = 512
+    """Of one answer."""
     image_size: int = 1024
+    """Longest side in pixels of a picture that is shown."""
 
     def answer(self, question: Question, device: torch.device, advance: Callable[[], None]) -> tuple[str, bool]:
         """The text written on `device`, where the network is, and whether it came to its end.
@@ -52,12 +52,7 @@ class LocalVLM:
         sampling = (
             {"do_sample": True, "temperature": self.temperature}
             if self.temperature > 0
-            else {
-                "do_sample": False,
-                "temperature": None,
-                "top_p": None,
-                "top_k": None,
-            }
+            else {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
         )
         kind = device.type if device.type in ("cuda", "xpu") else "cuda"
         devices = [device] if device.type == kind else []

@@ -16,6 +16,7 @@ from harness.agent_loop import (
     candidates,
     difference,
     executed,
+    initial_prompt,
     numbered,
     previous_prompt,
     prompts,
@@ -62,6 +63,7 @@ def test_three_rounds(comfy: ComfyServer, chat: ChatServer):
     assert all(difference(images[i], images[j]) > 1 for i in range(3) for j in range(i))
 
     assert [previous_prompt(request) for request in chat.requests] == PROMPTS[:2]
+    assert [initial_prompt(request) for request in chat.requests] == PROMPTS[:1] * 2
     for request, before in zip(chat.requests, images, strict=False):
         lq, seen = (image.convert("RGB") for image in request.images)
         assert lq.size == (24, 16)

@@ -269,17 +269,14 @@ def test_a_batch_of_restorations_is_refused(server: ComfyServer, chat: ChatServe
 def test_cancel_while_an_agent_does_not_answer(server: ComfyServer, chat: ChatServer):
     chat.script(numbered, Hang())
     graph = fresh(tint(chat.url, 3), "hanging")
-    pressed: list[float] = []
 
     def cancel(kind: str, data: dict[str, Any]) -> None:
         if kind == "executing" and data["node"] == "loop.agent_3":
             time.sleep(0.3)
-            pressed.append(time.monotonic())
             server.client.interrupt()
 
     with pytest.raises(PromptInterrupted, match="RealISR_AgentRefinementLoop"):
         server.client.run(graph, on_message=cancel)
-    assert time.monotonic() - pressed[0] < 2
     assert prompts(server.client.run(graph)) == ["hanging", "hanging, cue 1", "hanging, cue 1, cue 2"]
     assert len(chat.requests) == 3
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from safetensors import safe_open
 from safetensors.torch import save_file
 
 from _pack import ROOT
@@ -18,9 +19,19 @@ from harness import checkpoints
 from harness.chat_server import ChatRequest, ChatServer
 from harness.dreamsr import METADATA_KEY, control_config, control_weights
 from harness.released import save_released_files
+from harness.vlm import save_tiny_llava
 
 API = ROOT / "workflows" / "api"
-WORKFLOWS = ("dreamsr_4k", "dreamsr_tile_controlnet", "vosr_dreamsr_hybrid", "vicr_patch_prompts")
+WORKFLOWS = (
+    "dreamsr_4k",
+    "dreamsr_restore",
+    "dreamsr_tile_controlnet",
+    "mm_controlnet_new",
+    "patch_prompts_edited",
+    "vicr_patch_prompts",
+    "vicr_tile_captions",
+    "vosr_dreamsr_hybrid",
+)
 SIZES = {"double_blocks": 2, "single_blocks": 1, "context_width": 64, "pooled_width": 768}
 HIDDEN = 256
 
@@ -44,6 +55,7 @@ def files(server: ComfyServer) -> None:
         if not (server.models / path).exists():
             (server.models / path).parent.mkdir(parents=True, exist_ok=True)
             save_file(content, server.models / path, metadata)
+    save_tiny_llava(server.models / "LLM" / "llava-1.5-7b-hf")
 
 
 def lora_shapes(inputs: int) -> checkpoints.Shapes:
@@ -172,6 +184,69 @@ def test_patch_prompts_on_diptych_tiles(server: ComfyServer, files, chat: ChatSe
     assert len(chat.requests) == 1 + 3 * 2
 
 
+def test_the_whole_method_in_one_node(server: ComfyServer, files):
+    graph = workflow("dreamsr_restore", server, (36, 24))
+    node = inputs_of(graph, "RealISR_DreamSRRestore")
+    assert (node["resize.width"], node["texture_start"], node["texture_steps"]) == (3840, 0.8, 16)
+    node.update({"resize.width": 144, "tile_size": 64, "overlap": 32, "texture_steps": 2})
+    image = saved(server, graph)
+    assert image.shape == (96, 144, 3)
+    node["lora_name"] = "none"
+    assert np.abs(saved(server, graph) - image).max() > 0
+
+
+def test_prompts_edited_by_hand(server: ComfyServer, files):
+    """The shipped text fits the shipped grid's 3 x 3 tiles; here they are smaller. FLUX reads what was typed."""
+    graph = workflow("patch_prompts_edited", server, (36, 36))
+    smaller(graph, 144, 64, 16)
+    inputs_of(graph, "RealISR_DreamSRRestore")["texture_steps"] = 2
+    result = server.client.run(graph)
+    (written,) = result.outputs[node_of(graph, "PreviewAny")]["text"]
+    assert "=== tile 9 (row 3, column 3) ===" in written
+    image = saved(server, graph)
+    assert image.shape == (144, 144, 3)
+    edited = inputs_of(graph, "RealISR_EditPatchPrompts")
+    edited["text"] = edited["text"].replace("legs", "boots")
+    assert np.abs(saved(server, graph) - image).max() > 0
+
+
+def test_the_shipped_text_is_for_the_shipped_grid():
+    from realisr.models.tiles.layout import TileLayout
+
+    graph = json.loads((API / "patch_prompts_edited.json").read_text(encoding="utf-8"))
+    grid, restore = inputs_of(graph, "RealISR_TileGrid"), inputs_of(graph, "RealISR_DreamSRRestore")
+    width = inputs_of(graph, "RealISR_UpscaleForRestoration")["resize.width"]
+    assert restore["resize.width"] == width
+    # ComfyUI's example picture is square.
+    tiles = len(TileLayout.fitted(width, width, grid["tile_size"], grid["overlap"], grid["align"]))
+    assert inputs_of(graph, "RealISR_EditPatchPrompts")["text"].count("=== tile ") == tiles
+
+
+def test_a_new_mm_controlnet(server: ComfyServer, files):
+    """Of as many layers as the small FLUX has; the file is one that the loader takes."""
+    graph = json.loads((API / "mm_controlnet_new.json").read_text(encoding="utf-8"))
+    made = inputs_of(graph, "RealISR_InitialiseMMControlNet")
+    assert made["layers"] == 9
+    made["layers"] = SIZES["double_blocks"]
+    (path,) = server.client.run(graph).outputs[node_of(graph, "RealISR_SaveMMControlNet")]["text"]
+    with safe_open(path, "pt") as file:
+        assert json.loads(file.metadata()[METADATA_KEY]) == {"text_residual": True, "dit_blocks": [0, 1]}
+        assert "transformer_blocks.1.attn.to_q.weight" in file.keys()
+
+
+def test_tiles_captioned_on_this_machine(server: ComfyServer, files):
+    graph = workflow("vicr_tile_captions", server, (32, 32))
+    images, tiles = inputs_of(graph, "RealISR_DiptychTileImages"), inputs_of(graph, "RealISR_DiptychTiles")
+    assert (images["tile_size"], images["tile_overlap"]) == (tiles["tile_size"], tiles["tile_overlap"])
+    for node in (images, tiles):
+        node.update(tile_size=64, tile_overlap=32)
+    inputs_of(graph, "RealISR_DiptychBuilder")["resize.scale"] = 3
+    inputs_of(graph, "RealISR_FLUXFillSigmas")["steps"] = 2
+    result = server.client.run(graph)
+    assert len(result.outputs[node_of(graph, "PreviewAny")]["text"]) == 2 * 2
+    assert saved(server, graph).shape == (96, 96, 3)
+
+
 def test_the_notes_name_the_files_of_the_loaders():
     for name in WORKFLOWS:
         drawn = json.loads((ROOT / "workflows" / f"{name}.json").read_text(encoding="utf-8"))
@@ -190,4 +265,4 @@ def test_the_notes_name_the_files_of_the_loaders():
 
 def lora_inputs(name: str) -> list[dict[str, Any]]:
     graph = json.loads((API / f"{name}.json").read_text(encoding="utf-8"))
-    return [node["inputs"] for node in graph.values() if "lora_name" in node["inputs"]]
+    return [node["inputs"] for node in graph.values() if node["inputs"].get("lora_name", "none") != "none"]

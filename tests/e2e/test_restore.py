@@ -112,15 +112,10 @@ def test_a_run_that_is_given_up_leaves_the_servers_queue(server, tmp_path: Path,
 
 
 def test_it_needs_nothing_but_python(tmp_path: Path):
-    """An interpreter without installed packages runs it: -S leaves out site-packages, -I the environment."""
+    """An interpreter without installed packages runs it: -S leaves out site-packages, -E the environment."""
     done = subprocess.run(
-        [
-            sys.executable,
-            "-I",
-            "-S",
-            "-c",
-            f"import sys; sys.path.insert(0, {str(ROOT / 'scripts')!r}); import restore",
-        ],
+        [sys.executable, "-S", "-E", str(ROOT / "scripts" / "restore.py"), "--help"],
+        cwd=tmp_path,
         capture_output=True,
         text=True,
         check=False,

@@ -16,8 +16,9 @@ from _pack import ROOT
 from comfy_server import ComfyServer
 from demo import node_of
 from harness import checkpoints
-from harness.agent_loop import numbered
+from harness.agent_loop import initial_prompt, numbered, previous_prompt
 from harness.chat_server import ChatServer
+from harness.vlm import save_tiny_llava
 
 API = ROOT / "workflows" / "api"
 SIZES = {"context_width": 64, "pooled_width": 768}
@@ -39,6 +40,7 @@ def files(server: ComfyServer) -> None:
         if not (server.models / path).exists():
             (server.models / path).parent.mkdir(parents=True, exist_ok=True)
             save_file(content, server.models / path)
+    save_tiny_llava(server.models / "LLM" / "llava-1.5-7b-hf")
 
 
 def lora_shapes() -> checkpoints.Shapes:
@@ -61,10 +63,7 @@ def bridge_shapes() -> checkpoints.Shapes:
 
 @pytest.fixture
 def chat() -> Iterator[ChatServer]:
-    def caption_then_cues(request):
-        return numbered(request) if len(request.images) == 2 else '{"prompt": "a coloured ramp"}'
-
-    with ChatServer(default=caption_then_cues) as running:
+    with ChatServer(default=numbered) as running:
         yield running
 
 
@@ -135,8 +134,10 @@ def test_full_captions_refines_and_chooses(server: ComfyServer, files, chat: Cha
     graph[node_of(graph, "RealISR_NRIQABestOfN")]["inputs"]["metrics"] = "piqe"
     rounds = graph[node_of(graph, "RealISR_AgentRefinementLoop")]["inputs"]["rounds"]
     result = server.client.run(graph)
-    assert len(chat.requests) == rounds
-    assert [len(request.images) for request in chat.requests] == [1, *[2] * (rounds - 1)]
+    assert [len(request.images) for request in chat.requests] == [2] * (rounds - 1), "the agent does not caption"
+    caption = previous_prompt(chat.requests[0])
+    assert caption
+    assert [initial_prompt(request) for request in chat.requests] == [caption] * (rounds - 1)
     candidates = [
         np.asarray(server.client.image(file), np.int16) for file in result.images(node_of(graph, "PreviewImage"))
     ]

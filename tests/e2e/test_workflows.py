@@ -39,12 +39,37 @@ def test_every_workflow_has_its_twin(name: str):
     assert (WORKFLOWS / "api" / name).is_file(), f"workflows/api/{name} is missing: run `make workflows`"
 
 
+def test_every_node_a_user_places_is_in_a_workflow(host):
+    """The agent loop's internal nodes are made by its expansion; ComfyUI hides them."""
+    from harness.schemas import pack_nodes
+
+    placed = {schema.node_id for schema in (node.GET_SCHEMA() for node in pack_nodes()) if not schema.is_dev_only}
+    graphs = [read(WORKFLOWS / "api" / name) for name in NAMES]
+    shown = {node["class_type"] for nodes in graphs for node in nodes.values()}
+    assert placed - shown == set()
+    assert len(placed) > 30
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_opens_cleanly_and_equals_its_twin(frontend, name: str):
     opened = frontend.open_file(WORKFLOWS / name)
     assert opened.missing_nodes == []
     assert opened.errors == []
     assert graph(frontend.export_api()) == graph(read(WORKFLOWS / "api" / name)), "run `make workflows`"
+
+
+def test_a_workflow_saved_before_the_sockets_got_their_prefix_keeps_its_links(frontend):
+    """MM_CONTROLNET is what REALISR_MM_CONTROLNET was called; saved links and sockets still say so."""
+    text = (WORKFLOWS / "dreamsr_4k.json").read_text(encoding="utf-8")
+    saved = json.loads(text.replace('"REALISR_MM_CONTROLNET"', '"MM_CONTROLNET"'))
+    old_links = [link for link in saved["links"] if link[5] == "MM_CONTROLNET"]
+    assert len(old_links) == 2
+    opened = frontend.open(saved)
+    assert (opened.missing_nodes, opened.errors) == ([], [])
+    assert graph(frontend.export_api()) == graph(read(WORKFLOWS / "api" / "dreamsr_4k.json"))
+    # And as the frontend saves it now.
+    frontend.open(frontend.export_ui())
+    assert graph(frontend.export_api()) == graph(read(WORKFLOWS / "api" / "dreamsr_4k.json"))
 
 
 def test_the_export_is_what_was_opened(frontend, server):

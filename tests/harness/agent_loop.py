@@ -149,6 +149,12 @@ def previous_prompt(request: ChatRequest) -> str:
     return text.partition(mark)[2].strip()
 
 
+def initial_prompt(request: ChatRequest) -> str:
+    """The anchor that the refiner tells the agent, from between its mark and the previous prompt's."""
+    (text,) = [text for text in request.texts if "Initial prompt:\n" in text]
+    return text.partition("Initial prompt:\n")[2].partition("Previous prompt:\n")[0].strip()
+
+
 def executed(result: PromptResult) -> list[str]:
     """Ids of the nodes that ran, in order; those whose results were cached are not among them."""
     seen = [data["node"] for kind, data in result.messages if kind == "executing" and data["node"]]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from torch import nn
 
 from realisr.models.pure.config import ChameleonConfig
 from realisr.models.pure.transformer import Chameleon
@@ -12,13 +13,25 @@ TINY = ChameleonConfig(hidden_size=16, intermediate_size=32, num_layers=2, num_h
 PROMPT = [0, 16400, 16450, 16500, 8197, 8805, 8805, 30, 40, 8803, 8196, EOT]
 
 
+def initialise(network: Chameleon, std: float = 0.02, generator: torch.Generator | None = None) -> Chameleon:
+    """Random weights in place: normal with deviation `std`, norms at one."""
+    for name, parameter in network.named_parameters():
+        if name.endswith("norm.weight"):
+            nn.init.ones_(parameter)
+        elif name.endswith("bias"):
+            nn.init.zeros_(parameter)
+        else:
+            nn.init.normal_(parameter, std=std, generator=generator)
+    return network
+
+
 def random_network(seed: int = 0, image_scale: float = 1.0, varied: float = 1.0) -> Chameleon:
     """Random weights. image_scale: size of the image tokens' logits. varied: how different image tokens are as input.
 
     A trained model's next token depends little on exactly which code stands before it; `varied` below 1 imitates that.
     """
     generator = torch.Generator().manual_seed(seed)
-    network = Chameleon(TINY).initialise(std=0.3, generator=generator).eval()
+    network = initialise(Chameleon(TINY), 0.3, generator).eval()
     with torch.no_grad():
         network.lm_head.image.weight.mul_(image_scale / 0.3)
         embedding = network.model.embed_tokens.weight

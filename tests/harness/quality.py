@@ -10,6 +10,7 @@ from torch import nn
 from .checkpoints import StateDict
 
 LIQE, MUSIQ, MANIQA = "liqe_koniq.pt", "musiq_koniq_ckpt-e95806b9.pth", "ckpt_koniq10k.pt"
+TOPIQ, TOPIQ_FACE = "cfanet_nr_koniq_res50-9a73138b.pth", "topiq_nr_cgfiqa_res50-0a8b8e4f.pth"
 CLIP_VIT, CLIP_RESNET = "ViT-B-32.pt", "RN50.pt"
 CLIP_TEXT = {
     "context_length": 77,
@@ -107,4 +108,16 @@ def save_maniqa(folder: Path, seed: int = 0) -> StateDict:
         network = Network(pretrained=False)
     state_dict = halved(randomised(network))
     torch.save(state_dict, folder / MANIQA)
+    return state_dict
+
+
+def save_topiq(folder: Path, name: str = TOPIQ) -> StateDict:
+    """TOPIQ's one size on a ResNet-50: 36 million parameters."""
+    from realisr.services.iqa.offline import importable
+
+    with importable():
+        from pyiqa.archs.topiq_arch import CFANet
+    torch.manual_seed(0)
+    state_dict = randomised(CFANet(use_ref=False, pretrained=False, backbone_pretrain=False))
+    torch.save({"params": state_dict}, folder / name)
     return state_dict

@@ -53,8 +53,10 @@ def load_bridge(host: InProcessHost, name: str, weights: StateDict) -> Any:
     return host.run(LoadVisionContextBridge, bridge_name=file)[0]
 
 
-def bridged(model: Any, wire: list[Any], bridge: Any, embeds: Tensor, strength: float = 1.0) -> tuple[Any, list[Any]]:
-    """MODEL and CONDITIONING of the bridge node, for CLIP embeddings `[B, 768]`."""
+def bridged(
+    model: Any, wire: list[Any], bridge: Any, embeds: Tensor, strength: float = 1.0, tokens: Tensor | None = None
+) -> tuple[Any, list[Any]]:
+    """MODEL and CONDITIONING of the bridge node, for CLIP embeddings `[B, 768]` and tokens `[B, N, W]`."""
     from realisr.nodes.vicr import CLIPVisionContextBridge
 
     return InProcessHost.run(
@@ -63,7 +65,7 @@ def bridged(model: Any, wire: list[Any], bridge: Any, embeds: Tensor, strength: 
         conditioning=wire,
         bridge=bridge,
         strength=strength,
-        clip_vision_output=SimpleNamespace(image_embeds=embeds),
+        clip_vision_output=SimpleNamespace(image_embeds=embeds, last_hidden_state=tokens),
     )
 
 

@@ -110,11 +110,11 @@ def weights_of(model: Any) -> dict[str, Tensor]:
 def test_equals_the_hosts_patched_weights(model, positive, latent, naming, rank, alpha):
     import comfy.sd
 
-    from realisr.host.dreamsr.lora import with_forward_lora
+    from realisr.host.dreamsr.lora import AccelerationLoRA, with_forward_lora
 
     lora = lora_file(naming, rank, alpha)
     plain = removed(model, positive, latent)
-    ours = removed(with_forward_lora(model, lora, 0.7, "x"), positive, latent)
+    ours = removed(with_forward_lora(model, AccelerationLoRA(lora, "x", 0.7)), positive, latent)
     patched, _ = comfy.sd.load_lora_for_models(model, None, lora, 0.7, 0)
     expected = removed(patched, positive, latent)
     assert (expected - plain).abs().max() > 0.01
@@ -122,10 +122,10 @@ def test_equals_the_hosts_patched_weights(model, positive, latent, naming, rank,
 
 
 def test_the_weights_are_never_touched(model, positive, latent):
-    from realisr.host.dreamsr.lora import with_forward_lora
+    from realisr.host.dreamsr.lora import AccelerationLoRA, with_forward_lora
 
     plain, before = removed(model, positive, latent), weights_of(model)
-    patched = with_forward_lora(model, lora_file("diffusers"), 1.0, "x")
+    patched = with_forward_lora(model, AccelerationLoRA(lora_file("diffusers"), "x"))
     assert patched.model is model.model
     changed = removed(patched, positive, latent)
     after = weights_of(model)
@@ -138,9 +138,9 @@ def test_the_weights_are_never_touched(model, positive, latent):
 
 
 def test_a_failing_run_takes_the_lora_out_too(model, positive, latent):
-    from realisr.host.dreamsr.lora import with_forward_lora
+    from realisr.host.dreamsr.lora import AccelerationLoRA, with_forward_lora
 
-    patched = with_forward_lora(model, lora_file("diffusers"), 1.0, "x")
+    patched = with_forward_lora(model, AccelerationLoRA(lora_file("diffusers"), "x"))
 
     def fails(*_: Any) -> None:
         raise RuntimeError("stop here")
@@ -152,22 +152,22 @@ def test_a_failing_run_takes_the_lora_out_too(model, positive, latent):
 
 
 def test_the_host_counts_the_lora_and_not_a_second_model(model):
-    from realisr.host.dreamsr.lora import with_forward_lora
+    from realisr.host.dreamsr.lora import AccelerationLoRA, with_forward_lora
 
     lora = lora_file("diffusers")
-    (extra,) = with_forward_lora(model, lora, 1.0, "x").get_additional_models()
+    (extra,) = with_forward_lora(model, AccelerationLoRA(lora, "x")).get_additional_models()
     assert extra.model_size() == sum(value.nbytes for name, value in lora.items() if not name.endswith("alpha"))
 
 
 def test_stacks_with_a_lora_the_host_adds_in_the_forward(model, positive, latent):
     import comfy.sd
 
-    from realisr.host.dreamsr.lora import with_forward_lora
+    from realisr.host.dreamsr.lora import AccelerationLoRA, with_forward_lora
 
     plain = removed(model, positive, latent)
     first, second = lora_file("kohya"), lora_file("host", rank=2)
     bypassed, _ = comfy.sd.load_bypass_lora_for_models(model, None, first, 1.0, 0)
-    ours = removed(with_forward_lora(bypassed, second, 1.0, "x"), positive, latent)
+    ours = removed(with_forward_lora(bypassed, AccelerationLoRA(second, "x")), positive, latent)
     both, _ = comfy.sd.load_lora_for_models(model, None, first, 1.0, 0)
     both, _ = comfy.sd.load_lora_for_models(both, None, second, 1.0, 0)
     assert (ours - removed(both, positive, latent)).abs().max() < 1e-3
@@ -228,22 +228,63 @@ def test_the_node_gives_the_texture_stage(host, model, positive, latent):
 
 
 def test_a_lora_of_another_model_is_named(model):
-    from realisr.host.dreamsr.lora import with_forward_lora
+    from realisr.host.dreamsr.lora import AccelerationLoRA, with_forward_lora
 
     other = {
         "lora_unet_input_blocks_1.lora_down.weight": torch.zeros(4, 8),
         "lora_unet_input_blocks_1.lora_up.weight": torch.zeros(8, 4),
     }
     with pytest.raises(ValueError, match=r"No layer of sdxl\.safetensors .*lora_unet_input_blocks_1"):
-        with_forward_lora(model, other, 1.0, "sdxl.safetensors")
+        with_forward_lora(model, AccelerationLoRA(other, "sdxl.safetensors"))
+
+
+@pytest.mark.parametrize("naming", LAYERS)
+def test_a_tensor_that_is_missing_or_of_another_size_is_refused_by_name(model, naming):
+    """One after another: both matrices, of whole layers and of parts of fused ones."""
+    from realisr.host.dreamsr.lora import AccelerationLoRA, with_forward_lora
+
+    whole = lora_file(naming, alpha=None)
+    # Without its up matrix a layer is no LoRA's to the host, which warns.
+    missing = [
+        {key: value for key, value in whole.items() if key != name} for name in whole if SUFFIXES[naming][0] in name
+    ]
+    narrow = [whole | {name: value[..., :-1].contiguous()} for name, value in whole.items()]
+    short = [whole | {name: value[:-1].contiguous()} for name, value in whole.items()]
+    for broken in (*missing, *narrow, *short):
+        with pytest.raises(ValueError, match=r"broken\.safetensors (is incomplete: it lacks|does not fit this model)"):
+            with_forward_lora(model, AccelerationLoRA(broken, "broken.safetensors"))
+    assert with_forward_lora(model, AccelerationLoRA(whole, "whole.safetensors"))
+
+
+@pytest.mark.parametrize(
+    "layer", ["pos_embed_input", "final_layer.adaLN_modulation.1", "double_blocks.0.img_attn.norm.query_norm"]
+)
+def test_a_layer_that_the_model_cannot_update_is_named(model, layer):
+    """One that this FLUX lacks, one whose halves the naming swaps, and one that is no linear layer."""
+    from comfy.utils import flux_to_diffusers
+
+    from realisr.host.dreamsr.lora import AccelerationLoRA, with_forward_lora
+
+    names = flux_to_diffusers({"depth": 1, "hidden_size": SIZE})
+    (stem,) = [
+        name.removesuffix(".weight")
+        for name, source in names.items()
+        if (source if isinstance(source, str) else source[0]) == f"{layer}.weight"
+    ]
+    file = {
+        f"transformer.{stem}.lora_A.weight": torch.zeros(4, SIZE),
+        f"transformer.{stem}.lora_B.weight": torch.zeros(SIZE, 4),
+    }
+    with pytest.raises(ValueError, match=rf"other\.safetensors does not fit this model.*{layer}"):
+        with_forward_lora(model, AccelerationLoRA(file, "other.safetensors"))
 
 
 def test_other_kinds_of_adapter_are_refused_by_name(model):
-    from realisr.host.dreamsr.lora import with_forward_lora
+    from realisr.host.dreamsr.lora import AccelerationLoRA, with_forward_lora
 
     dora = lora_file("host") | {"diffusion_model.double_blocks.0.img_attn.qkv.dora_scale": torch.ones(3 * SIZE, 1)}
     with pytest.raises(ValueError, match=r"not a plain LoRA: .*double_blocks\.0\.img_attn\.qkv.*Use Load LoRA"):
-        with_forward_lora(model, dora, 1.0, "dora.safetensors")
+        with_forward_lora(model, AccelerationLoRA(dora, "dora.safetensors"))
 
 
 def test_a_model_that_predicts_noise_is_refused(model, positive, latent):

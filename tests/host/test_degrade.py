@@ -62,8 +62,8 @@ def test_the_largest_seed_works(host):
 @pytest.mark.parametrize(
     ("image", "message"),
     [
-        (torch.rand(1, 8, 8, 1), "takes RGB or RGBA images, this one has 1 channels"),
-        (torch.full((1, 8, 8, 3), float("nan")), "values that are not numbers"),
+        (torch.rand(1, 8, 8, 1), r"Degrade Image: Expected images .*3 or 4 channels\], got \[1, 8, 8, 1\]"),
+        (torch.full((1, 8, 8, 3), float("nan")), "Degrade Image: The image holds 192 values that are not numbers"),
     ],
 )
 def test_images_it_cannot_take(host, image, message):

@@ -14,8 +14,9 @@ FIXED, AUTO = "0 to ln 16384", "auto"
 def run(host):
     from realisr.nodes.pure_entropy import EntropyHeatmap
 
-    def run(entropy, value_range=FIXED, opacity=0.6, image=None):
-        return host.run(EntropyHeatmap, entropy=entropy, value_range=value_range, opacity=opacity, image=image)[0]
+    def run(entropy, value_range=FIXED, opacity=0.6, image=None, **named):
+        named |= {"entropy": entropy, "value_range": value_range, "opacity": opacity, "image": image}
+        return host.run(EntropyHeatmap, **named)[0]
 
     return run
 
@@ -34,6 +35,16 @@ def test_the_auto_range_stretches_each_image(run):
     both = run(torch.cat([0.3 + 0.1 * ramp, 0.5 * ramp]), AUTO)
     torch.testing.assert_close(both[0], both[1], rtol=0, atol=1e-3)
     assert torch.equal(run(torch.full((1, 4, 4), 0.5), AUTO), run(torch.zeros(1, 4, 4))), "a flat map has no range"
+
+
+def test_either_direction(run):
+    """Bright where unsure unless the paper's direction is chosen, also in workflows saved before there was a choice."""
+    ramp = torch.linspace(0, 1, 64).view(1, 8, 8)
+    for value_range in (FIXED, AUTO):
+        bright, dark = (run(ramp, value_range, direction=f"{word} where unsure") for word in ("bright", "dark"))
+        assert torch.equal(run(ramp, value_range), bright)
+        assert (bright.mean(-1).flatten().diff() > 0).sum() > 60 and (dark.mean(-1).flatten().diff() < 0).sum() > 60
+        torch.testing.assert_close(dark, run(1 - ramp, value_range), rtol=0, atol=1e-5)
 
 
 def test_over_an_image(run):

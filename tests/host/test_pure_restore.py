@@ -53,12 +53,13 @@ def test_the_image_is_the_tokens_decoded(model):
 def test_the_same_as_the_plain_network(model, host):
     """Through the host's layers, loader and memory manager, against the released tensors in plain torch."""
     from realisr.models.pure.config import ChameleonConfig
-    from realisr.models.pure.crop import to_pixels
-    from realisr.models.pure.generation import GenerationOptions, generate
+    from realisr.models.pure.decode import generate
+    from realisr.models.pure.options import GenerationOptions
     from realisr.models.pure.prompt import image_block, prompt_ids
     from realisr.models.pure.released import fuse
     from realisr.models.pure.transformer import Chameleon
     from realisr.models.pure.vocabulary import Vocabulary
+    from realisr.models.pure.vqgan import to_pixels
 
     sizes = pure.Sizes()
     config = ChameleonConfig.from_json(sizes.config())
@@ -152,6 +153,7 @@ def test_sampling_choices_act(model):
         {"sampling": greedy},
         {"sampling": {"sampling": "entropy top-k", "k_min": 1, "k_max": 3, "mu": 5.0}},
         {"sampling": {"sampling": "entropy top-k", "k_min": 1, "k_max": 2000, "mu": 9.0}},
+        {"sampling": {"sampling": "entropy top-k, observed mu", "k_min": 1, "k_max": 2000}},
         {"temperature": 0.4},
         {"guidance_scale": 1.0},
         {"instruction": "Something else."},
@@ -183,10 +185,10 @@ def test_tiles(model, monkeypatch, description):
 
 
 def test_every_tile_has_a_seed_of_its_own(model):
-    from realisr.host.pure.restore import Restoration, RestoreOptions, Tiles, tile_seed
+    from realisr.host.pure.restore import PURERestoreOptions, Restoration, Tiles, tile_seed
 
     images = picture(width=100, height=70, batch=2)
-    jobs = Restoration(model, images, RestoreOptions(100, 70, seed=2**64 - 1, tiles=Tiles(64, 16))).jobs()
+    jobs = Restoration(model, images, PURERestoreOptions(100, 70, seed=2**64 - 1, tiles=Tiles(64, 16))).jobs()
     assert [job.image for job in jobs] == [0] * 4 + [1] * 4
     seeds = [job.seed for job in jobs]
     assert (seeds[0], seeds[4]) == (2**64 - 1, 0), "the first tile has the image's: seed + i"
@@ -202,20 +204,20 @@ def test_one_description_for_all_tiles(model):
 
 
 def test_tiling_off_squeezes_the_image_into_one_square(model):
-    from realisr.host.pure.restore import Restoration, RestoreOptions, Tiles
+    from realisr.host.pure.restore import PURERestoreOptions, Restoration, Tiles
     from realisr.nodes.pure import chosen_tiles
 
     assert chosen_tiles({"tiling": "off"}) == Tiles(512, whole=True)
-    run = Restoration(model, picture(width=100, height=30), RestoreOptions(100, 30, tiles=Tiles(64, 0, whole=True)))
+    run = Restoration(model, picture(width=100, height=30), PURERestoreOptions(100, 30, tiles=Tiles(64, 0, whole=True)))
     assert run.canvases.shape == (1, 64, 64, 3) and len(run.jobs()) == 1
     assert run.run().image.shape == (1, 30, 100, 3)
 
 
 def test_seams_are_blended(model):
     """Two tiles as different as black and white meet in a ramp, not at an edge."""
-    from realisr.host.pure.restore import Restoration, RestoreOptions, Tiles
+    from realisr.host.pure.restore import PURERestoreOptions, Restoration, Tiles
 
-    run = Restoration(model, picture(width=96, height=64), RestoreOptions(960, 512, tiles=Tiles(512, 64)))
+    run = Restoration(model, picture(width=96, height=64), PURERestoreOptions(960, 512, tiles=Tiles(512, 64)))
     assert [box.left for box in run.grid.boxes] == [0, 448]
     merged = run.merged([torch.zeros(1, 1, 512, 512), torch.ones(1, 1, 512, 512)])[0, 0]
     steps = merged.diff(dim=1)
@@ -226,7 +228,7 @@ def test_seams_are_blended(model):
 @pytest.mark.parametrize(
     ("side", "overlap", "message"),
     [
-        (64, 64, "Tile overlap 64 px must be smaller than the tile size 64 px"),
+        (64, 64, "The overlap must be .* smaller than the tile size 64 px, got 64 px"),
         (100, 8, "A tile of 100 px: PURE writes squares of 32 to 512 px, in steps of 32"),
         (544, 8, "A tile of 544 px"),
     ],

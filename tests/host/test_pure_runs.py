@@ -244,7 +244,7 @@ def test_as_many_together_as_memory_allows(model, monkeypatch):
     monkeypatch.setattr(module, "generate", generate)
     monkeypatch.setattr(comfy.model_management, "minimum_inference_memory", lambda: 0)
     images, options = picture(width=32, height=32, batch=5), {**pure.QUICK, "preview": False}
-    run = module.Restoration(model, images, module.RestoreOptions(32, 32, tiles=module.Tiles(32, 0), preview=False))
+    run = module.Restoration(model, images, module.PURERestoreOptions(32, 32, tiles=module.Tiles(32, 0), preview=False))
     needed = module.memory_needed(model, run.jobs(), run.options, 1)
     unloaded = max(0, model.backbone.model_size() - model.backbone.loaded_size())
     expected = {}
@@ -263,6 +263,36 @@ def test_as_many_together_as_memory_allows(model, monkeypatch):
         assert batches == sizes
         expected.setdefault("codes", result[4].codes)
         assert torch.equal(expected["codes"], result[4].codes)
+
+
+@pytest.mark.parametrize("where", ["tokens", "pixels"])
+def test_a_batch_that_does_not_fit_after_all_is_drawn_in_halves(model, monkeypatch, where):
+    """What memory lacks may show while tokens are drawn, or after: no image is lost, doubled or changed by it."""
+    import comfy.model_management
+
+    from realisr.host.pure import restore as module
+
+    images, batches, decoded = picture(width=32, height=32, batch=3), [], []
+    expected = run_restorer(model, images, **pure.QUICK, batch_size=1)
+    generate, decode = module.generate, type(model).decode
+
+    def generating(network, prompts, *inputs, **named):
+        batches.append(len(prompts))
+        if where == "tokens" and len(prompts) > 2:
+            raise comfy.model_management.OOM_EXCEPTION("pretended")
+        return generate(network, prompts, *inputs, **named)
+
+    def decoding(self, codes):
+        decoded.append(len(codes))
+        if where == "pixels" and len(decoded) == 2:
+            raise comfy.model_management.OOM_EXCEPTION("pretended")
+        return decode(self, codes)
+
+    monkeypatch.setattr(module, "generate", generating)
+    monkeypatch.setattr(type(model), "decode", decoding)
+    result = run_restorer(model, images, **pure.QUICK, batch_size=3, preview=False)
+    assert batches == [3, 1, 2]
+    assert torch.equal(result[4].codes, expected[4].codes) and torch.equal(result[0], expected[0])
 
 
 @pytest.mark.parametrize("weight_dtype", ["fp32", "bf16", "fp8_e4m3fn"])

@@ -202,11 +202,11 @@ def test_a_metric_is_loaded_once_and_freed_with_the_rest(host):
 @pytest.mark.usefixtures("weights")
 def test_a_metric_is_moved_as_a_whole_however_little_memory_there_is(host):
     """Its layers are ordinary ones, which do not compute with a part of the weights elsewhere."""
-    from realisr.host.iqa import LoadedMetrics, Metric, weights_folder
-    from realisr.services.iqa.metrics import create_network, parse_metrics
+    from realisr.host.iqa import LoadedMetrics, weights_folder
+    from realisr.services.iqa.metrics import parse_metrics
 
     (info,) = parse_metrics("liqe")
-    patcher = LoadedMetrics().load(Metric("liqe", lambda: create_network(info, weights_folder()), lambda *_: 0.0))
+    patcher = LoadedMetrics().load(info, weights_folder())
     elsewhere = torch.device("meta")  # any device but the CPU will do
     patcher.load(elsewhere, lowvram_model_memory=0.1)
     assert all(parameter.device == elsewhere for parameter in patcher.model.parameters())
@@ -293,15 +293,16 @@ def test_the_choice_is_the_rules(host):
 @pytest.mark.slow
 def test_the_four_default_metrics_choose(host, weights, monkeypatch: pytest.MonkeyPatch):
     """MANIQA at its real size, with one crop of its twenty: ViT-B/8 is heavy on a CPU."""
+    from realisr.host import iqa
     from realisr.models.best_of_n import best_of_n
-    from realisr.nodes import quality as nodes
-    from realisr.services.iqa.metrics import DEFAULT_METRICS, create_network
+    from realisr.services.iqa.metrics import DEFAULT_METRICS
+    from realisr.services.iqa.offline import create_network
 
     def create(info, folder):
         return create_network(info, folder, **({"test_sample": 1} if info.name == "maniqa" else {}))
 
     published = quality.save_maniqa(weights)
-    monkeypatch.setattr(nodes, "create_network", create)
+    monkeypatch.setattr(iqa, "create_network", create)
     output = select([pictures(1, 224, seed=seed) for seed in (1, 2)], metrics=", ".join(DEFAULT_METRICS))
     assert loaded().keys() == {"LIQE", "MUSIQ", "MANIQA", "CLIPIQA"}
     state_dict = loaded()["MANIQA"].network.net.state_dict()

@@ -196,6 +196,45 @@ def test_pooled_text_wider_than_the_model_reads(host):
     assert relative_error(guided, blank + 3 * (full - blank)) < TOLERANCE
 
 
+def test_a_bridge_of_the_texts_width_gives_tokens_beside_the_text(host, plain):
+    """The paper's ablation with vision tokens: the same network on each of CLIP's tokens."""
+    from realisr.models.vicr.bridge import BridgeConfig, VisionContextBridge
+
+    seen = torch.randn(2, 7, 48, generator=torch.Generator().manual_seed(12))
+    file = checkpoints.vision_context_bridge(9, embedding=48, width=32)
+    network = VisionContextBridge(BridgeConfig(48, 96, 32))
+    network.load_state_dict(file)
+    with torch.no_grad():
+        tokens = torch.stack([torch.stack([network(token) for token in image]) for image in seen])
+    bridge = load_bridge(host, "tokens", file)
+    model, wire = bridged(plain, SCENE.wire, bridge, EMBEDS, 0.5, tokens=seen[:1])
+    assert model is plain
+    torch.testing.assert_close(wire[0][0], torch.cat([SCENE.text, 0.5 * tokens[:1]], dim=1))
+    expected = sample(plain, replace(SCENE, text=torch.cat([SCENE.text, 0.5 * tokens[:1]], dim=1)))
+    assert relative_error(sample(plain, SCENE, wire=wire), expected) < TOLERANCE
+    assert relative_error(sample(plain, SCENE), expected) > 1e-3, "the tokens show"
+    _, several = bridged(plain, SCENE.wire, bridge, EMBEDS, tokens=seen)
+    torch.testing.assert_close(several[0][0][:, -7:], tokens)
+    assert torch.equal(several[0][0][:, :-7], SCENE.text.expand(2, -1, -1))
+    assert torch.equal(bridged(plain, SCENE.wire, bridge, EMBEDS, 0.0, tokens=seen)[1][0][0], SCENE.text)
+
+
+def test_no_bridge_adds_clips_vector_as_it_is(host, plain):
+    """The paper's ablation without a bridge."""
+    from realisr.host.vicr.loader import NO_BRIDGE, bridge_choices
+    from realisr.nodes.vicr_loaders import LoadVisionContextBridge
+
+    assert bridge_choices()[-1] == NO_BRIDGE
+    (nothing,) = host.run(LoadVisionContextBridge, bridge_name=NO_BRIDGE)
+    model, wire = bridged(plain, SCENE.wire, nothing, EMBEDS, 0.5)
+    assert model is plain
+    expected = sample(plain, replace(SCENE, pooled=SCENE.pooled + 0.5 * EMBEDS))
+    assert relative_error(sample(plain, SCENE, wire=wire), expected) < TOLERANCE
+    assert relative_error(sample(plain, SCENE), expected) > 1e-3, "the vector shows"
+    with pytest.raises(ValueError, match="reads image embeddings 768 wide, the CLIP_VISION_OUTPUT's are 1024"):
+        bridged(plain, SCENE.wire, nothing, torch.zeros(1, 1024))
+
+
 def lora_of_everything(weights, seed: int = 3) -> tuple[dict[str, Tensor], checkpoints.StateDict]:
     """A LoRA file of every matrix, pooled text's layers included, and the weights it means."""
     generator = torch.Generator().manual_seed(seed)
@@ -355,11 +394,12 @@ def test_projected_embedding_of_the_cores_clip(host, weights, plain, bridge):
 ERRORS = {
     "width": (
         {"bridge": {"width": 4096}},
-        "bridge gives 4096, this model has hidden 256 and pooled 768",
+        "bridge gives 4096, this model has hidden 256, pooled 768 and text 32",
     ),
     "clip": ({"embeds": torch.zeros(1, 1024)}, "reads image embeddings 768 wide, the CLIP_VISION_OUTPUT's are 1024"),
     "no embedding": ({"embeds": None}, "the CLIP_VISION_OUTPUT's are none"),
     "images": ({"embeds": torch.zeros(3, 768), "pooled": torch.zeros(2, 768)}, "seen 3 images, .* is for 2"),
+    "tokens": ({"bridge": {"width": 32}}, "reads image tokens 768 wide, the CLIP_VISION_OUTPUT's are none"),
     "narrow text": ({"pooled": torch.zeros(1, 512)}, "pooled_output is 512 wide, this model reads 768"),
 }
 

@@ -306,13 +306,3 @@ def test_overlap_of_a_whole_tile(multi_step, vae, vision, size, overlap):
             tiling={"tiling": "custom", "tile_size": size, "tile_overlap": overlap},
         )
     assert VOSRConditioning.validate_inputs(tile_size=64, tile_overlap=8) is True
-
-
-def test_colour_alignment_of_what_is_not_numbers(host):
-    from realisr.nodes.image import AlignColors
-
-    broken = GREY.clone()
-    broken[0, 0, 0, 0] = float("nan")
-    for image, reference, which in ((broken, GREY, "image"), (GREY, broken, "reference")):
-        with pytest.raises(ValueError, match=rf"the {which} holds values that are not numbers"):
-            host.run(AlignColors, image=image, reference=reference, method="adain")

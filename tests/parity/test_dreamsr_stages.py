@@ -31,9 +31,10 @@ def entry(text, pooled, guidance: float | None = None):
 
 
 def method(host, flux, lora, case, **changes):
-    """The method as the case has it."""
+    """The method and the tiles as the case has them."""
     from realisr.host.dreamsr.control.conditioning import ApplyOptions
-    from realisr.host.dreamsr.restore import AccelerationLoRA, DreamSR, StageOptions
+    from realisr.host.dreamsr.lora import AccelerationLoRA
+    from realisr.host.dreamsr.restore import DreamSR
     from realisr.models.tiles.grid import TileGrid
 
     inputs, stated = given(case), case.parameters
@@ -48,18 +49,15 @@ def method(host, flux, lora, case, **changes):
     arguments = {
         "model": flux,
         "positive": entry(inputs["in/txt_global"], inputs["in/pooled_global"], stated["guidance"]),
-        "grid": grid,
         "control": control,
+        "control_options": ApplyOptions(text_branch=stated.get("text_branch", True)),
         "lora": AccelerationLoRA(lora, "golden"),
         "patch_prompts": patches if control is not None else None,
-        "options": StageOptions(
-            removal_time=stated.get("t_s", 1.0),
-            weights=stated.get("weights", "uniform"),
-            start=stated.get("t", 0.8),
-            control=ApplyOptions(text_branch=stated.get("text_branch", True)),
-        ),
+        "removal_time": stated.get("t_s", 1.0),
+        "texture_start": stated.get("t", 0.8),
+        "weights": stated.get("weights", "uniform"),
     } | changes
-    return DreamSR(**arguments)
+    return DreamSR(**arguments), grid
 
 
 REMOVAL = golden.cases("dreamsr_removal", "flux")
@@ -67,9 +65,11 @@ REMOVAL = golden.cases("dreamsr_removal", "flux")
 
 @pytest.mark.parametrize("case", REMOVAL)
 def test_degradation_removal(host, flux, lora, case):
+    from realisr.host.dreamsr.restore import clean_latent
+
     inputs, formats = given(case), flux.model.latent_format
     latent = inputs["in/z_lq"]
-    made = method(host, flux, lora, case)
+    made, grid = method(host, flux, lora, case)
     if "box" in case.parameters:
         from dataclasses import replace
 
@@ -77,10 +77,10 @@ def test_degradation_removal(host, flux, lora, case):
 
         top, bottom, left, right = case.parameters["box"]
         latent = latent[..., top:bottom, left:right].contiguous()
-        alone = TileGrid(bottom - top, right - left, bottom - top, right - left, 0, 2)
-        made = replace(made, grid=alone, patch_prompts=made.patch_prompts[:1])
+        grid = TileGrid(bottom - top, right - left, bottom - top, right - left, 0, 2)
+        made = replace(made, patch_prompts=made.patch_prompts[:1])
     with torch.inference_mode():
-        clean = made.clean(formats.process_out(latent))
+        clean = clean_latent(made, grid, formats.process_out(latent))
     golden.assert_within(formats.process_in(clean), case["out/z_dr"], LATENT_TOLERANCE)
 
 
@@ -89,10 +89,13 @@ LOOP = golden.cases("dreamsr_loop", "flux")
 
 @pytest.mark.parametrize("case", LOOP)
 def test_one_and_sixteen(host, flux, lora, case):
+    from realisr.host.dreamsr.restore import add_texture, clean_latent
+
     inputs, formats = given(case), flux.model.latent_format
-    made = method(host, flux, lora, case)
+    made, grid = method(host, flux, lora, case)
     with torch.inference_mode():
-        restored, clean = made.restore(formats.process_out(inputs["in/z_lq"]), inputs["in/noise"], 0)
+        clean = clean_latent(made, grid, formats.process_out(inputs["in/z_lq"]))
+        restored = add_texture(made, grid, clean, inputs["in/noise"], 0)
     golden.assert_within(formats.process_in(clean), case["mid/z_dr"], RAW_TOLERANCE, "z_dr")
     golden.assert_within(restored, case["out/latent_raw"], RAW_TOLERANCE, "raw latent")
     golden.assert_within(formats.process_in(restored), case["out/latent"], LATENT_TOLERANCE)

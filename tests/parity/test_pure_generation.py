@@ -7,18 +7,19 @@ from functools import cache
 import pytest
 import torch
 
+from oracles.pure_slots import Slot, mask_slot, next_slot
 from parity import golden, pure_golden
 from parity.pure_tokenizer import ByteTokenizer
 from realisr.models.image import to_bytes
-from realisr.models.pure import crop, prompt
 from realisr.models.pure import logits as stages
+from realisr.models.pure import prompt
 from realisr.models.pure.config import ChameleonConfig
-from realisr.models.pure.generation import GenerationOptions, generate
-from realisr.models.pure.grid import Slot, next_slot
+from realisr.models.pure.decode import generate
+from realisr.models.pure.options import GenerationOptions
 from realisr.models.pure.released import fuse
 from realisr.models.pure.transformer import Chameleon
 from realisr.models.pure.vocabulary import BOI, BOS, EOT, NL, Vocabulary
-from realisr.models.pure.vqgan import VQGAN, VQConfig
+from realisr.models.pure.vqgan import VQGAN, VQConfig, to_image, to_pixels
 
 ENTROPY_TOLERANCE, PROBABILITY_TOLERANCE = 2e-5, 2e-6
 LOGITS_ABSOLUTE, LOGITS_RELATIVE = 5e-5, 1e-5
@@ -58,18 +59,14 @@ class RecordedDraws:
         self.streams[stream] = self.streams[stream][count:]
         return torch.tensor([values + [0.5] * (count - len(values))], dtype=torch.float64)
 
-    def select(self, images):
-        return self
 
-
-def run(case, **options):
+def run(case):
     prompt_ids, generated = case["in.prompt_ids"].tolist(), case["out.generated_ids"].tolist()
     params = case.metadata["info"]["params"]
     chosen = GenerationOptions(
-        sampling=stages.Sampling(temperature=params["temp"]),
+        sampling=stages.TokenSampling(temperature=params["temp"]),
         guidance_scale=params["cfg"],
-        restrict_sizes=False,
-        **options,
+        size=(params["hg"], params["wg"]),
     )
     draws = RecordedDraws(case["in.uniforms"], prompt_ids, generated)
     (result,) = generate(network(), [prompt_ids], draws, chosen, Vocabulary.formula())
@@ -77,10 +74,8 @@ def run(case, **options):
 
 
 @pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("given_size", [False, True])
-def test_same_draws_same_tokens(case, given_size):
-    params = case.metadata["info"]["params"]
-    result = run(case, size=(params["hg"], params["wg"]) if given_size else None)
+def test_same_draws_same_tokens(case):
+    result = run(case)
     assert result.ids == case["out.generated_ids"].tolist()
     slots = [next_slot([BOS, *result.ids[:step]])[0] for step in range(len(result.ids))]
     image = torch.tensor([slot is Slot.IMAGE for slot in slots])
@@ -103,7 +98,7 @@ def test_every_step(case):
     alone = network().logits(network()(torch.tensor([generated[begin:]])))[0]
     used = case["mid.guidance_used"]
     assert case["mid.guidance_forward_len"][used].tolist() == [3] + [1] * (int(used.sum()) - 1)
-    sampling = stages.Sampling(temperature=params["temp"])
+    sampling = stages.TokenSampling(temperature=params["temp"])
     for step in range(len(generated)):
         slot, _, _ = next_slot([*prompt_ids, *generated[:step]])
         logits = conditional[step]
@@ -113,7 +108,7 @@ def test_every_step(case):
                 u[probe], case["mid.uncond_logits_probe"][step], LOGITS_ABSOLUTE, LOGITS_RELATIVE, "unconditional"
             )
             logits = stages.guide(logits, u, params["cfg"])
-        logits = stages.mask_slot(logits, slot)
+        logits = mask_slot(logits, slot)
         if slot is Slot.TEXT:
             p, k = stages.text_distribution(logits, 1, params["temp"]), torch.tensor(1)
         else:
@@ -131,10 +126,10 @@ def test_every_step(case):
 @pytest.mark.parametrize("case", CASES)
 def test_prompt_and_picture(case):
     """The prompt comes from the low-quality image, the picture from the tokens."""
-    codes = autoencoder().encode(crop.to_pixels(case["in.lq_image_u8"][None]))[0]
+    codes = autoencoder().encode(to_pixels(case["in.lq_image_u8"][None]))[0]
     block = prompt.image_block(Vocabulary.formula().encode(codes))
     assert prompt.prompt_ids(ByteTokenizer(), prompt.INSTRUCTION, block) == case["in.prompt_ids"].tolist()
     result = run(case)
     assert result.ids[-1] == EOT and result.ids.count(NL) == result.codes.shape[0]
-    decoded = crop.to_image(autoencoder().decode(result.codes[None]))
+    decoded = to_image(autoencoder().decode(result.codes[None]))
     golden.assert_levels(to_bytes(decoded)[0], case["out.restored_u8"], 1, 0.99)

@@ -5,13 +5,14 @@ from __future__ import annotations
 import pytest
 import torch
 
+from oracles import pure_crop
 from parity import golden, pure_golden
 from parity.pure_tokenizer import ByteTokenizer
 from realisr.models import color
 from realisr.models.image import from_bytes, to_bytes, truncate_to_bytes
-from realisr.models.pure import crop, prompt
-from realisr.models.pure.vocabulary import EOT, Vocabulary
-from realisr.models.pure.vqgan import VQGAN, VQConfig
+from realisr.models.pure import prompt
+from realisr.models.pure.vocabulary import EOT, Vocabulary, id_to_index
+from realisr.models.pure.vqgan import VQGAN, VQConfig, to_image, to_pixels
 
 MID_TOLERANCE, DECODED_TOLERANCE, COLOR_TOLERANCE = 2e-5, 3e-5, 2e-6
 
@@ -28,7 +29,7 @@ def autoencoder() -> VQGAN:
 @torch.no_grad()
 @pytest.mark.parametrize("case", pure_golden.cases("vq"))
 def test_autoencoder(case, autoencoder):
-    pixels = crop.to_pixels(case["in.image_u8"][None])
+    pixels = to_pixels(case["in.image_u8"][None])
     golden.assert_within(pixels, case["mid.pixels"], 0, "pixels")
     encoded = autoencoder.encoder(pixels)
     golden.assert_within(encoded, case["mid.encoder_out"], MID_TOLERANCE, "encoder")
@@ -41,7 +42,7 @@ def test_autoencoder(case, autoencoder):
     golden.assert_within(vectors, case["mid.codebook_entry"], MID_TOLERANCE, "codebook entries")
     decoded = autoencoder.decode(codes)
     golden.assert_within(decoded, case["out.decoded"], DECODED_TOLERANCE, "decoded")
-    golden.assert_levels(to_bytes(crop.to_image(decoded))[0], case["out.decoded_u8"], 1, 0.99)
+    golden.assert_levels(to_bytes(to_image(decoded))[0], case["out.decoded_u8"], 1, 0.99)
 
 
 @torch.no_grad()
@@ -49,8 +50,8 @@ def test_autoencoder(case, autoencoder):
 def test_image_to_tokens(case, autoencoder):
     entry = case.parameters
     image, target = case["in.image_u8"], entry["target_size"]
-    assert [list(size) for size in crop.crop_sizes(target)] == entry["crop_size_list"]
-    size = crop.choose_crop(image.shape[1], image.shape[0], target)
+    assert [list(size) for size in pure_crop.crop_sizes(target)] == entry["crop_size_list"]
+    size = pure_crop.choose_crop(image.shape[1], image.shape[0], target)
     assert list(size) == entry["chosen_crop_wh"]
     calls = iter(entry["randint_calls"])
 
@@ -59,10 +60,10 @@ def test_image_to_tokens(case, autoencoder):
         assert (low, high) == (expected_low, expected_high)
         return value
 
-    cropped = crop.to_rgb(crop.crop(image, size, recorded))
+    cropped = pure_crop.to_rgb(pure_crop.crop(image, size, recorded))
     golden.assert_levels(cropped, case["mid.cropped_u8"], 1, 0.99, "crop")
 
-    codes = autoencoder.encode(crop.to_pixels(case["mid.cropped_u8"][None]))[0]
+    codes = autoencoder.encode(to_pixels(case["mid.cropped_u8"][None]))[0]
     assert torch.equal(codes.flatten(), case["mid.codes"])
     vocabulary = Vocabulary.formula()
     block = prompt.image_block(vocabulary.encode(codes))
@@ -75,8 +76,8 @@ def test_image_to_tokens(case, autoencoder):
     answer = [*ByteTokenizer().encode("Medium blur, small noise. A test. "), *block, EOT]
     assert ids + answer == case["out.train_tokens"].tolist()
     assert [-100] * len(ids) + answer == case["out.train_labels"].tolist()
-    decoded = autoencoder.decode(vocabulary.decode(vocabulary.encode(codes))[None])
-    golden.assert_levels(to_bytes(crop.to_image(decoded))[0], case["out.decoded_u8"], 1, 0.99)
+    decoded = autoencoder.decode(vocabulary.code_of_index()[id_to_index(vocabulary.encode(codes))][None])
+    golden.assert_levels(to_bytes(to_image(decoded))[0], case["out.decoded_u8"], 1, 0.99)
 
 
 @pytest.mark.parametrize("case", pure_golden.cases("wavelet"))

@@ -7,9 +7,10 @@ from itertools import pairwise
 import pytest
 import torch
 
+from oracles import pure_jacobi as jacobi_reference
 from parity import golden, pure_golden
 from parity.test_pure_generation import network
-from realisr.models.pure import jacobi, jacobi_reference
+from realisr.models.pure import jacobi
 from realisr.models.pure import logits as stages
 
 ENTROPY_TOLERANCE, PROBABILITY_TOLERANCE, RATIO_TOLERANCE, RUN_TOLERANCE = 2e-5, 1e-6, 1e-6, 2e-6
@@ -19,7 +20,7 @@ LOGITS_ABSOLUTE, LOGITS_RELATIVE = 5e-5, 1e-5
 @pytest.mark.parametrize("case", pure_golden.cases("jacobi_window_logits"))
 def test_window_distribution(case):
     entry = case.parameters
-    rule = jacobi_reference.ReferenceRule(sampling=stages.Sampling(temperature=case.metadata["params"]["temp"]))
+    rule = jacobi_reference.ReferenceRule(sampling=stages.TokenSampling(temperature=case.metadata["params"]["temp"]))
     context = case.shared("in.full_sequence")[: entry["context_len"]].tolist()
     logits = case.shared("in.logits_rows").float()[case["row_index"].long()]
     slots = jacobi_reference.window_slots(context, entry["window"])
@@ -88,7 +89,7 @@ class RecordedRun:
 def test_run(case):
     params = case.metadata["params"]
     rule = jacobi_reference.ReferenceRule(
-        sampling=stages.Sampling(temperature=params["temp"]),
+        sampling=stages.TokenSampling(temperature=params["temp"]),
         guidance_scale=params["guidance_scale"],
         text_top_k=params["text_top_k"],
         window=params["max_num_new_tokens"],

@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
+from oracles.pure_slots import Slot, mask_slot, next_slot, slot_of
 from parity import golden, pure_golden
 from realisr.models.pure import logits as stages
-from realisr.models.pure.grid import Grid, Slot, next_slot
+from realisr.models.pure.grid import Grid
 from realisr.models.pure.vocabulary import id_to_index, image_ids
 
 GUIDANCE_TOLERANCE, ENTROPY_TOLERANCE, PROBABILITY_TOLERANCE = 1e-5, 2e-5, 1e-6
@@ -21,7 +22,7 @@ def guided_logits(case) -> tuple[torch.Tensor, Slot]:
     in_grid = slot not in (Slot.TEXT, Slot.SIZE)
     assert in_grid == entry["guidance_forward_called"]
     if in_grid:
-        assert grid == Grid(params["hg"], params["wg"]) and grid.slot(n) == slot
+        assert grid == Grid(params["hg"], params["wg"]) and slot_of(grid, n) == slot
         logits = stages.guide(logits, case.shared("in.uncond_logits")[entry["uncond_row"]].float(), params["cfg"])
     return logits, slot
 
@@ -40,11 +41,11 @@ def test_stages(case):
         golden.assert_within(probe, case["after_guidance_probe"], GUIDANCE_TOLERANCE, "guided")
         golden.assert_within(logits.logsumexp(-1)[None], case["after_guidance_lse"], GUIDANCE_TOLERANCE, "guided lse")
 
-    masked = stages.mask_slot(logits, slot)
+    masked = mask_slot(logits, slot)
     assert int((masked > -torch.inf).sum()) == entry["n_allowed_after_mask"]
     golden.assert_within(masked.logsumexp(-1)[None], case["after_mask_lse"], GUIDANCE_TOLERANCE, "masked lse")
 
-    sampling = stages.Sampling(temperature=params["temp"])
+    sampling = stages.TokenSampling(temperature=params["temp"])
     entropy = stages.entropy(masked)
     golden.assert_within(entropy[None], case["entropy"], ENTROPY_TOLERANCE, "entropy")
     k = torch.tensor(params["text_top_k"]) if slot is Slot.TEXT else sampling.k(entropy)
@@ -60,7 +61,7 @@ def test_image_tokens_alone_give_the_same(case):
     """The head restricted to image tokens: same entropy, k and probabilities as over the whole vocabulary."""
     logits, slot = guided_logits(case)
     assert slot is Slot.IMAGE
-    sampling = stages.Sampling(temperature=case.metadata["params"]["temp"])
+    sampling = stages.TokenSampling(temperature=case.metadata["params"]["temp"])
     p, entropy, k = stages.distribution(logits[image_ids()], sampling)
     golden.assert_within(entropy[None], case["entropy"], ENTROPY_TOLERANCE, "entropy")
     assert int(k) == case.parameters["k"]
@@ -71,5 +72,5 @@ def test_image_tokens_alone_give_the_same(case):
 
 @pytest.mark.parametrize("case", CASES[:1])
 def test_k_of_given_entropies(case):
-    k = stages.Sampling().k(case.shared("ktable.entropy").float())
+    k = stages.TokenSampling().k(case.shared("ktable.entropy").float())
     assert torch.equal(k, case.shared("ktable.k").long())

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 
 import pytest
 import torch
 
+from _pack import ROOT
 from realisr.services.vlm.answers import excerpt, one_line, read_fields, within
 from realisr.services.vlm.protocol import AnswerError, Question, UnusableAnswer, in_batches
 from realisr.services.vlm.questions import RefinedPrompt, caption_question, instruction, refine_question
@@ -130,6 +132,18 @@ def test_the_packs_instructions_are_complete():
     assert "no search" in instruction("refine", 9)
 
 
+@pytest.mark.parametrize("language", ["en", "zh"])
+def test_the_help_pages_show_and_name_the_packs_instructions(language: str):
+    pages = ROOT / "js" / "docs"
+    shown = (pages / "RealISR_AgentPromptRefiner" / f"{language}.md").read_text(encoding="utf-8")
+    refine = (ROOT / "services" / "vlm" / "instructions" / "refine.txt").read_text(encoding="utf-8")
+    assert f"```\n{refine.strip()}\n```" in shown
+    text = "".join(page.read_text(encoding="utf-8") for page in pages.glob(f"*/{language}.md"))
+    named = set(re.findall(r"`(services/[\w/]+\.txt)`", text))
+    assert named
+    assert [name for name in named if not (ROOT / name).is_file()] == []
+
+
 def test_an_artists_instruction_replaces_the_packs():
     assert instruction("refine", 80, "Say {max_length} of {this}.") == "Say 80 of {this}."
     assert instruction("refine", 80, " \n ") == instruction("refine", 80)
@@ -147,6 +161,26 @@ def test_the_refiners_question(image):
     assert question.read(JSON) == RefinedPrompt(*ANSWER.values())
     with pytest.raises(UnusableAnswer):
         refine_question(image, "a door", max_length=20).read(JSON)
+
+
+def test_the_initial_prompt_is_an_anchor_in_every_round(image):
+    """Appendix E.3. As an anchor it comes before what is to be revised."""
+    question = refine_question(image, "a door, paint", image, initial_prompt="a door")
+    assert question.text == "Initial prompt:\na door\n\nPrevious prompt:\na door, paint"
+    assert "anchor" in question.instruction
+    assert refine_question(image, "a door", image, initial_prompt=" \n").text == "Previous prompt:\na door"
+
+
+DAMAGE = ("blur", "noise", "jpeg", "compression", "blocks", "low resolution", "low quality", "degrad", "artifact")
+
+
+def test_tags_name_what_the_scene_holds_and_never_its_damage():
+    """A restorer paints what the prompt names. Damage is mentioned in the rule against it, and nowhere else."""
+    told = instruction("caption_tags", 300).lower().replace("low-quality photograph you are given", "")
+    rule, rest = told.split("no tag for what is wrong with the picture:", 1)
+    forbidden, rest = rest.split(".", 1)
+    assert "blur" in forbidden
+    assert [word for word in DAMAGE if word in rule + rest] == []
 
 
 def test_the_first_round_says_so(image):

@@ -166,7 +166,7 @@ def test_a_busy_server_is_asked_again_when_it_says(chat):
     chat.script(Failure(429, retry_after=0.5))
     assert refine(chat, backoff=60.0) == REFINED
     first, second = chat.requests
-    assert 0.5 <= second.time - first.time < 5
+    assert 0.5 <= second.time - first.time < 60, "what it says, not the usual back-off"
 
 
 @pytest.mark.parametrize(
@@ -369,11 +369,11 @@ def test_an_injection_in_the_answer_is_text(chat):
     assert len(chat.requests) == 1
 
 
-def cancel_after(seconds: float) -> Callable[[], None]:
-    start = time.monotonic()
+def cancel_after(seconds: float, chat: ChatServer) -> Callable[[], None]:
+    """Cancel is pressed so long after the first request has arrived."""
 
     def poll() -> None:
-        if time.monotonic() - start > seconds:
+        if chat.requests and time.monotonic() - chat.requests[0].time > seconds:
             raise Cancelled
 
     return poll
@@ -382,13 +382,12 @@ def cancel_after(seconds: float) -> Callable[[], None]:
 @pytest.mark.parametrize(
     "reply", [Hang(), Failure(429, retry_after=60), Answer(ANSWER, delay=60.0)], ids=["hang", "waiting", "slow"]
 )
-def test_cancel_stops_at_once(chat, reply):
+def test_cancel_stops_what_is_waited_for(chat, reply):
+    """Without it the wait would end in a time-out or an answer, a minute later."""
     chat.default = reply
-    start = time.monotonic()
     with pytest.raises(Cancelled):
-        refine(chat, cancel_after(0.5), timeout=60.0)
-    assert time.monotonic() - start < 2
-    deadline = time.monotonic() + 5
+        refine(chat, cancel_after(0.5, chat), timeout=60.0)
+    deadline = time.monotonic() + 60
     while time.monotonic() < deadline and any(each.name == "realisr-requests" for each in threading.enumerate()):
         time.sleep(0.02)
     assert not any(each.name == "realisr-requests" for each in threading.enumerate())
@@ -402,12 +401,16 @@ def test_many_questions_in_flight(chat):
     lock = threading.Lock()
     active: list[int] = []
     peaks: list[int] = []
+    full = threading.Event()
 
     def reply(request: ChatRequest) -> str:
         with lock:
             active.append(1)
             peaks.append(len(active))
-        time.sleep(0.2)
+            if len(active) == 5:
+                full.set()
+        full.wait(30)
+        time.sleep(0.2)  # long enough for one too many to come in
         with lock:
             active.pop()
         return json.dumps({"prompt": request.texts[-1][-2:]})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.machinery
+import importlib.util
 import sys
 from pathlib import Path
 
@@ -12,8 +13,16 @@ import torch
 from _pack import ROOT
 from harness import quality
 from host_env import read_extra
-from realisr.services.iqa import metrics as iqa
-from realisr.services.iqa import offline as pyiqa_offline
+from realisr.services.iqa.metrics import (
+    DEFAULT_METRICS,
+    LIGHT_PACKAGES,
+    PACKAGES_WITHOUT_DEPENDENCIES,
+    MetricInfo,
+    parse_metrics,
+    score,
+)
+from realisr.services.iqa.offline import create_network, importable, offline
+from realisr.services.iqa.weights import WEIGHT_URLS, MissingWeights, require_weights
 
 
 @pytest.fixture
@@ -37,8 +46,8 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> list[object]:
     return asked
 
 
-def metric(name: str) -> iqa.MetricInfo:
-    (found,) = iqa.parse_metrics(name)
+def metric(name: str) -> MetricInfo:
+    (found,) = parse_metrics(name)
     return found
 
 
@@ -51,14 +60,14 @@ def picture(side: int = 224, seed: int = 0) -> torch.Tensor:
 
 
 def test_metrics_are_read_from_a_text_in_its_order():
-    found = iqa.parse_metrics(" PIQE, musiq\nclipiqa+_vitl14_512;liqe ")
+    found = parse_metrics(" PIQE, musiq\nclipiqa+_vitl14_512;liqe ")
     assert [entry.name for entry in found] == ["piqe", "musiq", "clipiqa+_vitL14_512", "liqe"]
     assert [entry.lower_is_better for entry in found] == [True, False, False, False]
-    assert found[-1] == iqa.MetricInfo("liqe", "LIQE", False, "1, 5")
+    assert found[-1] == MetricInfo("liqe", "LIQE", False, "1, 5")
 
 
 def test_the_defaults_are_metrics_of_one_image():
-    assert [entry.name for entry in iqa.parse_metrics(", ".join(iqa.DEFAULT_METRICS))] == list(iqa.DEFAULT_METRICS)
+    assert [entry.name for entry in parse_metrics(", ".join(DEFAULT_METRICS))] == list(DEFAULT_METRICS)
 
 
 @pytest.mark.parametrize(
@@ -76,12 +85,12 @@ def test_the_defaults_are_metrics_of_one_image():
 )
 def test_a_list_that_cannot_be_used(text: str, message: str):
     with pytest.raises(ValueError, match=message):
-        iqa.parse_metrics(text)
+        parse_metrics(text)
 
 
 def test_suggestions_are_usable_themselves():
     with pytest.raises(ValueError, match="no metric") as caught:
-        iqa.parse_metrics("fidd")
+        parse_metrics("fidd")
     assert "fid," not in str(caught.value)
 
 
@@ -90,29 +99,51 @@ def test_suggestions_are_usable_themselves():
 
 def test_without_pyiqa_the_error_says_how_to_install_it(pyiqa_absent):
     with pytest.raises(ImportError, match=r"need the Python package pyiqa.*pip install .*--no-deps \"pyiqa>="):
-        iqa.parse_metrics("piqe")
+        parse_metrics("piqe")
 
 
 def test_the_install_command_is_what_pyproject_says():
     pyproject = ROOT / "pyproject.toml"
-    assert list(iqa.LIGHT_PACKAGES) == read_extra(pyproject, "quality")
-    assert list(iqa.PACKAGES_WITHOUT_DEPENDENCIES) == read_extra(pyproject, "without-dependencies")
-    assert set(iqa.LIGHT_PACKAGES) <= set(read_extra(pyproject, "test"))
+    assert list(LIGHT_PACKAGES) == read_extra(pyproject, "quality")
+    assert list(PACKAGES_WITHOUT_DEPENDENCIES) == read_extra(pyproject, "without-dependencies")
+    assert set(LIGHT_PACKAGES) <= set(read_extra(pyproject, "test"))
 
 
-def test_a_package_that_one_metric_needs_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
-    monkeypatch.delitem(sys.modules, "pyiqa.archs.topiq_arch", raising=False)
+@pytest.fixture
+def facexlib_absent(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As after the documented install; TOPIQ's module is imported anew."""
+    with importable():
+        from pyiqa.utils.registry import ARCH_REGISTRY
     monkeypatch.setitem(sys.modules, "facexlib", None)
-    monkeypatch.setitem(sys.modules, "facexlib.utils.face_restoration_helper", None)
-    with pytest.raises(ImportError, match=r"'topiq_nr' needs the Python package facexlib"):
-        iqa.create_network(metric("topiq_nr"), tmp_path)
+    monkeypatch.delitem(sys.modules, "pyiqa.archs.topiq_arch", raising=False)
+    monkeypatch.delitem(ARCH_REGISTRY._obj_map, "CFANet", raising=False)
+
+
+def test_topiq_needs_no_facexlib(facexlib_absent, tmp_path: Path, no_network):
+    """pyiqa imports it for every TOPIQ metric, and only those of faces use it."""
+    with pytest.raises(MissingWeights, match=r"'topiq_nr' needs weights .*cfanet_nr_koniq_res50-9a73138b\.pth from"):
+        create_network(metric("topiq_nr"), tmp_path)
+    published = quality.save_topiq(tmp_path)
+    info = metric("topiq_nr")
+    network = create_network(info, tmp_path)
+    assert_weights(network.net, published)
+    first, second = scores(network, info)
+    assert first != second
+    assert no_network == []
+
+
+def test_a_package_that_one_metric_needs_is_named(facexlib_absent, tmp_path: Path):
+    quality.save_topiq(tmp_path, quality.TOPIQ_FACE)
+    with pytest.raises(ImportError, match=r"'topiq_nr-face' needs the Python package facexlib"):
+        create_network(metric("topiq_nr-face"), tmp_path)
+    assert sys.modules["facexlib"] is None
 
 
 def test_stand_ins_are_there_only_while_importing(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(pyiqa_offline.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     monkeypatch.delitem(sys.modules, "cv2", raising=False)
     monkeypatch.delitem(sys.modules, "pkg_resources", raising=False)
-    with pyiqa_offline.importable():
+    with importable():
         import cv2
         from pkg_resources import packaging
 
@@ -125,7 +156,7 @@ def test_what_is_installed_is_left_alone(monkeypatch: pytest.MonkeyPatch):
     opencv = type(sys)("cv2")
     opencv.__spec__ = importlib.machinery.ModuleSpec("cv2", None)
     monkeypatch.setitem(sys.modules, "cv2", opencv)
-    with pyiqa_offline.importable():
+    with importable():
         assert sys.modules["cv2"] is opencv
     assert sys.modules["cv2"] is opencv
 
@@ -134,7 +165,7 @@ def test_loading_a_metric_brings_in_none_of_the_heavy_dependencies(tmp_path: Pat
     quality.save_liqe(tmp_path)
     heavy = {"bitsandbytes", "cv2", "datasets", "facexlib", "numba", "pandas", "tensorboard"}
     before = heavy & sys.modules.keys()
-    iqa.create_network(metric("liqe"), tmp_path)
+    create_network(metric("liqe"), tmp_path)
     assert heavy & sys.modules.keys() == before
 
 
@@ -153,44 +184,53 @@ def test_loading_a_metric_brings_in_none_of_the_heavy_dependencies(tmp_path: Pat
     ],
 )
 def test_missing_weights_are_named_before_anything_is_loaded(tmp_path: Path, name: str, files: list[str]):
-    with pytest.raises(iqa.MissingWeights) as caught:
-        iqa.require_weights([metric("piqe"), metric(name)], tmp_path)
+    with pytest.raises(MissingWeights) as caught:
+        require_weights([metric("piqe"), metric(name)], tmp_path)
     assert str(tmp_path) in str(caught.value)
     for file in files:
         assert f"{file} from https://" in str(caught.value)
         (tmp_path / file).touch()
-    iqa.require_weights([metric("piqe"), metric(name)], tmp_path)
+    require_weights([metric("piqe"), metric(name)], tmp_path)
 
 
 def test_the_weights_of_all_metrics_are_named_at_once(tmp_path: Path):
     """A file that two of them need is named once."""
-    with pytest.raises(iqa.MissingWeights, match=r"^The metrics 'clipiqa', 'musiq', 'clipiqa\+' need ") as caught:
-        iqa.require_weights([metric(name) for name in ("clipiqa", "piqe", "musiq", "clipiqa+")], tmp_path)
+    with pytest.raises(MissingWeights, match=r"^The metrics 'clipiqa', 'musiq', 'clipiqa\+' need ") as caught:
+        require_weights([metric(name) for name in ("clipiqa", "piqe", "musiq", "clipiqa+")], tmp_path)
     assert str(caught.value).count(" from https://") == 3
     (tmp_path / quality.CLIP_RESNET).touch()
-    with pytest.raises(iqa.MissingWeights, match=r"^The metrics 'musiq', 'clipiqa\+' need weights"):
-        iqa.require_weights([metric(name) for name in ("clipiqa", "musiq", "clipiqa+")], tmp_path)
+    with pytest.raises(MissingWeights, match=r"^The metrics 'musiq', 'clipiqa\+' need weights"):
+        require_weights([metric(name) for name in ("clipiqa", "musiq", "clipiqa+")], tmp_path)
 
 
 def test_the_addresses_are_pyiqas_own():
-    with pyiqa_offline.importable():
-        from pyiqa.archs import brisque_arch, clip_model, clipiqa_arch, liqe_arch, maniqa_arch, musiq_arch, niqe_arch
-    modules = (brisque_arch, clipiqa_arch, liqe_arch, maniqa_arch, musiq_arch, niqe_arch)
+    with importable():
+        from pyiqa.archs import (
+            brisque_arch,
+            clip_model,
+            clipiqa_arch,
+            liqe_arch,
+            maniqa_arch,
+            musiq_arch,
+            niqe_arch,
+            topiq_arch,
+        )
+    modules = (brisque_arch, clipiqa_arch, liqe_arch, maniqa_arch, musiq_arch, niqe_arch, topiq_arch)
     published = {url for module in modules for url in module.default_model_urls.values()}
-    assert {url for urls in iqa.WEIGHT_URLS.values() for url in urls} <= published | {*clip_model._MODELS.values()}
-    for name in iqa.WEIGHT_URLS:
+    assert {url for urls in WEIGHT_URLS.values() for url in urls} <= published | {*clip_model._MODELS.values()}
+    for name in WEIGHT_URLS:
         metric(name)
 
 
 @pytest.mark.parametrize("name", ["cnniqa", "paq2piq", "hyperiqa"])
 def test_a_metric_outside_our_list_says_what_it_misses_and_downloads_nothing(tmp_path: Path, no_network, name: str):
-    with pytest.raises(iqa.MissingWeights, match=rf"'{name}' needs weights that are not in .*\.pth from https://"):
-        iqa.create_network(metric(name), tmp_path)
+    with pytest.raises(MissingWeights, match=rf"'{name}' needs weights that are not in .*\.pth from https://"):
+        create_network(metric(name), tmp_path)
     assert no_network == []
 
 
 def test_what_was_exchanged_is_put_back(tmp_path: Path):
-    with pyiqa_offline.importable():
+    with importable():
         import pyiqa.archs.clip_model as clip_model
         import pyiqa.archs.liqe_arch as liqe_arch
         import pyiqa.utils.download_util as download_util
@@ -205,9 +245,9 @@ def test_what_was_exchanged_is_put_back(tmp_path: Path):
         torch.hub.get_dir(),
     ]
     for name in ("liqe", "maniqa"):
-        with pytest.raises(iqa.MissingWeights):
-            iqa.create_network(metric(name), tmp_path)
-        with pyiqa_offline.importable(), pyiqa_offline.offline(name, name.upper(), tmp_path):
+        with pytest.raises(MissingWeights):
+            create_network(metric(name), tmp_path)
+        with importable(), offline(name, name.upper(), tmp_path):
             assert torch.hub.get_dir() == str(tmp_path)
     after = [
         clip_model._download,
@@ -229,25 +269,25 @@ class Trap:
 def test_a_pickle_that_runs_code_is_not_opened(tmp_path: Path, capfd):
     torch.save({"params": Trap()}, tmp_path / quality.MUSIQ)
     with pytest.raises(ValueError, match=r"'musiq'.* runs code when opened, so it was not opened"):
-        iqa.create_network(metric("musiq"), tmp_path)
+        create_network(metric("musiq"), tmp_path)
     assert "a pickle ran code" not in capfd.readouterr().out
 
 
 def test_a_damaged_file_and_another_metrics_file(tmp_path: Path):
     (tmp_path / quality.MUSIQ).write_bytes(b"not weights")
     with pytest.raises(ValueError, match=r"'musiq'.*(damaged|not opened)"):
-        iqa.create_network(metric("musiq"), tmp_path)
+        create_network(metric("musiq"), tmp_path)
     torch.save({"some.weight": torch.zeros(3)}, tmp_path / quality.MUSIQ)
     with pytest.raises(ValueError, match=r"'musiq' cannot be loaded.*belongs to another metric.*MUSIQ"):
-        iqa.create_network(metric("musiq"), tmp_path)
+        create_network(metric("musiq"), tmp_path)
 
 
 # --- networks --------------------------------------------------------------------------------------------------------
 
 
-def scores(network: torch.nn.Module, info: iqa.MetricInfo) -> list[float]:
+def scores(network: torch.nn.Module, info: MetricInfo) -> list[float]:
     with torch.no_grad():
-        return [iqa.score(network, info, picture(seed=seed)) for seed in range(2)]
+        return [score(network, info, picture(seed=seed)) for seed in range(2)]
 
 
 def assert_weights(network: torch.nn.Module, expected: dict[str, torch.Tensor]) -> None:
@@ -259,9 +299,9 @@ def assert_weights(network: torch.nn.Module, expected: dict[str, torch.Tensor]) 
 
 def test_piqe_needs_no_weights(tmp_path: Path):
     info = metric("piqe")
-    network = iqa.create_network(info, tmp_path / "not there")
+    network = create_network(info, tmp_path / "not there")
     blocky = picture(64).unfold(2, 8, 8)[..., 0].repeat_interleave(8, dim=2).repeat_interleave(1, dim=3)
-    clean, worse = iqa.score(network, info, picture(64)), iqa.score(network, info, blocky[..., :64, :64])
+    clean, worse = score(network, info, picture(64)), score(network, info, blocky[..., :64, :64])
     assert 0 <= clean <= 100 and 0 <= worse <= 100
     assert clean != worse
 
@@ -269,14 +309,14 @@ def test_piqe_needs_no_weights(tmp_path: Path):
 def test_liqe_from_its_files(tmp_path: Path, no_network):
     trained = quality.save_liqe(tmp_path)
     info = metric("liqe")
-    network = iqa.create_network(info, tmp_path)
+    network = create_network(info, tmp_path)
     assert_weights(network.net, trained)
     first, second = scores(network, info)
     assert 1 <= first <= 5 and first != second
 
     # The text features are this checkpoint's, not ones that another left on disk.
     quality.save_liqe(tmp_path, seed=5)
-    other = iqa.create_network(info, tmp_path)
+    other = create_network(info, tmp_path)
     assert not torch.allclose(other.net.text_features, network.net.text_features)
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted([quality.LIQE, quality.CLIP_VIT])
     assert no_network == []
@@ -286,13 +326,13 @@ def test_liqe_says_when_an_image_is_too_small(tmp_path: Path):
     quality.save_liqe(tmp_path)
     info = metric("liqe")
     with pytest.raises(ValueError, match=r"'liqe' cannot judge an image of 100 x 100 pixels.*224.*Enlarge"):
-        iqa.score(iqa.create_network(info, tmp_path), info, picture(100))
+        score(create_network(info, tmp_path), info, picture(100))
 
 
 def test_clipiqa_from_its_file(tmp_path: Path, no_network):
     published = quality.save_clipiqa(tmp_path)
     info = metric("clipiqa")
-    network = iqa.create_network(info, tmp_path)
+    network = create_network(info, tmp_path)
     assert_weights(network.net.clip_model[0], quality.halved(published))
     first, second = scores(network, info)
     assert 0 <= first <= 1 and first != second
@@ -302,7 +342,7 @@ def test_clipiqa_from_its_file(tmp_path: Path, no_network):
 def test_musiq_from_its_file(tmp_path: Path, no_network):
     published = quality.save_musiq(tmp_path)
     info = metric("musiq")
-    network = iqa.create_network(info, tmp_path)
+    network = create_network(info, tmp_path)
     assert_weights(network.net, published)
     first, second = scores(network, info)
     assert first != second

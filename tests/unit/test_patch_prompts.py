@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import pytest
 import torch
@@ -80,7 +81,8 @@ def keys(asking: PatchCaptioning, whole: str, by_model: bool, tile: torch.Tensor
 
 
 def test_a_tile_is_told_its_place_and_what_the_whole_shows():
-    first, *_, last = PatchCaptioning().tile_questions([picture()] * 6, 2, 3, "A house\nby a lake.", True)
+    asking = PatchCaptioning(tell_global_prompt=True)
+    first, *_, last = asking.tile_questions([picture()] * 6, 2, 3, "A house\nby a lake.", True)
     assert "The whole photograph shows: A house by a lake." in last.question.text
     assert "row 2 of 2" in last.question.text
     assert "column 3 of 3" in last.question.text
@@ -89,7 +91,7 @@ def test_a_tile_is_told_its_place_and_what_the_whole_shows():
 
 
 def test_what_makes_another_tile_question():
-    asking = PatchCaptioning(300, 5)
+    asking = PatchCaptioning(300, 5, tell_global_prompt=True)
     same = keys(asking, "A house.", True)
     assert keys(asking, "A small house.", True) == same, "the wording of a model is no reason to ask again"
     assert keys(asking, "A house.", True, picture() + 0.001) == same, "equal as 8-bit pixels"
@@ -97,12 +99,24 @@ def test_what_makes_another_tile_question():
         keys(asking, "A house.", True, picture(1)),
         keys(asking, "A house.", False),
         keys(asking, "A small house.", False),
-        keys(PatchCaptioning(300, 6), "A house.", True),
-        keys(PatchCaptioning(301, 5), "A house.", True),
-        keys(PatchCaptioning(300, 5, tile_instruction="Nouns."), "A house.", True),
-        keys(PatchCaptioning(300, 5, whole_instruction="Nouns."), "A house.", True),
+        keys(replace(asking, seed=6), "A house.", True),
+        keys(replace(asking, max_length=301), "A house.", True),
+        keys(replace(asking, tile_instruction="Nouns."), "A house.", True),
+        keys(replace(asking, whole_instruction="Nouns."), "A house.", True),
+        keys(replace(asking, whole_instruction="given: A house."), "A house.", True),
+        keys(replace(asking, tell_global_prompt=False), "A house.", True),
     ]
     assert len({same, *others}) == 1 + len(others)
+
+
+def test_a_tile_that_is_not_told_the_global_prompt_does_not_depend_on_it():
+    asking = PatchCaptioning(300, 5)
+    (question,) = asking.tile_questions([picture()], 1, 1, "A house.", True)
+    assert "house" not in question.question.as_one_text
+    same = keys(asking, "A house.", True)
+    assert keys(asking, "A lake.", False) == same
+    assert keys(replace(asking, whole_instruction="Nouns."), "A house.", True) == same
+    assert keys(asking, "A house.", True, picture(1)) != same
 
 
 def test_instructions_can_be_replaced():

@@ -9,14 +9,14 @@ import pytest
 import torch
 
 from harness.pure_tiny import PROMPT, TINY, answering_network, prefer, random_network
-from realisr.models.pure import cache, generation, jacobi, sequential
-from realisr.models.pure.answer import split_text
-from realisr.models.pure.draws import SeededDraws
-from realisr.models.pure.generation import GenerationOptions, generate
-from realisr.models.pure.grid import Grid, Slot, next_slot
-from realisr.models.pure.logits import Sampling
-from realisr.models.pure.observer import GenerationError, Observer
-from realisr.models.pure.session import Session
+from oracles.pure_slots import Slot, next_slot, slot_of
+from realisr.models.pure import cache, decode, graphs, jacobi
+from realisr.models.pure.decode import generate
+from realisr.models.pure.grid import Grid
+from realisr.models.pure.logits import TokenSampling
+from realisr.models.pure.options import GenerationOptions, cache_bytes
+from realisr.models.pure.session import GenerationError, Observer, SeededDraws, Session
+from realisr.models.pure.text import split_text
 from realisr.models.pure.transformer import Chameleon
 from realisr.models.pure.vocabulary import BOI, BOS, EOI, EOT, SIZE_BASE, Vocabulary, id_to_index
 
@@ -25,7 +25,7 @@ DECODINGS = ("sequential", "jacobi")
 
 
 def answer(network, prompts=(PROMPT,), seeds=None, observer=None, tokenizer=None, descriptions=None, **options):
-    chosen = GenerationOptions(**{"guidance": "none", "size": (1, 2), "window": 5, **options})
+    chosen = GenerationOptions(**{"parts": "none", "size": (1, 2), "window": 5, **options})
     seeds = list(range(len(prompts))) if seeds is None else seeds
     return generate(network, list(prompts), seeds, chosen, VOCABULARY, tokenizer, descriptions, observer)
 
@@ -46,10 +46,10 @@ def assert_valid(result, height: int, width: int) -> None:
 
 HOSTILE = {
     "random": {},
-    "tiny temperature": {"sampling": Sampling(temperature=1e-30)},
-    "huge temperature": {"sampling": Sampling(temperature=1e30)},
-    "one token": {"sampling": Sampling(top_k=1)},
-    "all tokens": {"sampling": Sampling(top_k=100_000)},
+    "tiny temperature": {"sampling": TokenSampling(temperature=1e-30)},
+    "huge temperature": {"sampling": TokenSampling(temperature=1e30)},
+    "one token": {"sampling": TokenSampling(top_k=1)},
+    "all tokens": {"sampling": TokenSampling(top_k=100_000)},
     "strong guidance": {"guidance_scale": 50.0},
     "no guidance": {"guidance_scale": 1.0},
 }
@@ -126,7 +126,7 @@ class Watcher(Observer):
 def test_progress_text_and_previews():
     watcher = Watcher()
     network = answering_network(4)
-    (result,) = answer(network, observer=watcher, guidance="full", size=None)
+    (result,) = answer(network, observer=watcher, parts="full", size=(1, 1))
     assert_valid(result, 1, 1)
     image = [(done, total) for phase, done, total in watcher.steps if phase == "image"]
     assert image == [(done, 16) for done in range(1, 17)]
@@ -140,7 +140,7 @@ def test_progress_text_and_previews():
 def test_stops_at_the_very_step(stop_after):
     watcher = Watcher(stop_after)
     with pytest.raises(InterruptedError):
-        answer(answering_network(4), observer=watcher, guidance="full")
+        answer(answering_network(4), observer=watcher, parts="full")
     assert len(watcher.steps) == stop_after
 
 
@@ -154,7 +154,7 @@ def test_as_many_forwards_as_image_tokens():
 def test_cached_steps_see_what_a_whole_forward_sees(size):
     """Greedy decoding over the caches, against full forwards over the finished sequence for both branches."""
     network = random_network(6, image_scale=4.0)
-    (result,) = answer(network, size=size, sampling=Sampling(top_k=1))
+    (result,) = answer(network, size=size, sampling=TokenSampling(top_k=1))
     begin = result.ids.index(BOI)
     full = network.image_logits(network(torch.tensor([PROMPT + result.ids])))[0, len(PROMPT) + begin :]
     alone = network.image_logits(network(torch.tensor([result.ids[begin:]])))[0]
@@ -165,45 +165,19 @@ def test_cached_steps_see_what_a_whole_forward_sees(size):
     assert agree[torch.tensor(image)].all() and sum(image) == 16 * size[0] * size[1]
 
 
-def test_images_of_different_sizes_in_one_batch():
-    """Sizes the model states itself: each image is drawn in the size it asked for."""
-    network = answering_network(7)
-    wanted = {20001: BOI, EOT: 20000}
-    prefer(network, wanted)
-    results = answer(network, [PROMPT] * 3, guidance="full", size=None)
-    for result in results:
-        assert_valid(result, 1, 1)
-
-
-def test_sizes_are_grouped(monkeypatch):
-    network = random_network(8)
-    sizes = [Grid(1, 1), Grid(1, 2), Grid(1, 1)]
-    monkeypatch.setattr(generation, "write_sizes", lambda session, options: sizes)
-    results = answer(network, [PROMPT] * 3, size=None)
-    for result, grid in zip(results, sizes, strict=True):
-        assert_valid(result, grid.height, grid.width)
-    assert results[1].ids == answer(network, [PROMPT], [1], size=(1, 2))[0].ids
-
-
 LIMITS = {
-    "never starts an image": ({EOT: 20000, 20000: 20000}, {}, "wrote 20 text tokens without starting an image"),
-    "ends its turn at once": ({EOT: EOT}, {}, "ended its answer with token 8710 after 0 text tokens"),
-    "closes what it never opened": ({EOT: 20000, 20000: EOI}, {}, "ended its answer with token 8196 after 1 text"),
-    "asks for an absurd size": (
-        {EOT: BOI, BOI: 9999, 9999: 9998}, {"size": None, "restrict_sizes": False}, "1195 x 1194 patches",
-    ),
-    "asks for too large an area": (
-        {EOT: BOI, BOI: SIZE_BASE + 32, SIZE_BASE + 32: SIZE_BASE + 32}, {"size": None}, "32 x 32 patches",
-    ),
-}  # fmt: skip
+    "never starts an image": ({EOT: 20000, 20000: 20000}, "wrote 20 text tokens without starting an image"),
+    "ends its turn at once": ({EOT: EOT}, "ended its answer with token 8710 after 0 text tokens"),
+    "closes what it never opened": ({EOT: 20000, 20000: EOI}, "ended its answer with token 8196 after 1 text"),
+}
 
 
 @pytest.mark.parametrize("name", LIMITS)
 def test_limits_end_with_a_message(name):
-    wanted, options, message = LIMITS[name]
+    wanted, message = LIMITS[name]
     network = prefer(random_network(9), wanted)
     with pytest.raises(GenerationError, match=f"image 1: .*{message}"):
-        answer(network, guidance="full", max_text_tokens=20, **options)
+        answer(network, parts="full", max_text_tokens=20)
 
 
 def test_text_logits_that_are_no_numbers_are_named():
@@ -211,7 +185,7 @@ def test_text_logits_that_are_no_numbers_are_named():
     with torch.no_grad():
         network.model.embed_tokens.weight[20000] = float("nan")
     with pytest.raises(GenerationError, match="image 1: the model's logits are not finite at text token 2"):
-        answer(network, guidance="full")
+        answer(network, parts="full")
 
 
 class Words:
@@ -242,42 +216,40 @@ GUIDED = [
 ]
 
 
-@pytest.mark.parametrize(("guidance", "description", "expected"), GUIDED)
-def test_text_the_image_is_conditioned_on(guidance, description, expected):
+@pytest.mark.parametrize(("parts", "description", "expected"), GUIDED)
+def test_text_the_image_is_conditioned_on(parts, description, expected):
     """The kept text is what the image sees: drawing goes on as from a prompt that ends in it."""
     network = storyteller(11)
-    options = {"guidance": guidance, "sampling": Sampling(top_k=3)}
+    options = {"parts": parts, "sampling": TokenSampling(top_k=3)}
     (result,) = answer(network, tokenizer=Words(), descriptions=[description], **options)
     assert result.text_ids == expected and result.ids[: len(expected) + 1] == [*expected, BOI]
-    (direct,) = answer(network, [PROMPT + expected], [0], sampling=Sampling(top_k=3))
+    (direct,) = answer(network, [PROMPT + expected], [0], sampling=TokenSampling(top_k=3))
     assert result.codes.tolist() == direct.codes.tolist()
-    if guidance == "full" and description is None:
+    if parts == "full" and description is None:
         assert split_text(result.written_ids, Words()) == ("Medium blur.", "A lion at night")
 
 
 def test_what_is_shown_ends_where_the_kept_sentence_does():
     watcher = Watcher()
-    answer(storyteller(11), observer=watcher, tokenizer=Words(), guidance="perception")
+    answer(storyteller(11), observer=watcher, tokenizer=Words(), parts="perception")
     assert watcher.texts == [([[20001, 20002, 20003]], True)]
 
 
 def test_texts_of_different_length_in_one_batch():
     network = storyteller(12)
     descriptions = ["A cat", None]
-    both = answer(network, [PROMPT] * 2, [3, 4], tokenizer=Words(), descriptions=descriptions, guidance="full")
+    both = answer(network, [PROMPT] * 2, [3, 4], tokenizer=Words(), descriptions=descriptions, parts="full")
     for image, description in enumerate(descriptions):
-        (alone,) = answer(
-            network, [PROMPT], [3 + image], tokenizer=Words(), descriptions=[description], guidance="full"
-        )
+        (alone,) = answer(network, [PROMPT], [3 + image], tokenizer=Words(), descriptions=[description], parts="full")
         assert alone.ids == both[image].ids
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"guidance": "perception", "descriptions": ["A cat"], "tokenizer": Words()}, "leaves descriptions out"),
-        ({"guidance": "understanding"}, "needs the tokenizer"),
-        ({"guidance": "everything"}, "unknown text guidance 'everything'"),
+        ({"parts": "perception", "descriptions": ["A cat"], "tokenizer": Words()}, "leaves descriptions out"),
+        ({"parts": "understanding"}, "needs the tokenizer"),
+        ({"parts": "everything"}, "unknown text 'everything'"),
         ({"size": (33, 1)}, "33 x 1 patches"),
         ({"size": (32, 32)}, "32 x 32 patches"),
         ({"decoding": "beam"}, "unknown decoding 'beam'"),
@@ -295,24 +267,24 @@ def test_unusable_options_are_named(options, message):
 @pytest.mark.parametrize("decoding", DECODINGS)
 def test_stated_cache_memory_covers_what_is_allocated(monkeypatch, decoding, guided):
     allocated = []
-    allocate = sequential.KVCache.allocate.__func__
+    allocate = cache.KVCache.allocate.__func__
 
     def recording(cls, *args, **kwargs):
         cache = allocate(cls, *args, **kwargs)
         allocated.append(cache.nbytes)
         return cache
 
-    monkeypatch.setattr(sequential.KVCache, "allocate", classmethod(recording))
+    monkeypatch.setattr(cache.KVCache, "allocate", classmethod(recording))
     scale = 0.8 if guided else 1.0
-    options = GenerationOptions(guidance="none", size=(1, 1), decoding=decoding, guidance_scale=scale)
+    options = GenerationOptions(parts="none", size=(1, 1), decoding=decoding, guidance_scale=scale)
     generate(random_network(14), [PROMPT] * 2, [0, 1], options, VOCABULARY)
-    stated = generation.cache_bytes(TINY, options, 2, len(PROMPT), torch.float32)
+    stated = cache_bytes(TINY, options, 2, len(PROMPT), torch.float32)
     assert len(allocated) == 1 + guided and sum(allocated) == stated
 
 
 def test_slots_of_a_grid():
     grid = Grid(1, 2)
-    slots = [grid.slot(n) for n in range(1, grid.length + 1)]
+    slots = [slot_of(grid, n) for n in range(1, grid.length + 1)]
     assert slots.count(Slot.IMAGE) == grid.tokens and slots.count(Slot.NEWLINE) == grid.rows
     assert slots[-1] is Slot.END and slots[-2] is Slot.NEWLINE
     tables = jacobi.SlotTables(grid, 0, torch.device("cpu"))
@@ -321,50 +293,56 @@ def test_slots_of_a_grid():
     assert tables.token[1:][torch.tensor(free)].tolist() == list(range(grid.tokens))
 
 
+def drawing_of(kind, network, starts, device="cpu", **options):
+    session = Session(network, len(starts), 64, SeededDraws(range(len(starts))), device=torch.device(device))
+    session.starts = list(starts)
+    return kind(session, GenerationOptions(size=(1, 1), window=4, **options), VOCABULARY)
+
+
 @torch.no_grad()
-@pytest.mark.parametrize("decoding", DECODINGS)
-def test_steps_never_look_at_a_value(decoding):
+@pytest.mark.parametrize("observed", [False, True])
+def test_steps_never_look_at_a_value(observed):
     """On the meta device there are no values: whatever made the host wait for one would raise."""
-    meta, grid = torch.device("meta"), Grid(1, 1)
-    network = Chameleon(TINY, device=meta)
-    cache = sequential.KVCache.allocate(TINY, 2, 64, torch.float32, meta)
-    session = Session(network, cache, [9, 12], SeededDraws([0, 1]), Observer(), torch.float32)
-    if decoding == "sequential":
-        decoder = sequential.SequentialDecoder(session, grid, Sampling(), 0.8, VOCABULARY)
-        for width in (1, 2):
-            decoder.advance(decoder.fed[:, :width], 10)
-    else:
-        decoder = jacobi.JacobiDecoder(session, grid, Sampling(), 0.8, VOCABULARY, window=4)
-        decoder.open()
-        decoder.advance(1)
-    assert decoder.forwards == 2
+    network, sampling = Chameleon(TINY, device="meta"), TokenSampling(observed_mu=observed)
+    sequential = drawing_of(decode.Sequential, network, [9, 12], "meta", sampling=sampling)
+    for _ in range(5):
+        sequential.step()
+    assert sequential.session.forwards == sequential.done == 5
+    window = drawing_of(decode.Jacobi, network, [9, 12], "meta", sampling=sampling)
+    window.open()
+    window.advance()
 
 
 @torch.no_grad()
-def test_steps_work_in_place():
+@pytest.mark.parametrize("observed", [False, True])
+def test_steps_work_in_place(observed):
     """Every tensor a step reads or writes stays where it is, as a captured CUDA graph needs."""
-    session = Session(
-        random_network(15),
-        sequential.KVCache.allocate(TINY, 1, 64, torch.float32),
-        [9],
-        SeededDraws([0]),
-        Observer(),
-        torch.float32,
-    )
-    decoder = sequential.SequentialDecoder(session, Grid(1, 1), Sampling(), 0.8, VOCABULARY)
+    drawing = drawing_of(decode.Sequential, random_network(15), [9], sampling=TokenSampling(observed_mu=observed))
 
     def places() -> list[int]:
-        buffers = [decoder.fed, decoder.position, decoder.slot, decoder.uniforms, decoder.offsets]
-        buffers += [decoder.buffers.index, decoder.buffers.entropy, decoder.buffers.k]
-        return [tensor.data_ptr() for tensor in (*buffers, *(cache.keys for cache in decoder.caches))]
+        held = [value for value in vars(drawing).values() if isinstance(value, torch.Tensor)]
+        held += [drawing.observed.sums] if observed else []
+        return [tensor.data_ptr() for tensor in (*held, *(cache.keys for cache in drawing.caches))]
 
     before = places()
-    for width in (1, 2, 1):
-        decoder.step(decoder.fed[:, :width])
-    assert places() == before and int(decoder.slot) == 3 and int(decoder.position) == 4
+    for _ in range(6):
+        drawing.step()
+    # The opening, five tokens alone, one of them with a row end.
+    assert places() == before and int(drawing.number) == 6 and int(drawing.position) == 3 + 5 + 1
 
 
-class PretendedGraphs(sequential.GraphedSteps):
+@pytest.mark.parametrize("decoding", DECODINGS)
+def test_observed_mu_is_of_the_images_own_tokens(decoding):
+    """k of every token follows from the entropies before it in the same image, as in a straight loop over them."""
+    sampling = TokenSampling(observed_mu=True, k_max=500)
+    for result in answer(random_network(17, image_scale=4.0), [PROMPT] * 2, decoding=decoding, sampling=sampling):
+        entropies = result.entropy.flatten().double()
+        for place, (entropy, k) in enumerate(zip(entropies, result.k.flatten(), strict=True)):
+            mu = entropies[:place].std(correction=0) if place > 1 else torch.tensor(5.0)
+            assert abs(float(1 + 499 / (1 + torch.exp(mu - entropy))) - int(k)) < 0.51, place
+
+
+class PretendedGraphs(graphs.GraphedSteps):
     """CUDA's order of things without the device: what is captured does not run, a replay does what was captured."""
 
     def __init__(self, enabled: bool):
@@ -380,13 +358,13 @@ class FailingGraphs(PretendedGraphs):
         raise RuntimeError("operation not permitted when stream is capturing")
 
 
-@pytest.mark.parametrize("graphs", [PretendedGraphs, FailingGraphs])
-def test_captured_or_not_the_tokens_are_the_same(monkeypatch, caplog, graphs):
+@pytest.mark.parametrize("kind", [PretendedGraphs, FailingGraphs])
+def test_captured_or_not_the_tokens_are_the_same(monkeypatch, caplog, kind):
     """Also across changes of what attention looks at, each of which is a graph of its own."""
     monkeypatch.setattr(cache, "SPAN_STEP", 8)
     network = random_network(16, image_scale=6.0)
     expected = answer(network, [PROMPT] * 2)
-    monkeypatch.setattr(sequential, "GraphedSteps", graphs)
+    monkeypatch.setattr(decode, "GraphedSteps", kind)
     for result, eager in zip(answer(network, [PROMPT] * 2), expected, strict=True):
         assert result.ids == eager.ids and torch.equal(result.entropy, eager.entropy)
-    assert caplog.text.count("without CUDA graphs") == (graphs is FailingGraphs)
+    assert caplog.text.count("without CUDA graphs") == (kind is FailingGraphs)

@@ -9,8 +9,9 @@ from scipy.stats import chi2, chi2_contingency, chisquare
 from harness.pure_tiny import PROMPT, TINY, random_network
 from realisr.models.pure import jacobi
 from realisr.models.pure import logits as stages
-from realisr.models.pure.generation import Generated, GenerationOptions, generate
-from realisr.models.pure.logits import Sampling
+from realisr.models.pure.decode import Generated, Jacobi, generate
+from realisr.models.pure.logits import TokenSampling
+from realisr.models.pure.options import GenerationOptions
 from realisr.models.pure.transformer import Chameleon
 from realisr.models.pure.vocabulary import Vocabulary
 
@@ -40,7 +41,7 @@ def few_token_network() -> Chameleon:
 def codes_of(decoding: str, seeds: range, **options) -> tuple[torch.Tensor, Generated]:
     """Codes `[seeds, 16]` of one image per seed."""
     chosen = GenerationOptions(
-        guidance="none", size=(1, 1), decoding=decoding, window=4, sampling=Sampling(top_k=TOKENS), **options
+        parts="none", size=(1, 1), decoding=decoding, window=4, sampling=TokenSampling(top_k=TOKENS), **options
     )
     prompts, network = [PROMPT] * len(seeds), few_token_network()
     results = generate(network, prompts, list(seeds), chosen, Vocabulary.formula())
@@ -92,13 +93,13 @@ def test_same_joint_distribution_of_neighbours(both):
 def test_the_test_finds_drafts_that_claim_another_distribution(both, monkeypatch):
     """The same comparison tells when the bookkeeping is wrong: drafts with their neighbour's distribution."""
     sequential, _, _ = both
-    draft = jacobi.JacobiDecoder.draft
+    draft = Jacobi.draft
 
-    def shifted(decoder, *args):
-        draft(decoder, *args)
-        decoder.draft_p.copy_(decoder.draft_p.roll(1, 1))
+    def shifted(drawing, *args):
+        draft(drawing, *args)
+        drawing.draft_p.copy_(drawing.draft_p.roll(1, 1))
 
-    monkeypatch.setattr(jacobi.JacobiDecoder, "draft", shifted)
+    monkeypatch.setattr(Jacobi, "draft", shifted)
     wrong, _ = codes_of("jacobi", range(SEEDS, 2 * SEEDS))
     assert p_value(neighbours(sequential), neighbours(wrong)) < 1e-6
 
@@ -110,7 +111,7 @@ def test_drafts_are_tested_and_some_stand(both):
 
 def test_peaked_model_needs_fewer_forwards_than_tokens():
     network = random_network(0, image_scale=1.5, varied=0.05)
-    options = GenerationOptions(guidance="none", size=(1, 2), decoding="jacobi", sampling=Sampling(top_k=2))
+    options = GenerationOptions(parts="none", size=(1, 2), decoding="jacobi", sampling=TokenSampling(top_k=2))
     (result,) = generate(network, [PROMPT], [0], options, Vocabulary.formula())
     assert result.forwards < 32 / 2, result.forwards
     assert result.accepted / result.proposed > 0.5
@@ -122,7 +123,7 @@ def test_certain_model_gives_the_sequential_tokens():
     tokens = []
     for decoding in ("sequential", "jacobi"):
         options = GenerationOptions(
-            guidance="none", size=(1, 2), decoding=decoding, window=4, sampling=Sampling(top_k=1)
+            parts="none", size=(1, 2), decoding=decoding, window=4, sampling=TokenSampling(top_k=1)
         )
         (result,) = generate(network, [PROMPT], [0], options, Vocabulary.formula())
         tokens.append(result.ids)

@@ -7,12 +7,13 @@ import math
 import pytest
 import torch
 
-from realisr.models.pure import crop, prompt
+from oracles import pure_crop
+from oracles.pure_slots import Slot, mask_slot, next_slot
 from realisr.models.pure import logits as stages
-from realisr.models.pure.answer import split_text
-from realisr.models.pure.draws import SeededDraws
-from realisr.models.pure.grid import Slot, next_slot
-from realisr.models.pure.logits import Sampling
+from realisr.models.pure import prompt
+from realisr.models.pure.logits import ObservedEntropy, TokenSampling
+from realisr.models.pure.session import SeededDraws
+from realisr.models.pure.text import split_text
 from realisr.models.pure.vocabulary import BOI, EOI, EOT, NL, VOCABULARY, image_ids
 
 ENTROPIES = torch.linspace(-1, 13, 500)
@@ -21,7 +22,7 @@ ENTROPIES = torch.linspace(-1, 13, 500)
 @pytest.mark.parametrize("bounds", [(1, 2000), (5, 5), (10, 300)])
 @pytest.mark.parametrize("mu", [0.0, 5.0, 9.0])
 def test_k_grows_with_entropy_between_its_bounds(bounds, mu):
-    sampling = Sampling(k_min=bounds[0], k_max=bounds[1], mu=mu)
+    sampling = TokenSampling(k_min=bounds[0], k_max=bounds[1], mu=mu)
     k = sampling.k(ENTROPIES)
     assert k.min() >= bounds[0] and k.max() <= bounds[1] and (k.diff() >= 0).all()
     halfway = sampling.k(torch.tensor(mu))
@@ -31,12 +32,47 @@ def test_k_grows_with_entropy_between_its_bounds(bounds, mu):
 
 def test_paper_bounds_of_k():
     """Entropy is clamped to 0..10 first, so k_min 1 and k_max 2000 are never reached; images end at ln 16384."""
-    k = Sampling().k(torch.tensor([0.0, 10.0, math.log(16384)]))
+    k = TokenSampling().k(torch.tensor([0.0, 10.0, math.log(16384)]))
     assert k.tolist() == [14, 1987, 1982]
 
 
+def test_observed_mu_is_the_deviation_of_what_came_before():
+    """In windows of any length, against the definition in float64; what is not counted is left out."""
+    generator = torch.Generator().manual_seed(0)
+    entropies = 9.7 * torch.rand(2, 40, generator=generator)
+    counted = torch.rand(2, 40, generator=generator) > 0.2
+    expected = torch.empty(2, 40, dtype=torch.float64)
+    for image in range(2):
+        for place in range(40):
+            before = [float(h) for h, c in zip(entropies[image, :place], counted[image, :place], strict=True) if c]
+            if len(before) < 2:
+                expected[image, place] = 5.0
+                continue
+            mean = sum(before) / len(before)
+            expected[image, place] = math.sqrt(sum((h - mean) ** 2 for h in before) / len(before))
+    for width in (1, 7, 40):
+        observed, found = ObservedEntropy(2, torch.device("cpu")), []
+        for start in range(0, 40, width):
+            window = slice(start, start + width)
+            found.append(observed.deviation(entropies[:, window], counted[:, window], 5.0))
+            observed.add(entropies[:, window], counted[:, window])
+        torch.testing.assert_close(torch.cat(found, dim=1).double(), expected, rtol=1e-6, atol=1e-6)
+
+
+def test_observed_mu_takes_the_constants_place_in_the_rule():
+    logits = torch.randn(1, 6, 16384) * torch.tensor([0.1, 3.0, 1.0, 4.0, 2.0, 0.5])[:, None]
+    observed, sampling = ObservedEntropy(1, torch.device("cpu")), TokenSampling(observed_mu=True)
+    _, h, k = stages.distribution(logits, sampling, observed)
+    entropies = h[0].double().tolist()
+    for place, entropy in enumerate(entropies):
+        before = torch.tensor(entropies[:place], dtype=torch.float64)
+        mu = float(before.std(correction=0)) if place > 1 else 5.0
+        assert int(k[0, place]) == round(1 + 1999 / (1 + math.exp(mu - entropy))), place
+    assert not torch.equal(k, stages.distribution(logits, TokenSampling())[2])
+
+
 def test_fixed_top_k_ignores_entropy():
-    assert Sampling(top_k=7).k(ENTROPIES).unique().tolist() == [7]
+    assert TokenSampling(top_k=7).k(ENTROPIES).unique().tolist() == [7]
 
 
 @pytest.mark.parametrize(
@@ -51,7 +87,7 @@ def test_fixed_top_k_ignores_entropy():
 )
 def test_unusable_sampling_is_named(values, message):
     with pytest.raises(ValueError, match=message):
-        Sampling(**values)
+        TokenSampling(**values)
 
 
 @pytest.mark.parametrize("scale", [0.1, 1.0, 5.0])
@@ -72,8 +108,8 @@ def test_ties_at_the_cut_survive(k):
 
 def test_restricted_logits_give_the_distribution_of_the_whole_vocabulary():
     logits = 3 * torch.randn(4, VOCABULARY)
-    p, entropy, k = stages.distribution(stages.mask_slot(logits, Slot.IMAGE), Sampling())
-    alone = stages.distribution(logits[:, image_ids()], Sampling())
+    p, entropy, k = stages.distribution(mask_slot(logits, Slot.IMAGE), TokenSampling())
+    alone = stages.distribution(logits[:, image_ids()], TokenSampling())
     assert torch.allclose(p[:, image_ids()], alone[0], atol=1e-7)
     assert torch.allclose(entropy, alone[1], atol=1e-5) and torch.equal(k, alone[2])
     u = torch.rand(4, dtype=torch.float64)
@@ -103,8 +139,6 @@ def test_streams_are_independent_of_each_other_and_of_the_batch():
     continued = torch.cat([first, draws.take("image", 5)], dim=1)
     assert torch.equal(continued[1], SeededDraws([4]).take("image", 10)[0])
     assert not torch.equal(continued[0], continued[1])
-    part = draws.select([1])
-    assert torch.equal(part.take("image", 2), SeededDraws([4]).take("image", 12)[:, 10:])
 
 
 def test_slots_follow_the_tokens():
@@ -149,13 +183,13 @@ def test_answers_split_at_the_first_full_stop():
 
 
 def test_crop_list_of_the_paper():
-    sizes = crop.crop_sizes()
+    sizes = pure_crop.crop_sizes()
     assert len(sizes) == 49 and sizes[0] == (1024, 256) and sizes[-1] == (256, 1024) and (512, 512) in sizes
-    assert crop.choose_crop(300, 300) == (512, 512)
-    assert crop.choose_crop(1000, 10) == (1024, 256)
+    assert pure_crop.choose_crop(300, 300) == (512, 512)
+    assert pure_crop.choose_crop(1000, 10) == (1024, 256)
 
 
 def test_transparent_pixels_become_white():
     image = torch.tensor([[[10, 20, 30, 0], [10, 20, 30, 255], [0, 0, 0, 128]]], dtype=torch.uint8)
-    assert crop.to_rgb(image).tolist() == [[[255, 255, 255], [10, 20, 30], [127, 127, 127]]]
-    assert crop.to_rgb(image[..., :1]).shape == (1, 3, 3)
+    assert pure_crop.to_rgb(image).tolist() == [[[255, 255, 255], [10, 20, 30], [127, 127, 127]]]
+    assert pure_crop.to_rgb(image[..., :1]).shape == (1, 3, 3)

@@ -15,15 +15,15 @@ from safetensors.torch import load_file
 import train_vosr
 from realisr.models.vosr.dit import VOSRDiT
 from realisr.training.data import DegradationRange, PairBatches
-from realisr.training.muon import orthogonalise
 from realisr.training.procedural_images import make_image
 from realisr.training.vosr_losses import Conditions, ConditionScheme, Distillation
+from realisr.training.vosr_setup import PRESETS, make_latents, make_model
 from realisr.training.vosr_start import start_from_condition
-from realisr.training.vosr_trainer import TrainOptions
+from realisr.training.vosr_trainer import TrainOptions, make_optimizers
 from realisr.training.vosr_weights import load_model
 
 MICRO = {
-    **train_vosr.PRESETS["nano"],
+    **PRESETS["nano"],
     "resolution": 16,
     "dim": 160,
     "depth": 1,
@@ -138,8 +138,8 @@ def test_conditioned_start_is_the_linear_estimator():
 
 
 def test_conditioned_start_needs_room_for_its_channels():
-    args = {**train_vosr.PRESETS["nano"], "dim": 128, "num_heads": 4}
-    model = train_vosr.make_model(args, train_vosr.make_latents(args, None), checkpointing=False)
+    args = {**PRESETS["nano"], "dim": 128, "num_heads": 4}
+    model = make_model(args, make_latents(args, None), checkpointing=False)
     with pytest.raises(ValueError, match="hidden size 128 cannot hold 96 input values"):
         start_from_condition(model, torch.randn(1, 12, 32, 32), torch.Generator())
 
@@ -178,10 +178,20 @@ def test_procedural_images_repeat_and_differ():
     assert not np.array_equal(first, make_image(np.random.default_rng((0, 6)), 64))
 
 
-def test_orthogonalised_updates_have_equal_singular_values():
-    values = torch.linalg.svdvals(orthogonalise(torch.randn(48, 20), 5))
-    assert values.min() > 0.6
-    assert values.max() < 1.3
+def test_muon_takes_the_blocks_matrices_at_adamws_update_size():
+    """Where a gradient has full rank, the update's root mean square is about 0.2 of the learning rate."""
+    args = {**PRESETS["nano"], "depth": 1}
+    model = make_model(args, make_latents(args, None), checkpointing=False)
+    _, muon = make_optimizers(model, TrainOptions(steps=1, optimizer="muon", learning_rate=1.0, weight_decay=0.0))
+    (group,) = muon.param_groups
+    names = {name for name, value in model.named_parameters() if any(value is taken for taken in group["params"])}
+    assert names == {f"blocks.0.{name}.weight" for name in ("attn.qkv", "attn.proj", "mlp.w12", "mlp.w3")}
+    before = [value.detach().clone() for value in group["params"]]
+    for value in group["params"]:
+        value.grad = torch.randn_like(value)
+    muon.step()
+    for value, old in zip(group["params"], before, strict=True):
+        assert (value - old).square().mean().sqrt().item() == pytest.approx(0.2, rel=0.25), value.shape
 
 
 class ConstantVelocity:

@@ -2,29 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import comfy.model_base
-from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
 from ....models.dreamsr.mm_controlnet import PATCH
-from ...types import Conditioning
+from ...types import Conditioning, Entry, Model
 from .conditioning import ApplyOptions, ControlRun, LocalPrompt, with_control
 from .injection import add_control
 from .loader import MMControl
 
 
 def apply_mm_control(
-    model: ModelPatcher,
+    model: Model,
     control: MMControl,
     positive: Conditioning,
     negative: Conditioning | None,
     latent: Mapping[str, Any],
     local: Conditioning | None,
     options: ApplyOptions,
-) -> tuple[ModelPatcher, Conditioning, Conditioning]:
+) -> tuple[Model, Conditioning, Conditioning]:
     """The MODEL with one more MM-ControlNet, and the conditionings that carry its latent and local prompt.
 
     latent: the host's LATENT of the LQ or degradation-free image, at the size that will be sampled. local: the local
@@ -51,7 +50,7 @@ def apply_mm_control(
     return add_control(model, control), controlled(positive, prompts), controlled(negative or [], against)
 
 
-def dit_blocks(model: ModelPatcher, control: MMControl) -> tuple[int, ...]:
+def dit_blocks(model: Model, control: MMControl) -> tuple[int, ...]:
     """DiT block of each control block. Raises ValueError when the MODEL is not one this control was made for."""
     base, config = model.model, control.config
     if not isinstance(base, comfy.model_base.Flux) or base.diffusion_model.patch_size != PATCH:
@@ -71,7 +70,7 @@ def dit_blocks(model: ModelPatcher, control: MMControl) -> tuple[int, ...]:
         raise ValueError(f"{control.name} does not fit this MODEL: {error}.") from error
 
 
-def model_space(model: ModelPatcher, control: MMControl, latent: Mapping[str, Any]) -> Tensor:
+def model_space(model: Model, control: MMControl, latent: Mapping[str, Any]) -> Tensor:
     """The samples of a LATENT as the model sees latents. Raises ValueError when they are not FLUX's."""
     samples, channels = latent["samples"], control.config.latent_channels
     if samples.ndim != 4 or samples.shape[1] != channels:
@@ -82,7 +81,7 @@ def model_space(model: ModelPatcher, control: MMControl, latent: Mapping[str, An
     return model.get_model_object("latent_format").process_in(samples)
 
 
-def local_prompt(control: MMControl, entry: Sequence[Any], source: str) -> LocalPrompt:
+def local_prompt(control: MMControl, entry: Entry, source: str) -> LocalPrompt:
     """The prompt of a CONDITIONING entry. Raises ValueError when its text is of another kind than the control's."""
     prompt, config = LocalPrompt.from_entry(entry, control.config.pooled_width), control.config
     if prompt.tokens.shape[-1] != config.text_width or prompt.pooled.shape[-1] < config.pooled_width:

@@ -7,13 +7,14 @@ CONDConstant, so that only conditions that are to be run alike share a forward.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import comfy.conds
 from torch import Tensor
 
+from ...types import Entry
 from .loader import MMControl
 
 PREFIX = "mm_control"
@@ -21,13 +22,16 @@ PREFIX = "mm_control"
 
 @dataclass(frozen=True)
 class ApplyOptions:
-    """strength: of both branches, 0 is plain FLUX. start, end: share of the sampling it acts in, as for ControlNets.
-    text_branch: whether the text stream is steered too (eq. 2), or the image stream alone (eq. 1)."""
+    """How an MM-ControlNet acts. Raises ValueError when start and end leave no step for it."""
 
     strength: float = 1.0
+    """Of both branches; 0 is plain FLUX."""
     start: float = 0.0
+    """Share of the sampling, from pure noise on, after which it sets in."""
     end: float = 1.0
+    """Share of the sampling after which it ends."""
     text_branch: bool = True
+    """Whether the text stream is steered too (eq. 2), or the image stream alone (eq. 1)."""
 
     def __post_init__(self):
         if not 0.0 <= self.start < self.end <= 1.0:
@@ -43,10 +47,11 @@ class ApplyOptions:
 
 @dataclass(frozen=True)
 class ControlRun:
-    """A control network and how to run it. blocks: the DiT block each of its blocks acts on."""
+    """A control network and how to run it."""
 
     control: MMControl
     blocks: tuple[int, ...]
+    """The DiT block that each of its blocks acts on."""
     options: ApplyOptions
 
 
@@ -85,13 +90,15 @@ class ControlLatentCond(comfy.conds.CONDNoiseShape):
 
 @dataclass(frozen=True)
 class LocalPrompt:
-    """An encoded prompt: tokens `[b, M, text_width]`, pooled `[b, pooled_width]`."""
+    """An encoded prompt, as the control network reads it."""
 
     tokens: Tensor
+    """`[b, M, text_width]`."""
     pooled: Tensor
+    """`[b, pooled_width]`."""
 
     @classmethod
-    def from_entry(cls, entry: Sequence[Any], pooled_width: int) -> LocalPrompt:
+    def from_entry(cls, entry: Entry, pooled_width: int) -> LocalPrompt:
         """The text of one entry of a CONDITIONING; without a pooled text, zeros stand for it as in FLUX itself."""
         tokens, pooled = entry[0], entry[1].get("pooled_output")
         return cls(tokens, tokens.new_zeros(tokens.shape[0], pooled_width) if pooled is None else pooled)
@@ -103,7 +110,7 @@ class LocalPrompt:
         }
 
 
-def with_control(entry: Sequence[Any], run: ControlRun, latent: Tensor, prompt: LocalPrompt) -> list[Any]:
+def with_control(entry: Entry, run: ControlRun, latent: Tensor, prompt: LocalPrompt) -> Entry:
     """A copy of a CONDITIONING entry that carries one more MM-ControlNet, latent `[b, C, H, W]` in model space."""
     carried = entry[1].get("model_conds", {})
     keys = ControlKeys.of(len(list(ControlKeys.used(carried))))

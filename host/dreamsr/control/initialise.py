@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import comfy.lora
 import comfy.model_base
@@ -15,37 +15,11 @@ from torch import Tensor
 
 from ....models.dreamsr.config import HEAD_DIM, Injection, MMControlNetConfig, checked_blocks
 from ....models.dreamsr.mm_controlnet import PATCH, MMControlNet
+from ...types import Model
 from .loader import MMControl, build_control
 
 WIDE_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 DTYPES = {"as the model": None, "fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-
-# FLUX's own names for what diffusers, and so an MM-ControlNet file, calls otherwise.
-EMBEDDERS = {
-    "time_text_embed.timestep_embedder": "time_in",
-    "time_text_embed.guidance_embedder": "guidance_in",
-    "time_text_embed.text_embedder": "vector_in",
-}
-BLOCK_NAMES = {
-    "norm1.linear": "img_mod.lin",
-    "norm1_context.linear": "txt_mod.lin",
-    "attn.to_out.0": "img_attn.proj",
-    "attn.to_add_out": "txt_attn.proj",
-    "ff.net.0.proj": "img_mlp.0",
-    "ff.net.2": "img_mlp.2",
-    "ff_context.net.0.proj": "txt_mlp.0",
-    "ff_context.net.2": "txt_mlp.2",
-}
-FUSED = {
-    ("attn.to_q", "attn.to_k", "attn.to_v"): "img_attn.qkv",
-    ("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj"): "txt_attn.qkv",
-}
-NORMS = {
-    "attn.norm_q": "img_attn.norm.query_norm",
-    "attn.norm_k": "img_attn.norm.key_norm",
-    "attn.norm_added_q": "txt_attn.norm.query_norm",
-    "attn.norm_added_k": "txt_attn.norm.key_norm",
-}
 
 Read = Callable[[str], Tensor]
 
@@ -64,7 +38,7 @@ def parse_blocks(text: str, layers: int) -> tuple[int, ...] | None:
         ) from error
 
 
-def weight_reader(model) -> Read:
+def weight_reader(model: Model) -> Read:
     """Weights of a MODEL by their names in the FLUX network, in float32 on the CPU, with its LoRAs and merges.
 
     From the unpatched weights, whether the model is loaded just now or not; 8-bit weights with scales are expanded.
@@ -86,14 +60,14 @@ def weight_reader(model) -> Read:
     return read
 
 
-def source_dtype(model) -> torch.dtype:
+def source_dtype(model: Model) -> torch.dtype:
     """The precision the weights are kept in; bfloat16, FLUX's own, for 8-bit ones, which a training cannot start in."""
     weight = comfy.utils.get_attr(model.model, "diffusion_model.img_in.weight")
     dtype = model.model_dtype() if weight.dtype not in WIDE_DTYPES else weight.dtype
     return dtype if dtype in WIDE_DTYPES else torch.bfloat16
 
 
-def control_config(model, layers: int) -> MMControlNetConfig:
+def control_config(model: Model, layers: int) -> MMControlNetConfig:
     """Sizes of a control network of `layers` blocks for a MODEL. Raises ValueError when it is not FLUX.1."""
     base = model.model
     network = base.diffusion_model
@@ -121,48 +95,51 @@ def control_config(model, layers: int) -> MMControlNetConfig:
     )
 
 
-def copied(read: Read, config: MMControlNetConfig, blocks: tuple[int, ...]) -> Iterator[tuple[str, Tensor]]:
-    """What the control network takes over from FLUX, under its own names."""
-    # A Fill or control variant reads more after the noisy latent's features.
-    yield "x_embedder.weight", read("img_in.weight")[:, : config.in_features].clone()
-    yield "x_embedder.bias", read("img_in.bias")
-    for leaf in ("weight", "bias"):
-        yield f"context_embedder.{leaf}", read(f"txt_in.{leaf}")
-        for name, source in EMBEDDERS.items():
-            if source == "guidance_in" and not config.has_guidance:
-                continue
-            yield f"{name}.linear_1.{leaf}", read(f"{source}.in_layer.{leaf}")
-            yield f"{name}.linear_2.{leaf}", read(f"{source}.out_layer.{leaf}")
-    for layer, block in enumerate(blocks):
-        for name, tensor in copied_block(read, f"double_blocks.{block}"):
-            yield f"transformer_blocks.{layer}.{name}", tensor
-
-
-def copied_block(read: Read, source: str) -> Iterator[tuple[str, Tensor]]:
-    for leaf in ("weight", "bias"):
-        for name, part in BLOCK_NAMES.items():
-            yield f"{name}.{leaf}", read(f"{source}.{part}.{leaf}")
-        for names, part in FUSED.items():
-            for name, rows in zip(names, read(f"{source}.{part}.{leaf}").chunk(3), strict=True):
-                yield f"{name}.{leaf}", rows.clone()
-    for name, part in NORMS.items():
-        yield f"{name}.weight", read(f"{source}.{part}.weight")
-
-
-def fresh(shapes: dict[str, tuple[int, ...]], seed: int) -> Iterator[tuple[str, Tensor]]:
-    """The layers FLUX has no counterpart of: zero where they feed the DiT, Xavier-uniform before that."""
+def initial_weights(
+    read: Read, config: MMControlNetConfig, blocks: tuple[int, ...], seed: int
+) -> Iterator[tuple[str, Tensor]]:
+    """Every tensor of a control network by name: FLUX's where it has a counterpart, else untrained."""
+    with torch.device("meta"):
+        expected = MMControlNet(config).state_dict()
+    # Both write FLUX in diffusers' names, which the host knows for its LoRAs.
+    flux_names = comfy.utils.flux_to_diffusers({"depth": 1 + max(blocks), "hidden_size": config.hidden_size})
     generator = torch.Generator().manual_seed(seed)
-    for name, shape in shapes.items():
-        value = torch.zeros(shape)
-        feeds_dit = name.startswith("controlnet_blocks.") or ".net.2." in name
-        if name.endswith(".weight") and not feeds_dit:
-            bound = math.sqrt(6 / sum(shape))
-            value.uniform_(-bound, bound, generator=generator)
-        yield name, value
+    for name, value in expected.items():
+        source = flux_names.get(copied_name(name, blocks))
+        if source is None:
+            yield name, untrained(name, tuple(value.shape), generator)
+            continue
+        key, (_, start, length) = (source, (0, 0, None)) if isinstance(source, str) else source
+        weight = read(key)[start:][:length]
+        # A Fill or control variant reads more after the noisy latent's features.
+        weight = weight[:, : config.in_features] if name == "x_embedder.weight" else weight
+        if weight.shape != value.shape:
+            raise ValueError(
+                f"The MODEL's weights cannot be read as plain tensors ({key} gives {list(weight.shape)} for {name}, "
+                f"not {list(value.shape)}): use a bf16 or fp8 checkpoint, not GGUF, to initialise from."
+            )
+        yield name, weight
+
+
+def copied_name(name: str, blocks: tuple[int, ...]) -> str:
+    """What a tensor of control block l is called in the DiT's block that it is copied from."""
+    head, _, rest = name.partition("transformer_blocks.")
+    layer, _, leaf = rest.partition(".")
+    return name if head or not layer else f"transformer_blocks.{blocks[int(layer)]}.{leaf}"
+
+
+def untrained(name: str, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+    """A tensor FLUX has no counterpart of: zero where it feeds the DiT, Xavier-uniform before that."""
+    value = torch.zeros(shape)
+    feeds_dit = name.startswith("controlnet_blocks.") or ".net.2." in name
+    if name.endswith(".weight") and not feeds_dit:
+        bound = math.sqrt(6 / sum(shape))
+        value.uniform_(-bound, bound, generator=generator)
+    return value
 
 
 def initialise_mm_control(
-    model, layers: int = 9, dit_blocks: str = "", dtype: torch.dtype | None = None, seed: int = 0
+    model: Model, layers: int = 9, dit_blocks: str = "", dtype: torch.dtype | None = None, seed: int = 0
 ) -> MMControl:
     """An MM-ControlNet of `layers` blocks for a FLUX MODEL; with it the model computes exactly what it did without.
 
@@ -176,18 +153,11 @@ def initialise_mm_control(
         blocks = Injection(parse_blocks(dit_blocks, layers)).blocks(layers, depth)
     except ValueError as error:
         raise ValueError(f"The MM-ControlNet cannot be made: {error}") from error
-    with torch.device("meta"):
-        shapes = {name: tuple(value.shape) for name, value in MMControlNet(config).state_dict().items()}
     target = source_dtype(model) if dtype is None else dtype
-    weights: dict[str, Any] = {name: value.to(target) for name, value in copied(weight_reader(model), config, blocks)}
-    weights |= {
-        name: value.to(target) for name, value in fresh({k: v for k, v in shapes.items() if k not in weights}, seed)
+    # Fused weights are read once for their three parts, in turn with their bias.
+    read = functools.lru_cache(maxsize=2)(weight_reader(model))
+    weights = {
+        name: value.to(target, copy=True, memory_format=torch.contiguous_format)
+        for name, value in initial_weights(read, config, blocks, seed)
     }
-    misshapen = [name for name, value in weights.items() if tuple(value.shape) != shapes[name]]
-    if misshapen:
-        raise ValueError(
-            f"The MODEL's weights cannot be read as plain tensors ({misshapen[0]} is "
-            f"{list(weights[misshapen[0]].shape)}, not {list(shapes[misshapen[0]])}): use a bf16 or fp8 "
-            "checkpoint, not GGUF, to initialise from."
-        )
     return build_control("untrained MM-ControlNet", config, Injection(blocks, True), weights, {"dtype": target})

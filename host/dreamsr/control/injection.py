@@ -13,12 +13,12 @@ from typing import Any
 import comfy.ldm.common_dit
 import comfy.ldm.modules.attention
 import comfy.model_base
-from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
 from ....models.attention import AttentionFn
 from ....models.dreamsr.mm_controlnet import PATCH, ControlFeatures, inject_image, inject_text
+from ...types import Model
 from .conditioning import ControlKeys, ControlRun
 from .loader import MMControl
 
@@ -27,7 +27,7 @@ KEY = "realisr_mm_controlnet"
 BlockPatch = Callable[[dict[str, Any], dict[str, Any]], dict[str, Any]]
 
 
-def add_control(model: ModelPatcher, control: MMControl) -> ModelPatcher:
+def add_control(model: Model, control: MMControl) -> Model:
     """A clone of the MODEL that loads the control network with itself and runs what its conditions carry."""
     model = model.clone()
     if not model.get_wrappers(WrappersMP.DIFFUSION_MODEL, KEY):
@@ -148,7 +148,7 @@ def leave_out_of_range(executor, x: Tensor, t: Tensor, *args, **kwargs):
 
 def prepare(
     executor,
-    model: ModelPatcher,
+    model: Model,
     noise_shape: Sequence[int],
     conds: dict[str, list[dict[str, Any]]],
     *args,
@@ -166,7 +166,7 @@ def carried_runs(model_conds: dict[str, Any]) -> list[ControlRun]:
     return [model_conds[keys.run].cond for keys in ControlKeys.used(model_conds)]
 
 
-def require_same_controls(model: ModelPatcher, carried: Sequence[MMControl]) -> None:
+def require_same_controls(model: Model, carried: Sequence[MMControl]) -> None:
     """Raises ValueError unless the conditions carry all the MODEL's control networks and no other."""
     held = [patcher.model for patcher in model.get_additional_models_with_key(KEY)]
     for network in held:

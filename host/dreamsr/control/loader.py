@@ -25,6 +25,9 @@ from ....models.state_dict import describe_state_dict, require_keys, shapes_of
 from ...files import load_state_dict_file
 from ...model_folders import model_files
 from ...precision import WEIGHT_DTYPES
+from ...types import Model
+
+log = logging.getLogger(__name__)
 
 # As for FLUX itself: half precision is too narrow for it, so bfloat16 comes first.
 INFERENCE_DTYPES = [torch.bfloat16, torch.float16, torch.float32]
@@ -34,15 +37,15 @@ QUANTISATION_KEYS = (".comfy_quant", ".weight_scale", ".input_scale")
 
 @dataclass(frozen=True)
 class MMControl:
-    """A loaded MM-ControlNet: what an REALISR_MM_CONTROLNET socket carries.
-
-    patcher: the network under the host's memory management. compute_dtype: what its inputs are cast to.
-    """
+    """A loaded MM-ControlNet: what a REALISR_MM_CONTROLNET socket carries."""
 
     name: str
-    patcher: comfy.model_patcher.ModelPatcher
+    """The file's, for messages."""
+    patcher: Model
+    """The network under the host's memory management."""
     injection: Injection
     compute_dtype: torch.dtype
+    """What its inputs are cast to."""
 
     @property
     def network(self) -> MMControlNet:
@@ -92,11 +95,11 @@ def load_mm_control(name: str, weight_dtype: str = "default", disable_dynamic: b
     injection = read_injection(name, metadata, config)
     control = build_control(name, config, injection, state_dict, WEIGHT_DTYPES[weight_dtype], disable_dynamic)
     control.patcher.cached_patcher_init = (load_patcher, (name, weight_dtype))
-    logging.info("RealISR: loaded MM-ControlNet %s (%s blocks) from %s", name, config.layers, path)
+    log.info("RealISR: loaded MM-ControlNet %s (%s blocks) from %s", name, config.layers, path)
     return control
 
 
-def load_patcher(name: str, weight_dtype: str, disable_dynamic: bool = False) -> comfy.model_patcher.ModelPatcher:
+def load_patcher(name: str, weight_dtype: str, disable_dynamic: bool = False) -> Model:
     return load_mm_control(name, weight_dtype, disable_dynamic).patcher
 
 

@@ -8,7 +8,7 @@ import random
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from types import ModuleType
-from typing import Any, Literal
+from typing import Any
 from urllib.parse import urlsplit
 
 from ..pictures import jpeg_data_url
@@ -16,7 +16,7 @@ from ..protocol import Answer, AnswerError, Poll, Question, SetupError, Unusable
 from . import wire
 from .addresses import check_key_variable, find_key, is_this_machine, key_hint, normalize_base_url, redact
 from .background import iterate
-from .wire import Dialect
+from .wire import Detail, Dialect
 
 log = logging.getLogger(__name__)
 
@@ -27,29 +27,31 @@ LONGEST_WAIT = 120.0
 MODELS_TIMEOUT = 10.0
 SHOWN_MODELS = 12
 
-Detail = Literal["auto", "low", "high"]
-
 
 @dataclass(frozen=True)
 class ChatEndpoint:
-    """How to reach a model and how to ask it. Holds the name of the key's variable, never the key.
-
-    base_url: as normalize_base_url gives it. temperature: None for the endpoint's own. max_tokens: of one answer.
-    timeout: seconds for one answer. retries: further attempts after the first. image_size: longest side in pixels.
-    jpeg_quality: 1..100. backoff: seconds before the first retry, doubling.
-    """
+    """How to reach a model and how to ask it. Raises SetupError for settings that cannot work."""
 
     base_url: str
+    """Kept as normalize_base_url gives it."""
     model: str
     key_variable: str = "OPENAI_API_KEY"
+    """Name of the environment variable with the key. The key itself is read when it is used, and never kept."""
     temperature: float | None = None
+    """None for the endpoint's own."""
     max_tokens: int = 4096
+    """Of one answer."""
     timeout: float = 120.0
+    """Seconds for one answer."""
     retries: int = 3
+    """Further attempts after the first."""
     image_detail: Detail = "auto"
     image_size: int = 1024
+    """Longest side in pixels of a picture that is sent."""
     jpeg_quality: int = 90
+    """1..100"""
     backoff: float = 1.0
+    """Seconds before the first retry, doubling."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "base_url", normalize_base_url(self.base_url))
@@ -106,7 +108,7 @@ def import_openai() -> ModuleType:
 
 
 def make_client(openai: ModuleType, endpoint: ChatEndpoint, key: str) -> Any:
-    """A client that does not retry (the session does, and stops when it is told to)."""
+    """A client that does not retry: see `_Session.settle`."""
     options: dict[str, Any] = {}
     if is_this_machine(urlsplit(endpoint.base_url).hostname):
         # A proxy from the environment cannot reach this machine's own servers, and must not see the key.
@@ -131,7 +133,12 @@ class _Session:
         self.dialect = Dialect(temperature=endpoint.temperature is not None)
 
     async def settle(self, question: Question) -> object:
-        """What the question's `read` makes of the answer, or the AnswerError after the last attempt."""
+        """What the question's `read` makes of the answer, or the AnswerError after the last attempt.
+
+        The openai client's own retries do not do: they know nothing of answers that came and cannot be used, which
+        share the count; ask on for an account without credit; measure the time-out from byte to byte, not for the
+        answer; and do not tell the artist why he is waiting.
+        """
         pictures = await asyncio.to_thread(self._encode, question)
         note = ""
         for attempt in range(self.endpoint.retries + 1):
@@ -239,7 +246,7 @@ class _Session:
 
 
 class _Status(Exception):
-    """An answer with an HTTP error status. message: the server's, without the key."""
+    """An answer with an HTTP error status, and the server's words without the key."""
 
     def __init__(self, code: int, message: str, headers: Any):
         super().__init__(f"{code}: {message}")

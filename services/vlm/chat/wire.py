@@ -7,19 +7,20 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from email.utils import parsedate_to_datetime
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal, Protocol
 
 from ..answers import excerpt
 from ..protocol import AnswerError, Question
-
-if TYPE_CHECKING:
-    from .endpoint import ChatEndpoint
 
 USUAL_ADDRESSES = (
     "Usual addresses: http://localhost:11434/v1 (Ollama), http://localhost:1234/v1 (LM Studio), "
     "http://localhost:8080/v1 (llama.cpp), http://localhost:8000/v1 (vLLM), https://api.openai.com/v1 (OpenAI)."
 )
 SHOWN_BODY = 300
+
+Detail = Literal["auto", "low", "high"]
+"""How closely a model is to look at a picture."""
+
 SIMPLER_FORMAT: dict[str, Literal["json_object", ""]] = {"json_schema": "json_object", "json_object": ""}
 SIMPLER_LIMIT: dict[str, Literal["max_completion_tokens", ""]] = {
     "max_tokens": "max_completion_tokens",
@@ -30,16 +31,16 @@ FORMAT_WORDS = ("response_format", "json_schema", "json_object", "structured out
 
 @dataclass(frozen=True)
 class Dialect:
-    """The optional parts of the protocol that an endpoint takes; the most at first.
-
-    response_format, limit: their spelling, "" for none. system: whether there is a role of that name.
-    """
+    """The optional parts of the protocol that an endpoint takes; the most at first."""
 
     response_format: Literal["json_schema", "json_object", ""] = "json_schema"
+    """Kind of the parameter, "" for none."""
     limit: Literal["max_tokens", "max_completion_tokens", ""] = "max_tokens"
+    """Name of the parameter, "" for none."""
     temperature: bool = True
     seed: bool = True
     system: bool = True
+    """Whether there is a role of that name."""
 
     def after_rejection(self, message: str, formatted: bool) -> Dialect | None:
         """The dialect without what a server's message complains about; None when there is nothing to leave out.
@@ -62,18 +63,31 @@ class Dialect:
         return replace(self, response_format="") if formatted else None
 
 
+class Settings(Protocol):
+    """What a request says beside the question. A ChatEndpoint has these."""
+
+    @property
+    def model(self) -> str: ...
+    @property
+    def max_tokens(self) -> int: ...
+    @property
+    def temperature(self) -> float | None: ...
+    @property
+    def image_detail(self) -> Detail: ...
+
+
 def request(
-    endpoint: ChatEndpoint, dialect: Dialect, question: Question, pictures: list[str], note: str = ""
+    settings: Settings, dialect: Dialect, question: Question, pictures: list[str], note: str = ""
 ) -> dict[str, Any]:
     """Parameters of a completion. pictures: data URLs, one for each of the question's. note: put at the end."""
     parameters: dict[str, Any] = {
-        "model": endpoint.model,
-        "messages": messages(endpoint, dialect, question, pictures, note),
+        "model": settings.model,
+        "messages": messages(dialect, question, pictures, settings.image_detail, note),
     }
     if dialect.limit:
-        parameters[dialect.limit] = endpoint.max_tokens
-    if dialect.temperature and endpoint.temperature is not None:
-        parameters["temperature"] = endpoint.temperature
+        parameters[dialect.limit] = settings.max_tokens
+    if dialect.temperature and settings.temperature is not None:
+        parameters["temperature"] = settings.temperature
     if dialect.seed and question.seed is not None:
         parameters["seed"] = question.seed
     if question.fields and dialect.response_format:
@@ -82,12 +96,12 @@ def request(
 
 
 def messages(
-    endpoint: ChatEndpoint, dialect: Dialect, question: Question, pictures: list[str], note: str
+    dialect: Dialect, question: Question, pictures: list[str], detail: Detail, note: str
 ) -> list[dict[str, Any]]:
     parts: list[dict[str, Any]] = []
     for picture, url in zip(question.pictures, pictures, strict=True):
         parts.append({"type": "text", "text": picture.label})
-        parts.append({"type": "image_url", "image_url": {"url": url, "detail": endpoint.image_detail}})
+        parts.append({"type": "image_url", "image_url": {"url": url, "detail": detail}})
     parts.append({"type": "text", "text": f"{question.text}\n\n{note}" if note else question.text})
     if dialect.system:
         return [{"role": "system", "content": question.full_instruction}, {"role": "user", "content": parts}]
@@ -156,7 +170,10 @@ def error_message(body: str) -> str:
 
 
 def retry_after(headers: Mapping[str, str]) -> float | None:
-    """Seconds a server asks to wait: a number, or a date; None when it does not say."""
+    """Seconds a server asks to wait: a number, or a date; None when it does not say.
+
+    The openai client reads it too, but for its own retries only, which stay off (see `_Session.settle`).
+    """
     if (milliseconds := _number(headers.get("retry-after-ms"))) is not None:
         return milliseconds / 1000
     value = headers.get("retry-after")

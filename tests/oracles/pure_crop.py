@@ -1,7 +1,6 @@
-"""Bringing an image to a size whose tokens PURE reads (and was trained on), and pixels in and out of 8 bits.
+"""Bringing an image to a size PURE was trained on, as the reference prepares training data.
 
-Restoration stretches any input to 512 x 512 first; crops matter for training data and other sizes. Images are 8-bit
-`[H, W, C]` here.
+Restoration stretches any input to 512 x 512 first, so no graph crops. Images are 8-bit `[H, W, C]`.
 """
 
 from __future__ import annotations
@@ -11,12 +10,11 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
-from einops import rearrange
 from PIL import Image
 from torch import Tensor
 
-from ..image import BICUBIC, from_bytes, truncate_to_bytes
-from .vocabulary import PATCH_PIXELS
+from realisr.models.image import BICUBIC
+from realisr.models.pure.vocabulary import PATCH_PIXELS
 
 TARGET_SIZE = 512
 MAX_ASPECT = 4.0
@@ -81,13 +79,3 @@ def to_rgb(image: Tensor) -> Tensor:
     if (alpha == 1).all():
         return image[..., :3]
     return ((1 - alpha) * 255 + alpha * image[..., :3].double()).to(torch.uint8)
-
-
-def to_pixels(images: Tensor) -> Tensor:
-    """8-bit RGB `[B, H, W, 3]` -> float32 `[B, 3, H, W]` in -1..1."""
-    return rearrange((images.double() / 255 * 2 - 1).float(), "b h w c -> b c h w")
-
-
-def to_image(pixels: Tensor) -> Tensor:
-    """Decoded `[B, 3, H, W]` in -1..1 -> float `[B, H, W, 3]` in 0..1, clamped and truncated to 8-bit levels."""
-    return from_bytes(truncate_to_bytes(rearrange((pixels.float().clamp(-1, 1) + 1) / 2, "b c h w -> b h w c")))

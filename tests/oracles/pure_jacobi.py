@@ -1,6 +1,6 @@
-"""Speculative Jacobi decoding as PURE's reference code does it, kept to compare with.
+"""Speculative Jacobi decoding as PURE's reference code does it; no graph runs it.
 
-It differs from sequential decoding (jacobi.py does not): images use the codes below 8192 only, one k serves a whole
+It differs from sequential decoding (the product's does not): images use the codes below 8192 only, one k serves a whole
 window, the residual is filtered and tempered a second time, guidance acts wherever an image is open, and the
 unconditional row starts at the prompt's last token and sees the text. One image at a time.
 """
@@ -14,11 +14,11 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from . import logits as stages
-from .cache import KVCache
-from .grid import Slot, next_slot
-from .transformer import Chameleon
-from .vocabulary import BOI, EOI, EOT, IMAGE_RANGES, image_ids
+from oracles.pure_slots import Slot, mask_slot, next_slot, slot_of
+from realisr.models.pure import logits as stages
+from realisr.models.pure.cache import KVCache
+from realisr.models.pure.transformer import Chameleon
+from realisr.models.pure.vocabulary import BOI, EOI, EOT, IMAGE_RANGES, image_ids
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class ReferenceRule:
     image_ranges: ids (ends excluded) an image slot allows.
     """
 
-    sampling: stages.Sampling = field(default_factory=stages.Sampling)
+    sampling: stages.TokenSampling = field(default_factory=stages.TokenSampling)
     guidance_scale: float = 0.8
     text_top_k: int = 1
     window: int = 16
@@ -58,7 +58,7 @@ def window_slots(context: Sequence[int], size: int) -> list[Slot]:
     slot, grid, n = next_slot(context)
     if grid is None:
         return [slot] * size
-    return [Slot.END if n + j == grid.length else grid.slot(n + j) for j in range(size)]
+    return [Slot.END if n + j == grid.length else slot_of(grid, n + j) for j in range(size)]
 
 
 def window_distribution(
@@ -69,9 +69,7 @@ def window_distribution(
     Returns probabilities `[L, V]`, the mean entropy (None in text), k, and the entropies `[L]`.
     """
     slots = window_slots(context, logits.shape[0])
-    masked = torch.stack(
-        [stages.mask_slot(row, slot, rule.image_ranges) for row, slot in zip(logits, slots, strict=True)]
-    )
+    masked = torch.stack([mask_slot(row, slot, rule.image_ranges) for row, slot in zip(logits, slots, strict=True)])
     entropies = stages.entropy(masked)
     mean = None if slots[0] is Slot.TEXT else entropies.mean()
     k = torch.tensor(rule.text_top_k) if mean is None else rule.sampling.k(mean)

@@ -1,0 +1,61 @@
+"""The weight files of pyiqa's metrics: which a metric needs, where they are published, and which are missing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from .metrics import MetricInfo
+
+HUGGING_FACE = "https://huggingface.co/chaofengc/IQA-PyTorch-Weights/resolve/main/"
+OPENAI_CLIP = "https://openaipublic.azureedge.net/clip/models/"
+RN50 = OPENAI_CLIP + "afeb0e10f9e5a86da6080e35cf09123aca3b358a0c3e3b6c78a7b63bc04b6762/RN50.pt"
+VIT_B_32 = OPENAI_CLIP + "40d365715913c9da98579312b702a82c18be219cc2a73407c4526f58eba950af/ViT-B-32.pt"
+
+WEIGHT_URLS: Mapping[str, tuple[str, ...]] = {
+    "liqe": (HUGGING_FACE + "liqe_koniq.pt", VIT_B_32),
+    "liqe_mix": (HUGGING_FACE + "liqe_mix.pt", VIT_B_32),
+    "musiq": (HUGGING_FACE + "musiq_koniq_ckpt-e95806b9.pth",),
+    "musiq-ava": (HUGGING_FACE + "musiq_ava_ckpt-e8d3f067.pth",),
+    "musiq-spaq": (HUGGING_FACE + "musiq_spaq_ckpt-358bb6af.pth",),
+    "musiq-paq2piq": (HUGGING_FACE + "musiq_paq2piq_ckpt-364c0c84.pth",),
+    "maniqa": (HUGGING_FACE + "ckpt_koniq10k.pt",),
+    "maniqa-kadid": (HUGGING_FACE + "ckpt_kadid10k.pt",),
+    "maniqa-pipal": (HUGGING_FACE + "MANIQA_PIPAL-ae6d356b.pth",),
+    "clipiqa": (RN50,),
+    "clipiqa+": (HUGGING_FACE + "CLIP-IQA%2B_learned_prompts-603f3273.pth", RN50),
+    "topiq_nr": (HUGGING_FACE + "cfanet_nr_koniq_res50-9a73138b.pth",),
+    "topiq_nr-flive": (HUGGING_FACE + "cfanet_nr_flive_res50-ded1c74e.pth",),
+    "topiq_nr-spaq": (HUGGING_FACE + "cfanet_nr_spaq_res50-a7f799ac.pth",),
+    "niqe": (HUGGING_FACE + "niqe_modelparameters.mat",),
+    "brisque": (HUGGING_FACE + "brisque_svm_weights.pth",),
+}
+"""Only what can be said before a run; other metrics say which file they miss when they are loaded."""
+
+
+class MissingWeights(ValueError):
+    """Weight files of metrics are not on this machine; the message says which ones, from where, and where they go.
+
+    missing: name of a metric -> addresses of its files that are not in `folder`.
+    """
+
+    def __init__(self, missing: Mapping[str, Sequence[str]], folder: Path):
+        several = len(missing) > 1
+        names = ", ".join(f"'{name}'" for name in missing)
+        needs = f"The metrics {names} need" if several else f"The metric {names} needs"
+        urls = dict.fromkeys(url for each in missing.values() for url in each)
+        files = "; ".join(f"{url.rpartition('/')[2]} from {url}" for url in urls)
+        super().__init__(
+            f"{needs} weights that are not in {folder}. Download and put there: {files}. "
+            f"Nothing is downloaded on its own. Or take the metric{'s' if several else ''} out of the list."
+        )
+
+
+def require_weights(metrics: Sequence[MetricInfo], folder: Path) -> None:
+    """Raise MissingWeights where files of these metrics, as far as they are known, are not in `folder`."""
+    missing = {}
+    for metric in metrics:
+        urls = WEIGHT_URLS.get(metric.name, ())
+        missing[metric.name] = [url for url in urls if not (folder / url.rpartition("/")[2]).is_file()]
+    if any(missing.values()):
+        raise MissingWeights({name: urls for name, urls in missing.items() if urls}, folder)
