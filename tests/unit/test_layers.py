@@ -99,9 +99,6 @@ def test_every_layer_is_looked_at():
     assert {path.parts[0] for path in SOURCES} == MAY_IMPORT.keys()
 
 
-@pytest.mark.xfail(
-    strict=True, reason="services/iqa (metrics, offline) and services/vlm/chat (endpoint, wire) still do"
-)
 def test_no_modules_import_each_other_in_a_ring():
     assert circle(import_graph({path: (ROOT / path).read_text(encoding="utf-8") for path in SOURCES})) == []
 
