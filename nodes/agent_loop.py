@@ -69,6 +69,7 @@ class AgentRefinementStart(io.ComfyNode):
 
     @classmethod
     def execute(cls, image: torch.Tensor, prompt: str) -> io.NodeOutput:
+        """Raises ValueError for several images."""
         check_single(image, "Agent Refinement Start: the image")
         return io.NodeOutput(prompt, image, 1, RefinementHistory(prompt))
 
@@ -151,7 +152,10 @@ class AgentRefinementLoop(io.ComfyNode):
         on_failure: list[str],
         instruction: Sequence[str] = (),
     ) -> io.NodeOutput:
-        """All come as lists. The refiner's inputs are only compared here: each round's node gets them by wire."""
+        """All come as lists. The refiner's inputs are only compared here: each round's node gets them by wire.
+
+        Raises ValueError for batches, and for a wiring that is no loop.
+        """
         for restored in image:
             check_single(restored, "Agent Refinement Loop: the restored image")
         if len(image) != len(loop):
@@ -269,6 +273,7 @@ class AgentRefinementResult(io.ComfyNode):
         changes: Sequence[str] = (),
         reason: Sequence[str] = (),
     ) -> io.NodeOutput:
+        """Raises LookupError for a round that was kept and is gone, ValueError for batches."""
         history, (key,), (number,) = loop[0], run, round
         if image is None:
             return io.NodeOutput(*history.recall(key, number))
@@ -307,6 +312,7 @@ class AgentRefinementCandidates(io.ComfyNode):
 
     @classmethod
     def execute(cls, images: Rounds, prompts: Rounds, changes: Rounds, reasons: Rounds) -> io.NodeOutput:
+        """All that the rounds made, in the order of the rounds."""
         texts = in_order(prompts)
         return io.NodeOutput(in_order(images), texts, report(texts, in_order(changes), in_order(reasons), len(images)))
 

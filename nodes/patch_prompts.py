@@ -274,6 +274,7 @@ class EditPatchPrompts(io.ComfyNode):
 
     @classmethod
     def execute(cls, tile_grid: TileLayout, text: str) -> io.NodeOutput:
+        """Raises ValueError for a text that does not fit the grid."""
         rows, columns = len(tile_grid.grid.rows), len(tile_grid.grid.columns)
         try:
             return io.NodeOutput(*read_prompts(checked(text), rows, columns))
@@ -323,6 +324,7 @@ class EncodePatchPrompts(io.ComfyNode):
 
     @classmethod
     def execute(cls, clip: list[comfy.sd.CLIP], prompts: list[str]) -> io.NodeOutput:
+        """Both come as lists. Raises ValueError for several encoders, and for a checkpoint without one."""
         encoder, encoded = only(ENCODE_NAME, "clip", clip), {}
         if encoder is None:
             raise ValueError(f"{ENCODE_NAME}: the checkpoint holds no text encoder. Load it with a CLIP loader.")

@@ -145,6 +145,7 @@ class ChatEndpointNode(io.ComfyNode):
         image_size: int,
         jpeg_quality: int,
     ) -> io.NodeOutput:
+        """Raises SetupError for settings that cannot work."""
         own_temperature = None if temperature < 0 else temperature
         return io.NodeOutput(
             ChatEndpoint(
@@ -227,6 +228,7 @@ class LoadLocalVLM(io.ComfyNode):
     def execute(
         cls, model_name: str, weight_dtype: str, temperature: float, max_tokens: int, image_size: int
     ) -> io.NodeOutput:
+        """Raises ValueError for a folder that cannot be loaded, SetupError when transformers is missing."""
         dtype = weight_dtypes()[weight_dtype]
         local = load_local_vlm(find_vlm(model_name), dtype, temperature, max_tokens, image_size)
         return io.NodeOutput(ManagedVLM(local, managed(local.network)))

@@ -191,7 +191,10 @@ class Drawing:
         # Counted by `step`: this may run inside a CUDA graph.
         hidden = self.session.network(ids.repeat(branches, 1), rows, self.caches, dtype=self.session.dtype)
         logits = self.session.network.image_logits(hidden[:, -last:])
-        return stages.guide(*logits.chunk(2), self.options.guidance_scale) if branches == 2 else logits
+        if branches == 1:
+            return logits
+        conditional, unconditional = logits.chunk(2)
+        return stages.guide(conditional, unconditional, self.options.guidance_scale)
 
     def distribution(self, logits: Tensor, counted: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         return stages.distribution(logits, self.options.sampling, self.observed, counted)
