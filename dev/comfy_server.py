@@ -27,7 +27,7 @@ import websocket
 from PIL import Image
 
 from comfy_client import HTTPClient, PromptError, PromptInterrupted, Workflow, raise_failure
-from host_env import Host
+from host_env import Host, without_own_modules
 
 __all__ = ["ComfyClient", "ComfyServer", "PromptError", "PromptInterrupted", "PromptResult", "Workflow"]
 
@@ -213,6 +213,7 @@ class ComfyServer:
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 cwd=self.base,
+                env=without_own_modules(os.environ),
                 start_new_session=True,
                 preexec_fn=die_with_parent,
             )

@@ -6,7 +6,7 @@
 
 Needs Python 3.10 and nothing else: no compiler, no git. Environment:
 
-    COMFYUI_PATH     use this ComfyUI checkout instead of making one
+    COMFYUI_PATH     use this ComfyUI checkout instead of making one (another version, to test on it: CONTRIBUTING.md)
     COMFYUI_PYTHON   its interpreter (default: its venv/ or .venv/, else the Python that runs this script)
     REALISR_CACHE    where hosts are kept (default: $XDG_CACHE_HOME/realisr or ~/.cache/realisr)
     UV_TORCH_BACKEND passed on to uv: `cpu` makes a smaller host where PyTorch's own index can be reached
@@ -168,6 +168,21 @@ def check_packages(host: Host, packages: Sequence[str], options: str = "") -> No
         raise HostError(
             f"{host.python} lacks {', '.join(missing)}. Install: {host.python} -m pip install {options}{quoted}"
         )
+
+
+def without_own_modules(environment: Mapping[str, str]) -> dict[str, str]:
+    """The environment without IMPORTABLE on Python's path, for a ComfyUI: a user's has none of these modules."""
+    own = {str(ROOT / name) for name in IMPORTABLE}
+    kept = [folder for folder in environment.get("PYTHONPATH", "").split(os.pathsep) if folder and folder not in own]
+    rest = {name: value for name, value in environment.items() if name != "PYTHONPATH"}
+    return {**rest, "PYTHONPATH": os.pathsep.join(kept)} if kept else rest
+
+
+def with_own_modules(environment: Mapping[str, str]) -> dict[str, str]:
+    """The environment with IMPORTABLE first on Python's path, once."""
+    rest = without_own_modules(environment)
+    folders = [*(str(ROOT / name) for name in IMPORTABLE), rest.get("PYTHONPATH", "")]
+    return {**rest, "PYTHONPATH": os.pathsep.join(filter(None, folders))}
 
 
 def find_host() -> Host | None:
@@ -390,10 +405,7 @@ def main(argv: list[str]) -> int:
             check_packages(host, read_extra(ROOT / "pyproject.toml", WITHOUT_DEPENDENCIES), "--no-deps ")
     arguments = asked.arguments[1:] if asked.arguments[:1] == ["--"] else asked.arguments
     sys.stdout.flush()
-    environment = host.environment()
-    folders = [*(str(ROOT / name) for name in IMPORTABLE), environment.get("PYTHONPATH", "")]
-    environment["PYTHONPATH"] = os.pathsep.join(filter(None, folders))
-    os.execve(host.python, [str(host.python), *arguments], environment)
+    os.execve(host.python, [str(host.python), *arguments], with_own_modules(host.environment()))
 
 
 if __name__ == "__main__":

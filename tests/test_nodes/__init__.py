@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from comfy_api.latest import ComfyExtension, io
 
-from test_nodes import basic, text, vicr
+from . import basic, text, vicr
 
 MODULES = (basic, text, vicr)
 

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from comfy_api.latest import io
 
-from test_nodes.basic import CATEGORY
+from .basic import CATEGORY
 
 GRID = 8
 

@@ -131,6 +131,34 @@ def test_says_what_the_named_comfyuis_python_lacks():
         host_env.check_packages(Host(Path(sys.executable), Path()), ["nosuchpackage>=1"], "--no-deps ")
 
 
+def run_in_host(code: str, checkout: Path, **environment: str) -> list[str]:
+    """Lines that `host_env.py run -- -c code` prints, with this interpreter as the host's."""
+    done = subprocess.run(
+        [sys.executable, host_env.__file__, "run", "--", "-c", code],
+        env={**os.environ, "COMFYUI_PATH": str(checkout), "COMFYUI_PYTHON": sys.executable, **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()
+
+
+def test_what_is_run_imports_the_packs_own_modules_but_not_its_root(checkout: Path, tmp_path: Path):
+    code = "import sys, comfy_client, archive, harness; print(*sys.path, sep='\\n')"
+    path = run_in_host(code, checkout, PYTHONPATH=str(tmp_path))
+    own = [str(host_env.ROOT / name) for name in host_env.IMPORTABLE]
+    assert [folder for folder in path if folder in (*own, str(tmp_path))] == [*own, str(tmp_path)]
+    assert str(host_env.ROOT) not in path
+
+
+def test_a_run_inside_a_run_has_them_once(checkout: Path):
+    inside = host_env.with_own_modules({"PYTHONPATH": "/given"})
+    assert host_env.with_own_modules(inside) == inside
+    assert host_env.without_own_modules(inside) == {"PYTHONPATH": "/given"}
+    assert host_env.without_own_modules(host_env.with_own_modules({"A": "b"})) == {"A": "b"}
+
+
 def test_two_runs_at_once_take_turns(tmp_path: Path):
     script = (
         f"import sys; sys.path.insert(0, {str(Path(host_env.__file__).parent)!r})\n"

@@ -5,7 +5,8 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -67,6 +68,49 @@ def violations(source: str, path: Path) -> list[str]:
         if not inside and is_comfyui(module) and layer not in KNOWS_COMFYUI:
             found.append(f"{path} imports {module}: {layer}/ does not know ComfyUI")
     return found
+
+
+def modules_of(paths: Iterable[Path]) -> dict[str, Path]:
+    """Files by their dotted names; a package by its folder's."""
+    return {".".join(path.with_suffix("").parts).removesuffix(".__init__"): path for path in paths}
+
+
+def import_graph(sources: Mapping[Path, str]) -> dict[str, set[str]]:
+    """Of each module, those of the pack that it imports; also inside functions, where an import is only put off."""
+    known = modules_of(sources)
+    graph: dict[str, set[str]] = {}
+    for name, path in known.items():
+        inside = [module for module, is_ours in imports(sources[path], path) if is_ours]
+        # `from .package import name` is a module of that name, or something in the package.
+        graph[name] = {each if each in known else each.rpartition(".")[0] for each in inside} & known.keys() - {name}
+    return graph
+
+
+def circle(graph: Mapping[str, set[str]]) -> list[str]:
+    """Modules that import each other in a ring, or nothing."""
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        return error.args[1]
+    return []
+
+
+def test_every_layer_is_looked_at():
+    assert {path.parts[0] for path in SOURCES} == MAY_IMPORT.keys()
+
+
+def test_no_modules_import_each_other_in_a_ring():
+    assert circle(import_graph({path: (ROOT / path).read_text(encoding="utf-8") for path in SOURCES})) == []
+
+
+def test_a_ring_is_found():
+    ring = {
+        Path("models/a/__init__.py"): "from .b import f",
+        Path("models/a/b.py"): "def f():\n    from .c import g",
+        Path("models/a/c.py"): "from . import b",
+    }
+    assert set(circle(import_graph(ring))) == {"models.a.b", "models.a.c"}
+    assert circle(import_graph({**ring, Path("models/a/c.py"): "from ..d import h", Path("models/d.py"): ""})) == []
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=str)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 from pathlib import Path
@@ -48,6 +49,60 @@ def test_a_machine_path_is_found(text: str):
 @pytest.mark.parametrize("text", ["/path/to/ComfyUI", "https://x.org/home/page", "~/.cache", "and/or", "$HOME/tmp/x"])
 def test_other_paths_are_fine(text: str):
     assert not MACHINE_PATH.search(text)
+
+
+REPOSITORY = "https://github.com/realisr/RealISR"
+PAGES = ("README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md", "docs/command-line.md")
+
+
+EXPANDED = {"Agent Refinement Candidates", "Agent Refinement Result", "Agent Refinement Round"}
+"""Nodes that Agent Refinement Loop expands into; nobody places them."""
+
+
+def anchors(page: str) -> set[str]:
+    """What a link may name behind # on a page, as GitHub makes it from the headings."""
+    headings = re.findall(r"^#+ (.+)$", page, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def test_addresses_of_the_repository_name_files_that_are_in_it():
+    address = re.compile(rf"{re.escape(REPOSITORY)}/(?:blob|raw|tree)/main/([\w./-]*[\w/-])(?:#([\w-]+))?")
+    named = {
+        (path.relative_to(ROOT).as_posix(), *match.groups())
+        for path in text_files()
+        for match in address.finditer(path.read_text(encoding="utf-8"))
+    }
+    assert named
+    for where, file, anchor in named:
+        assert (ROOT / file).exists(), f"{where} names {file}"
+        assert anchor is None or anchor in anchors((ROOT / file).read_text(encoding="utf-8")), f"{where}: #{anchor}"
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_a_page_names_files_and_make_targets_that_exist(page: str):
+    text = (ROOT / page).read_text(encoding="utf-8")
+    folders = {path.name for path in ROOT.iterdir() if path.is_dir()}
+    quoted = [name for name in re.findall(r"`([\w.-]+/[\w./-]*)`", text) if name.partition("/")[0] in folders]
+    linked = re.findall(r"\]\((?!https?:)([^)#]+)", text)
+    ignored = {"demo_output/"}  # made by a run
+    missing = [name for name in quoted if name not in ignored and not (ROOT / name).exists()]
+    assert missing + [name for name in linked if not (ROOT / page).parent.joinpath(name).exists()] == []
+    targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
+    asked = re.findall(r"(?:`|^)make ([a-z-]+)", text, re.MULTILINE)
+    assert set(asked) <= set(targets)
+
+
+def test_the_readme_lists_every_node_and_workflow():
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    texts = json.loads((ROOT / "locales" / "en" / "nodeDefs.json").read_text(encoding="utf-8"))
+    in_tables = "\n".join(line.split("|")[1] for line in readme.splitlines() if line.startswith("|"))
+    named = {name.strip() for name in re.split(r"[,\n]", in_tables)}
+    names = {node["display_name"] for node in texts.values()} | {
+        path.stem for path in (ROOT / "workflows").glob("*.json")
+    }
+    assert names - named == EXPANDED
+    shown = {name for name in named if re.fullmatch(r"[a-z0-9]+(_[a-z0-9]+)+", name)}
+    assert shown <= names
 
 
 def test_the_pack_needs_nothing_that_comfyui_does_not_bring():
