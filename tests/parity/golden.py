@@ -15,7 +15,7 @@ import fnmatch
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -115,15 +115,16 @@ def read_cases(path: Path) -> Iterator[Case]:
         yield Case(path, name, {**params, **listed.get(name, {})})
 
 
-def cases(pattern: str, method: str = "vosr") -> list[Any]:
+def cases(pattern: str, method: str = "vosr", wanted: Callable[[Case], bool] = lambda case: True) -> list[Any]:
     """Cases of every file matching a shell pattern (`dit_forward_*`), as arguments for pytest's parametrize.
 
-    One skipped argument when no file matches.
+    wanted: which of them, by what they hold; names mean nothing. One skipped argument when there is none.
     """
     paths = [path for path in sorted(folder(method).glob(pattern + SUFFIX)) if not path.name.endswith(WEIGHTS_SUFFIX)]
-    found = [case for path in paths for case in read_cases(path)]
+    found = [case for path in paths for case in read_cases(path) if wanted(case)]
     if not found:
-        reason = f"no golden file {pattern}{SUFFIX} in {folder(method)}"
+        lacking = f"no case for this test in {pattern}{SUFFIX}" if paths else f"no golden file {pattern}{SUFFIX}"
+        reason = f"{lacking} in {folder(method)}"
         return [pytest.param(None, id=pattern, marks=pytest.mark.skip(reason=reason))]
     return [pytest.param(case, id=case.id) for case in found]
 
