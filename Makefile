@@ -5,7 +5,7 @@ HOST := $(PYTHON) dev/host_env.py run --
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-parity lint workflows locales bench clean
+.PHONY: help setup demo test test-fast test-parity lint workflows locales bench clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -18,6 +18,9 @@ demo: ## restore a degraded photo with the bundled model through a headless Comf
 
 test: lint ## lint, type check and the whole test suite; ARGS="-k name" for a part of it
 	$(HOST) -m pytest $(ARGS)
+
+test-fast: ## what needs no server, no browser and no patience: under 3 minutes on two cores
+	$(HOST) -m pytest -m "not e2e and not browser and not slow" $(ARGS)
 
 test-parity: ## the golden tensor tests; REALISR_GOLDEN=DIR runs them on another folder of that format
 	$(HOST) -m pytest tests/parity $(ARGS)

@@ -12,14 +12,29 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from harness.straight_line_flux import one_last_place
 from parity import golden
 
 DRAWS = (1, 2)
 """Seeds of the last places that are moved."""
 
-FACTOR = 2.0
-"""How many measured spreads the frozen numbers may be away, besides the tight tolerance: two libraries that each round
-by one last place, in opposite directions, differ by two."""
+FACTOR = 3.0
+"""How many measured spreads the frozen numbers may be away, besides the tight tolerance. A machine's float32 run of 16
+random networks of PURE's kind is up to 1.4 spreads from the float64 one, so two machines may be 2.8 apart."""
+
+
+def widened(tight: float, spread: float) -> float:
+    return tight + FACTOR * spread
+
+
+def moved(tensors: Mapping[str, Tensor], seed: int | None) -> dict[str, Tensor]:
+    """Weights with one last place moved, or as they are."""
+    return {name: tensor if seed is None else one_last_place(tensor, seed) for name, tensor in tensors.items()}
+
+
+def distance(one: Tensor, other: Tensor) -> float:
+    """The furthest apart that two elements are; 0 of none."""
+    return (one.double() - other.double()).abs().max().item() if one.numel() else 0.0
 
 
 @dataclass(frozen=True)
@@ -39,7 +54,7 @@ class Judge:
 
     def tolerance(self, key: str, tight: float) -> float:
         """For the frozen numbers."""
-        return tight + FACTOR * self.spread[key]
+        return widened(tight, self.spread[key])
 
 
 def judge(oracle: Callable[[int | None], Mapping[str, Tensor]], draws: Sequence[int] = DRAWS) -> Judge:
@@ -47,6 +62,6 @@ def judge(oracle: Callable[[int | None], Mapping[str, Tensor]], draws: Sequence[
     exact: Mapping[str, Tensor] = oracle(None)
     spread: dict[str, float] = {}
     for seed in draws:
-        for key, moved in oracle(seed).items():
-            spread[key] = max(spread.get(key, 0.0), (moved.double() - exact[key].double()).abs().max().item())
+        for key, result in oracle(seed).items():
+            spread[key] = max(spread.get(key, 0.0), distance(result, exact[key]))
     return Judge(exact, spread)
