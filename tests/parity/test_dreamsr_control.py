@@ -11,6 +11,8 @@ from parity.flux_oracle import file_parameters, inputs
 from realisr.models.dreamsr.config import MMControlNetConfig
 from realisr.models.dreamsr.mm_controlnet import MMControlNet
 
+pytestmark = pytest.mark.slow
+
 OUT_TOLERANCE, MID_TOLERANCE = 4e-5, 6e-5
 
 FEATURES = golden.cases("dreamsr_control", "flux", lambda case: "out/img0" in case)

@@ -10,6 +10,8 @@ from parity import flux_oracle, golden
 from parity.flux_oracle import file_parameters
 from parity.flux_oracle import inputs as given
 
+pytestmark = pytest.mark.slow
+
 LATENT_TOLERANCE, RAW_TOLERANCE = 5e-5, 1e-4
 
 
@@ -84,7 +86,6 @@ def test_degradation_removal(host, flux, case):
 LOOP = golden.cases("dreamsr_loop", "flux")
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("case", LOOP)
 def test_one_and_sixteen(host, flux, case):
     inputs, formats = given(case), flux.model.latent_format

@@ -161,6 +161,7 @@ def through_stages(case, branches: Branches) -> Iterator[tuple[Tensor | None, in
             yield entropy, int(k), p
 
 
+@pytest.mark.slow
 @torch.no_grad()
 @pytest.mark.parametrize("case", CASES)
 def test_every_step(case):

@@ -132,6 +132,7 @@ def spreads(case, probe: torch.Tensor) -> dict[str, float]:
     return spread
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", pure_golden.cases("jacobi_run*"))
 def test_run(case):
     draws, probe, expected = RecordedRun(case), case["in.probe_ids"].long(), case.metadata["steps"]

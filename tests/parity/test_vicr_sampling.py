@@ -10,6 +10,8 @@ import torch
 from harness.vicr import LATENT_SCALE, Scene, bridged, load_bridge, load_fill, load_lora, model_space, sample, velocity
 from parity import flux_oracle, golden
 
+pytestmark = pytest.mark.slow
+
 FORWARD_TOLERANCE, MID_TOLERANCE, TOLERANCE, VECTOR_TOLERANCE = 2e-5, 6e-5, 5e-5, 2e-6
 
 

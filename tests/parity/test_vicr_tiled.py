@@ -10,6 +10,8 @@ import torch
 from harness import vicr
 from parity import flux_oracle, golden
 
+pytestmark = pytest.mark.slow
+
 TOLERANCE = 5e-5
 
 
@@ -25,7 +27,6 @@ class GivenEncodings:
         return latent
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("per_batch", [1, 4])
 @pytest.mark.parametrize("case", golden.cases("vicr_tiled", "flux"))
 def test_sampled_tiles(host, case, per_batch):
