@@ -19,7 +19,7 @@ demo: ## restore a degraded photo with the bundled model through a headless Comf
 test: lint ## lint, type check and the whole test suite; ARGS="-k name" for a part of it
 	$(HOST) -m pytest $(ARGS)
 
-test-fast: ## what needs no server and is not slow
+test-fast: ## the tests that need no server and no browser and are not marked slow
 	$(HOST) -m pytest -m "not e2e and not browser and not slow" $(ARGS)
 
 test-parity: ## the golden tensor tests; REALISR_GOLDEN=DIR runs them on another folder of that format

@@ -19,6 +19,8 @@ load_pack()
 
 CUSTOM_NODES = {"realisr": ROOT, "realisr_test_nodes": ROOT / "tests" / "test_nodes"}
 
+NO_BROWSER = "no chromium, chromium-browser or google-chrome on PATH"
+
 USED_BY_FIXTURE = {"host": "host", "server": "e2e", "start_server": "e2e", "frontend": "browser"}
 
 
@@ -28,6 +30,18 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for fixture in getattr(item, "fixturenames", ()):
             if fixture in USED_BY_FIXTURE:
                 item.add_marker(USED_BY_FIXTURE[fixture])
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say at the very end which tier was left out for want of a browser, and how to add it."""
+    reports = terminalreporter.stats.get("skipped", [])
+    skipped = sum(NO_BROWSER in str(report.longrepr) for report in reports)
+    if skipped:
+        terminalreporter.section("left out", yellow=True)
+        terminalreporter.line(
+            f"The browser tier, {skipped} tests: {NO_BROWSER}. To add it: "
+            '`apt-get install chromium` (or install Chrome), then `make test ARGS="-m browser"`.'
+        )
 
 
 @pytest.fixture(autouse=True)
@@ -74,8 +88,7 @@ def frontend(server: ComfyServer) -> Iterator[Frontend]:
     """The real frontend of `server` in headless Chromium. Skips without a browser, except on CI."""
     executable = find_browser()
     if executable is None:
-        reason = "no chromium, chromium-browser or google-chrome on PATH"
-        assert os.environ.get("CI") != "true", f"{reason}, and CI must run the browser tests"
-        pytest.skip(reason)
+        assert os.environ.get("CI") != "true", f"{NO_BROWSER}, and CI must run the browser tests"
+        pytest.skip(NO_BROWSER)
     with Frontend(server.url, executable) as running:
         yield running

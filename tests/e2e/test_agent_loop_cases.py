@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -23,6 +22,7 @@ from harness.agent_loop import (
     tint,
 )
 from harness.chat_server import ChatServer, Failure, Hang
+from harness.waiting import wait_until
 
 pytest.importorskip("openai")
 
@@ -272,11 +272,12 @@ def test_cancel_while_an_agent_does_not_answer(server: ComfyServer, chat: ChatSe
 
     def cancel(kind: str, data: dict[str, Any]) -> None:
         if kind == "executing" and data["node"] == "loop.agent_3":
-            time.sleep(0.3)
+            wait_until(lambda: len(chat.requests) == 2)
             server.client.interrupt()
 
     with pytest.raises(PromptInterrupted, match="RealISR_AgentRefinementLoop"):
         server.client.run(graph, on_message=cancel)
+    wait_until(lambda: chat.requests[1].abandoned)
     assert prompts(server.client.run(graph)) == ["hanging", "hanging, cue 1", "hanging, cue 1, cue 2"]
     assert len(chat.requests) == 3
 

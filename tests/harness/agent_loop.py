@@ -14,6 +14,7 @@ from comfy_server import ComfyClient, PromptResult
 
 from . import checkpoints
 from .chat_server import ChatRequest
+from .waiting import HANG
 
 Graph = dict[str, dict[str, Any]]
 
@@ -47,7 +48,7 @@ def agent(url: str) -> dict[str, Any]:
         key_variable="REALISR_TEST_KEY",
         temperature=0.2,
         max_tokens=500,
-        timeout=20.0,
+        timeout=HANG,
         retries=0,
         image_detail="auto",
         image_size=512,

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import json
 import logging
-import threading
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
 
-from harness.chat_server import ChatServer, Failure, Hang
+from harness.chat_server import ChatRequest, ChatServer, Failure, Hang
 from harness.host import InProcessHost
+from harness.waiting import HANG, wait_until
 
 KEY = "sk-test-9d1f6e2b44c0"
 ANSWER = json.dumps({"prompt": "a red door, chipped paint", "changes": "chipped paint", "reason": "flat texture"})
@@ -21,7 +21,7 @@ OPTIONS = {
     "key_variable": "OPENAI_API_KEY",
     "temperature": 0.2,
     "max_tokens": 4096,
-    "timeout": 20.0,
+    "timeout": HANG,
     "retries": 0,
     "image_detail": "auto",
     "image_size": 1024,
@@ -170,14 +170,19 @@ def test_captions_in_both_styles(chat):
         caption(chat)
 
 
+@pytest.mark.timeout(HANG, func_only=True)
 def test_cancel_stops_a_hanging_request(chat):
     import comfy.model_management
 
-    chat.default = Hang()
-    threading.Timer(0.7, comfy.model_management.interrupt_current_processing).start()
-    # A time-out, which would come without it, gives the previous prompt.
+    def press(request: ChatRequest) -> Hang:
+        comfy.model_management.interrupt_current_processing()
+        return Hang()
+
+    chat.default = press
     with pytest.raises(comfy.model_management.InterruptProcessingException):
-        refine(chat, on_failure="continue with the previous prompt")
+        refine(chat, vlm=endpoint(chat, timeout=2 * HANG), on_failure="continue with the previous prompt")
+    wait_until(lambda: chat.requests[0].abandoned)
+    assert len(chat.requests) == 1
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ import torch
 from harness.chat_server import Answer, ChatRequest, ChatServer, Failure, Hang, Reply
 from harness.host import InProcessHost
 from harness.vlm import TINY_VISION, save_tiny_llava, tiny_qwen
+from harness.waiting import HANG
 
 KEY = "sk-test-71c0e5a9d2f8"
 ENDPOINT = {
@@ -24,7 +25,7 @@ ENDPOINT = {
     "key_variable": "OPENAI_API_KEY",
     "temperature": 0.2,
     "max_tokens": 4096,
-    "timeout": 20.0,
+    "timeout": HANG,
     "retries": 0,
     "image_detail": "auto",
     "image_size": 1024,
@@ -110,7 +111,7 @@ def asked(chat: ChatServer) -> Counter[Any]:
 
 
 def test_sixty_tiles_eight_at_a_time(chat):
-    lock = threading.Lock()
+    lock, two = threading.Lock(), threading.Event()
     now, most = 0, 0
 
     def slowly(request: ChatRequest) -> Reply:
@@ -118,7 +119,11 @@ def test_sixty_tiles_eight_at_a_time(chat):
         with lock:
             now += 1
             most = max(most, now)
+            if now > 1:
+                two.set()
         place = place_of(request)
+        if place is not None:
+            two.wait(HANG)  # the first of the tiles is not done before another is asked about
         time.sleep(0.01 if place is None else 0.01 + 0.04 * (sum(place) % 3))  # answers overtake each other
         with lock:
             now -= 1
@@ -268,24 +273,25 @@ def test_the_pack_tells_the_model_what_a_part_is(chat):
         assert "at most 321 characters" in request.texts[0]
 
 
+@pytest.mark.timeout(HANG, func_only=True)
 def test_cancel_stops_hanging_requests_and_keeps_what_came(chat):
     import comfy.model_management
 
     lock, hanging = threading.Lock(), 0
 
-    def reply(request: ChatRequest) -> Reply:
+    def hang_below_the_first_row(request: ChatRequest) -> Reply:
         nonlocal hanging
         if (place_of(request) or (1, 1))[0] == 1:
             return describe(request)
         with lock:
             hanging += 1
-            if hanging == 8:  # all that may be in flight, so the first row's answers have come
-                threading.Timer(0.5, comfy.model_management.interrupt_current_processing).start()
+            if hanging == 8:  # as many as are in flight: what was answered has been taken
+                comfy.model_management.interrupt_current_processing()
         return Hang()
 
-    chat.default = reply
+    chat.default = hang_below_the_first_row
     with pytest.raises(comfy.model_management.InterruptProcessingException):
-        captioned(endpoint(chat, timeout=60.0), 4, 3)
+        captioned(endpoint(chat, timeout=2 * HANG), 4, 3)
     asked(chat)
     chat.default = describe
     captioned(endpoint(chat), 4, 3)

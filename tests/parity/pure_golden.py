@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import fnmatch
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -72,6 +73,8 @@ class Case:
     def shared(self, key: str) -> Tensor:
         """A tensor that belongs to the file, not to the case."""
         with safe_open(self.path, "pt") as file:
+            if not {key, f"{key}@rows"} & set(file.keys()):
+                raise golden.lacking(self.path, key)
             return tensor_of(file, key)
 
 
@@ -85,23 +88,27 @@ def tensor_of(file: Any, key: str) -> Tensor:
 
 def read_cases(path: Path) -> list[Case]:
     data = metadata(path)
-    if isinstance(data.get("cases"), list):
-        return [Case(path, entry["case"], entry) for entry in data["cases"]]
     with safe_open(path, "pt") as file:
         heads = {key.partition(".")[0] for key in file.keys()}
+    if isinstance(data.get("cases"), list):
+        return [Case(path, entry["case"], entry) for entry in data["cases"] if entry["case"] in heads]
     if heads & {"in", "mid", "out"}:
         return [Case(path, "", {})]
     info = data.get("info", {})
     return [Case(path, name, info.get(name, {})) for name in sorted(heads)]
 
 
-def cases(pattern: str) -> list[Any]:
-    """Cases of every file matching a shell pattern, for pytest's parametrize; one skipped where there is none."""
+def cases(pattern: str, wanted: Callable[[Case], bool] = lambda case: True) -> list[Any]:
+    """Cases of every file matching a shell pattern, for pytest's parametrize; one skipped where there is none.
+
+    wanted: which of them, by what they hold; names mean nothing.
+    """
     folder = golden.folder(METHOD)
     paths = [path for path in sorted(folder.glob(pattern + golden.SUFFIX)) if ".weights" not in path.name]
-    found = [case for path in paths for case in read_cases(path)]
+    found = [case for path in paths for case in read_cases(path) if wanted(case)]
     if not found:
-        reason = f"no golden file {pattern}{golden.SUFFIX} in {folder}"
+        lacking = f"no case for this test in {pattern}" if paths else f"no golden file {pattern}"
+        reason = f"{lacking}{golden.SUFFIX} in {folder}"
         return [pytest.param(None, id=pattern, marks=pytest.mark.skip(reason=reason))]
     return [pytest.param(case, id=case.id) for case in found]
 

@@ -6,39 +6,34 @@ import pytest
 import torch
 
 from harness.dreamsr import BlockRecorder, Scene, apply_control, load_control, load_flux, velocity
-from parity import golden
+from parity import flux_oracle, golden
+from parity.flux_oracle import file_parameters, inputs
 from realisr.models.dreamsr.config import MMControlNetConfig
 from realisr.models.dreamsr.mm_controlnet import MMControlNet
 
+pytestmark = pytest.mark.slow
+
 OUT_TOLERANCE, MID_TOLERANCE = 4e-5, 6e-5
 
-CASES = golden.cases("dreamsr_control", "flux")
-
-
-def inputs(case) -> golden.Case:
-    """The case that holds this one's inputs."""
-    name = case.parameters.get("inputs", case.name).split("/")[0]
-    return golden.Case(case.path, name, {})
+FEATURES = golden.cases("dreamsr_control", "flux", lambda case: "out/img0" in case)
+INJECTED = golden.cases("dreamsr_control", "flux", lambda case: "out/v" in case)
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("case", [case for case in CASES if case.id.endswith("/features")])
+@pytest.mark.parametrize("case", FEATURES)
 def test_features(case):
-    config, state_dict = golden.weights("mm_controlnet", "flux")
+    config, state_dict = golden.weights(file_parameters(case)["control"], "flux")
     network = MMControlNet(MMControlNetConfig.from_shapes({key: value.shape for key, value in state_dict.items()}))
     assert network.config.hidden_size == config["hidden_size"] and network.config.layers == config["layers"]
     network.load_state_dict(state_dict, strict=True)
-    arguments = [case[f"in/{name}"] for name in ("z_lq", "t", "txt_local", "pooled_local", "guidance")]
+    arguments = [inputs(case)[f"in/{name}"] for name in ("z_lq", "t", "txt_local", "pooled_local", "guidance")]
+    judge = flux_oracle.features(case)
     for layer, (image, text) in enumerate(network.streams(*arguments)):
-        golden.assert_within(image, case[f"out/img{layer}"], OUT_TOLERANCE, f"image stream, block {layer}")
-        golden.assert_within(text, case[f"out/txt{layer}"], OUT_TOLERANCE, f"text stream, block {layer}")
+        for key, stream in ((f"img{layer}", image), (f"txt{layer}", text)):
+            judge.check(key, stream, case.get(f"out/{key}"), OUT_TOLERANCE, f"{key}, a stream after its block")
     for layer, features in enumerate(network(*arguments)):
-        golden.assert_within(features.image, case[f"out/img_out{layer}"], OUT_TOLERANCE, f"residual, block {layer}")
-
-
-@pytest.fixture(scope="module")
-def flux(host):
-    return load_flux(host, "golden_flux_dev.safetensors", golden.weights("flux_dev", "flux")[1])
+        key = f"img_out{layer}"
+        judge.check(key, features.image, case.get(f"out/{key}"), OUT_TOLERANCE, f"{key}, a residual")
 
 
 def scene_of(case) -> Scene:
@@ -55,10 +50,13 @@ def scene_of(case) -> Scene:
     )
 
 
-@pytest.mark.parametrize("case", [case for case in CASES if not case.id.endswith("/features")])
-def test_injected_velocity(host, flux, case):
+@pytest.mark.parametrize("case", INJECTED)
+def test_injected_velocity(host, case):
+    names = file_parameters(case)
+    flux = load_flux(host, f"golden_{names['model']}.safetensors", golden.weights(names["model"], "flux")[1])
     stated = {name: case.parameters[name] for name in ("dit_blocks", "text_residual")}
-    control = load_control(host, "golden_control.safetensors", golden.weights("mm_controlnet", "flux")[1], stated)
+    weights = golden.weights(names["control"], "flux")[1]
+    control = load_control(host, "golden_control.safetensors", weights, stated)
     scene, recorder = scene_of(case), BlockRecorder()
     model, positive, _ = apply_control(
         recorder.watch(flux),
@@ -67,7 +65,8 @@ def test_injected_velocity(host, flux, case):
         strength=case.parameters["strength"],
         text_branch=case.parameters["text_branch"],
     )
-    golden.assert_within(velocity(model, positive, scene), case["out/v"], OUT_TOLERANCE)
-    for key in case.keys("mid/block*"):
-        block, stream = key.removeprefix("mid/block").split("_")
-        golden.assert_within(recorder.streams[int(block)][stream], case[key], MID_TOLERANCE, key)
+    judge = flux_oracle.controlled(case)
+    judge.check("v", velocity(model, positive, scene), case["out/v"], OUT_TOLERANCE)
+    for block, streams in recorder.streams.items():
+        for name, stream in streams.items():
+            judge.check(f"double{block}_{name}", stream, case.get(f"mid/block{block}_{name}"), MID_TOLERANCE)

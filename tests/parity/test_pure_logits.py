@@ -56,7 +56,11 @@ def test_stages(case):
     golden.assert_within(p, expected_probabilities(case, len(p)), PROBABILITY_TOLERANCE, "probabilities")
 
 
-@pytest.mark.parametrize("case", [case for case in CASES if "image_" in case.id])
+def slot_of_case(case) -> Slot:
+    return next_slot(case.shared("in.full_sequence")[: case.parameters["context_len"]].tolist())[0]
+
+
+@pytest.mark.parametrize("case", pure_golden.cases("logits_stages", lambda case: slot_of_case(case) is Slot.IMAGE))
 def test_image_tokens_alone_give_the_same(case):
     """The head restricted to image tokens: same entropy, k and probabilities as over the whole vocabulary."""
     logits, slot = guided_logits(case)

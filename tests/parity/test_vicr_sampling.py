@@ -8,14 +8,30 @@ import pytest
 import torch
 
 from harness.vicr import LATENT_SCALE, Scene, bridged, load_bridge, load_fill, load_lora, model_space, sample, velocity
-from parity import golden
+from parity import flux_oracle, golden
+
+pytestmark = pytest.mark.slow
 
 FORWARD_TOLERANCE, MID_TOLERANCE, TOLERANCE, VECTOR_TOLERANCE = 2e-5, 6e-5, 5e-5, 2e-6
 
 
 @pytest.fixture
-def fill(host):
-    return load_fill(host, "golden_flux_fill", golden.weights("flux_fill", "flux")[1])
+def fill(host, case):
+    name = case.parameters["model"]
+    return load_fill(host, f"golden_{name}", golden.weights(name, "flux")[1])
+
+
+def scene_of(case) -> Scene:
+    return replace(Scene.of_case(case), guidance=flux_oracle.guidance(case))
+
+
+def golden_lora(host, model, name: str, strength: float = 1.0):
+    return load_lora(host, model, f"golden_{name}", golden.weights(name, "flux")[1], strength)
+
+
+def golden_bridge(host, case):
+    name = case.parameters["bridge"]
+    return load_bridge(host, f"golden_{name}", golden.weights(name, "flux")[1])
 
 
 def record(network: torch.nn.Module) -> dict[str, torch.Tensor]:
@@ -43,77 +59,78 @@ def record(network: torch.nn.Module) -> dict[str, torch.Tensor]:
 
 @torch.no_grad()
 @pytest.mark.parametrize("case", golden.cases("flux_forward", "flux"))
-def test_bare_forward(host, case):
-    name = case.parameters["model"]
-    model = load_fill(host, f"golden_{name}", golden.weights(name, "flux")[1])
-    network = model.model.diffusion_model
+def test_bare_forward(fill, case):
+    network = fill.model.diffusion_model
     seen = record(network)
     x, concat, text = case["in/x"], case.get("in/concat"), case["in/txt"]
     if concat is not None:
         x = torch.cat([x, concat.expand(len(x), -1, -1, -1)], dim=1)
     out = network(x, case["in/t"], text, case["in/pooled"], case["in/guidance"])
-    golden.assert_within(out[:, :16], case["out/v"], FORWARD_TOLERANCE)
+    judge = flux_oracle.forward(case)
+    judge.check("v", out[:, :16], case["out/v"], FORWARD_TOLERANCE)
     seen["vec"] = seen["time_in"] + seen["guidance_in"] + seen["vector_in"]
     for key in case.keys("mid/*"):
         part = key.removeprefix("mid/")
         found = seen[part.removesuffix("_img")][:, text.shape[1] :] if part.startswith("single") else seen[part]
-        golden.assert_within(found, case[key], MID_TOLERANCE, part)
+        judge.check(part, found, case[key], MID_TOLERANCE)
 
 
 @pytest.mark.parametrize("case", golden.cases("vicr_sample", "flux"))
 def test_sampling(fill, case):
-    scene = replace(Scene.of_case(case), guidance=case.parameters["guidance"])
+    scene = scene_of(case)
     sigmas = scene.sigmas(case.parameters["steps"])
     golden.assert_within(sigmas, case["out/sigmas"], 1e-6, "sigmas")
     raw = sample(fill, scene, case["out/sigmas"])
-    golden.assert_within(model_space(raw), case["out/latent"], TOLERANCE)
-    golden.assert_within(raw, case["out/latent_raw"], TOLERANCE / LATENT_SCALE, "raw")
+    judge = flux_oracle.diptych(case, sigmas=case["out/sigmas"])
+    judge.check("latent", model_space(raw), case["out/latent"], TOLERANCE)
+    judge.check("latent_raw", raw, case.get("out/latent_raw"), TOLERANCE / LATENT_SCALE)
     width = case.parameters["panel"][1] // 8
-    golden.assert_within(model_space(raw)[..., width:], case["out/right"], TOLERANCE, "right half")
+    judge.check("right", model_space(raw)[..., width:], case.get("out/right"), TOLERANCE)
 
 
 @pytest.mark.parametrize("case", golden.cases("vicr_lora", "flux"))
 def test_lora(host, fill, case):
-    _, weights = golden.weights("vicr_lora", "flux")
-    strength = case.parameters["strength"]
-    model = load_lora(host, fill, "golden_vicr_lora", weights, strength) if strength else fill
-    scene = Scene.of_case(case)
-    golden.assert_within(velocity(model, scene, case["in/x"], case["in/t"]), case["out/v"], TOLERANCE)
-    if strength:
-        golden.assert_within(
-            model_space(sample(model, scene, case.parameters["steps"])), case["out/latent"], TOLERANCE, "sampled"
-        )
+    name, strength = case.parameters["lora"], case.parameters["strength"]
+    model = golden_lora(host, fill, name, strength) if strength else fill
+    scene, judge = scene_of(case), flux_oracle.diptych(case, name, strength)
+    judge.check("v", velocity(model, scene, case["in/x"], case["in/t"]), case["out/v"], TOLERANCE)
+    if "steps" in case.parameters:
+        sampled = model_space(sample(model, scene, case.parameters["steps"]))
+        judge.check("latent", sampled, case["out/latent"], TOLERANCE)
 
 
-@pytest.mark.parametrize("case", [case for case in golden.cases("vicr_bridge", "flux") if "batch_tail" not in case.id])
+LORA = "vicr_lora"
+"""Of the bridge's cases that have one; their metadata only say whether."""
+
+
+@pytest.mark.parametrize("case", golden.cases("vicr_bridge", "flux", lambda case: "steps" in case.parameters))
 def test_bridge(host, fill, case):
     from types import SimpleNamespace
 
     from realisr.host.vicr.bridge import context_vector
 
-    bridge = load_bridge(host, "golden_bridge", golden.weights(case.parameters["bridge"], "flux")[1])
+    bridge = golden_bridge(host, case)
     embeds = case["in/clip_image_embeds"]
     with torch.inference_mode():
         vector = context_vector(bridge, SimpleNamespace(image_embeds=embeds))
     golden.assert_within(vector, case["out/vector"], VECTOR_TOLERANCE, "vector")
 
-    model = fill
-    if case.parameters["lora"]:
-        model = load_lora(host, model, "golden_vicr_lora", golden.weights("vicr_lora", "flux")[1])
-    scene = Scene.of_case(case)
+    lora = LORA if case.parameters["lora"] else None
+    model = golden_lora(host, fill, lora) if lora else fill
+    scene, judge = scene_of(case), flux_oracle.diptych(case, lora)
     model, wire = bridged(model, scene.wire, bridge, embeds)
-    golden.assert_within(velocity(model, scene, case["in/x"], case["in/t"], wire), case["out/v"], TOLERANCE)
+    judge.check("v", velocity(model, scene, case["in/x"], case["in/t"], wire), case["out/v"], TOLERANCE)
     raw = sample(model, scene, case.parameters["steps"], wire=wire)
-    golden.assert_within(model_space(raw), case["out/latent"], TOLERANCE, "sampled")
+    judge.check("latent", model_space(raw), case["out/latent"], TOLERANCE)
 
 
-@pytest.mark.parametrize("case", [case for case in golden.cases("vicr_bridge", "flux") if "batch_tail" in case.id])
+@pytest.mark.parametrize("case", golden.cases("vicr_bridge", "flux", lambda case: "steps" not in case.parameters))
 def test_one_batch_with_and_without_vector(host, fill, case):
     """Positive and negative in one forward: row 0 has the vector, row 1 has not."""
     import comfy.samplers
 
-    bridge = load_bridge(host, "golden_bridge", golden.weights(case.parameters["bridge"], "flux")[1])
-    scene, x = Scene.of_case(case), case["in/x"]
+    bridge = golden_bridge(host, case)
+    scene, x = scene_of(case), case["in/x"]
     model, wire = bridged(fill, scene.wire, bridge, case["in/clip_image_embeds"])
     seen, batches = [], []
 
@@ -144,5 +161,6 @@ def test_one_batch_with_and_without_vector(host, fill, case):
             seed=0,
         )
     assert batches == [2]
-    found = torch.cat([(x - denoised) / case["in/t"] for denoised in seen])
-    golden.assert_within(found, case["out/v"], TOLERANCE)
+    judge = flux_oracle.diptych(case)
+    for key, denoised, frozen in zip(("v", "v without vector"), seen, case["out/v"].split(1), strict=True):
+        judge.check(key, (x - denoised) / case["in/t"], frozen, TOLERANCE)

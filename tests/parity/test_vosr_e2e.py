@@ -67,12 +67,15 @@ def conditioning_with_drawn_latent(case, image, vae, vision):
 
 @torch.inference_mode()
 @pytest.mark.parametrize("case", golden.cases("e2e_*"))
-def test_image_to_image(host, case, tmp_path):
+def test_image_to_image(host, case, tmp_path, monkeypatch):
     import comfy.samplers
 
+    from realisr.host.vosr import vision as host_vision
     from realisr.host.vosr.guider import RestorationGuider
 
     model, vae, vision = load_model(host, case), load_vae(case, tmp_path), load_vision(case, tmp_path)
+    (block,) = case.parameters.get("dino_layers") or [host_vision.feature_block(len(vision.model.encoder.layer))]
+    monkeypatch.setattr(host_vision, "feature_block", lambda depth: block)
     height, width = (side * case.parameters["up"] for side in case.parameters["img"])
     upscaled = resize.upscale(resize.from_bytes(case["in/u8"])[None], width, height)
     conditioning, latent = conditioning_with_drawn_latent(case, upscaled, vae, vision)

@@ -32,7 +32,7 @@ def weak_strength(case) -> float:
 @pytest.mark.parametrize("case", golden.cases("sample_*"))
 def test_sampler(case):
     condition = oracle.Condition(case["in/lq"], case["in/z"], weak_strength(case))
-    times = sampling.euler_times(case.parameters["n_steps"], case.parameters["schedule"])
+    times = sampling.euler_times(case.parameters["n_steps"], case.parameters.get("schedule", "linear"))
     if "mid/t" in case:
         golden.assert_within(times[:-1], case["mid/t"], 1e-6, "times")
     result = oracle.sample(velocity_of(case), case["in/noise"], condition, times)

@@ -85,7 +85,7 @@ def test_sd_encoder(sd_vae, case):
 @pytest.mark.parametrize("case", LIGHT_DECODE)
 def test_light_decoder(sd_vae, case):
     decoder = sd_vae.first_stage_model.decoder
-    stages = {f"up{3 - level}": stage for level, stage in enumerate(decoder.up)}
+    stages = {f"up{len(decoder.up) - 1 - level}": stage for level, stage in enumerate(decoder.up)}
     parts = {
         "conv_in": decoder.conv_in,
         "mid": decoder.mid.block_2,
@@ -112,7 +112,7 @@ def qwen_parts(half: torch.nn.Module, blocks: str, name: str) -> dict[str, torch
 def test_qwen_vae(qwen, case):
     mean_of, std_of = qwen_vae.latent_statistics()
     module = qwen.first_stage_model
-    if case.name == "dec":
+    if "in/latent_norm" in case:
         seen = record({**qwen_parts(module.decoder, "up_blocks", "up"), "raw": module.decoder})
         image = qwen.decode(case["in/latent_norm"] * std_of + mean_of)
         golden.assert_within(image.movedim(-1, 1) * 2 - 1, case["out/image"], QWEN_OUT_TOLERANCE)
@@ -132,5 +132,7 @@ def test_qwen_vae(qwen, case):
 
 def test_statistics_are_the_references():
     config, _ = golden.weights("qwen_vae")
+    if "latents_mean" not in config:
+        pytest.skip("the golden autoencoder's config has no latent statistics")
     assert list(qwen_vae.LATENTS_MEAN) == config["latents_mean"]
     assert list(qwen_vae.LATENTS_STD) == config["latents_std"]

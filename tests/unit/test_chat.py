@@ -6,7 +6,6 @@ import json
 import re
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -14,6 +13,7 @@ import pytest
 import torch
 
 from harness.chat_server import Answer, ChatRequest, ChatServer, Drop, Failure, Hang, Raw
+from harness.waiting import HANG, wait_until
 from realisr.services.vlm.chat import wire
 from realisr.services.vlm.chat.endpoint import ChatEndpoint
 from realisr.services.vlm.protocol import AnswerError, Question, SetupError, ask
@@ -43,7 +43,7 @@ def chat() -> Iterator[ChatServer]:
 
 
 def endpoint(chat: ChatServer, **options: Any) -> ChatEndpoint:
-    return ChatEndpoint(chat.url, options.pop("model", MODEL), **{"backoff": 0.01, "timeout": 20.0, **options})
+    return ChatEndpoint(chat.url, options.pop("model", MODEL), **{"backoff": 0.01, "timeout": HANG, **options})
 
 
 def picture(height: int = 40, width: int = 60, channels: int = 3) -> torch.Tensor:
@@ -369,48 +369,51 @@ def test_an_injection_in_the_answer_is_text(chat):
     assert len(chat.requests) == 1
 
 
-def cancel_after(seconds: float, chat: ChatServer) -> Callable[[], None]:
-    """Cancel is pressed so long after the first request has arrived."""
+def cancel_once_asked(chat: ChatServer) -> Callable[[], None]:
+    """A poll that cancels some polls after the first request has come."""
+    seen = 0
 
     def poll() -> None:
-        if chat.requests and time.monotonic() - chat.requests[0].time > seconds:
+        nonlocal seen
+        seen += bool(chat.requests)
+        if seen > 5:
             raise Cancelled
 
     return poll
 
 
+def request_threads() -> list[threading.Thread]:
+    return [each for each in threading.enumerate() if each.name == "realisr-requests"]
+
+
+@pytest.mark.timeout(HANG, func_only=True)
 @pytest.mark.parametrize(
-    "reply", [Hang(), Failure(429, retry_after=60), Answer(ANSWER, delay=60.0)], ids=["hang", "waiting", "slow"]
+    "reply", [Hang(), Failure(429, retry_after=60), Answer(ANSWER, delay=2 * HANG)], ids=["hang", "waiting", "slow"]
 )
-def test_cancel_stops_what_is_waited_for(chat, reply):
-    """Without it the wait would end in a time-out or an answer, a minute later."""
+def test_cancel_stops_at_once(chat, reply):
+    """Neither waited out, which would hang here, nor asked again."""
     chat.default = reply
     with pytest.raises(Cancelled):
-        refine(chat, cancel_after(0.5, chat), timeout=60.0)
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline and any(each.name == "realisr-requests" for each in threading.enumerate()):
-        time.sleep(0.02)
-    assert not any(each.name == "realisr-requests" for each in threading.enumerate())
+        refine(chat, cancel_once_asked(chat), timeout=2 * HANG)
+    wait_until(lambda: not request_threads())
     if not isinstance(reply, Failure):
-        while time.monotonic() < deadline and not chat.requests[0].abandoned:
-            time.sleep(0.02)
-        assert chat.requests[0].abandoned  # the connection was closed, not left to time out
+        wait_until(lambda: chat.requests[0].abandoned)  # the connection was closed, not left to time out
+    assert len(chat.requests) == 1
 
 
 def test_many_questions_in_flight(chat):
     lock = threading.Lock()
     active: list[int] = []
     peaks: list[int] = []
-    full = threading.Event()
+    five = threading.Event()
 
     def reply(request: ChatRequest) -> str:
         with lock:
             active.append(1)
             peaks.append(len(active))
             if len(active) == 5:
-                full.set()
-        full.wait(30)
-        time.sleep(0.2)  # long enough for one too many to come in
+                five.set()
+        five.wait(HANG)
         with lock:
             active.pop()
         return json.dumps({"prompt": request.texts[-1][-2:]})

@@ -171,7 +171,7 @@ def test_two_runs_at_once_take_turns(tmp_path: Path):
         assert other.stderr is not None
         assert "waiting" in other.stderr.readline()
         assert other.poll() is None
-    out, _ = other.communicate(timeout=30)
+    out, _ = other.communicate(timeout=300)
     assert out == "mine\n"
 
 
