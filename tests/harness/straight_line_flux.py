@@ -278,7 +278,7 @@ def velocity(
 def with_lora(w: Weights, lora: Weights, strength: float = 1.0) -> dict[str, Tensor]:
     """W + strength * alpha / rank * B A in float64, for a LoRA in PEFT's form under diffusers' names."""
     merged = {name: tensor.double().clone() for name, tensor in w.items()}
-    home = {}
+    home: dict[str, tuple[str, Tensor]] = {}
     for name, tensor in w.items():
         rows_of = flux_diffusers({name: torch.arange(len(tensor))})
         home |= {theirs: (name, rows) for theirs, rows in rows_of.items()}
