@@ -32,8 +32,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
                 item.add_marker(USED_BY_FIXTURE[fixture])
 
 
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> Iterator[None]:
     """Say at the very end which tier was left out for want of a browser, and how to add it."""
+    yield
     reports = terminalreporter.stats.get("skipped", [])
     skipped = sum(NO_BROWSER in str(report.longrepr) for report in reports)
     if skipped:
