@@ -20,11 +20,15 @@ class MostTogether:
 
 
 def within_memory(
-    run: Callable[[Sequence[T]], list[R]], batch: Sequence[T], most: MostTogether | None = None
+    run: Callable[[Sequence[T]], list[R]],
+    batch: Sequence[T],
+    most: MostTogether | None = None,
+    make_room: Callable[[], bool] = lambda: False,
 ) -> list[R]:
     """One result for each item of a batch, by `run` of at most `most.items` together.
 
-    Where memory does not suffice `most.items` becomes half of what was tried, and stays so. Raises what `run` raises,
+    Where memory does not suffice `most.items` becomes half of what was tried, and stays so. make_room lets go of what
+    the caller keeps and says whether there was any: then a single item is tried once more. Raises what `run` raises,
     also for a single item that does not fit.
     """
     most = most or MostTogether(len(batch))
@@ -36,11 +40,11 @@ def within_memory(
             continue
         except Exception as error:
             comfy.model_management.raise_non_oom(error)
-            if len(part) == 1:
+            if not make_room() and len(part) == 1:
                 raise
         # Out of the handler: the exception holds the failed run's tensors alive.
         comfy.model_management.soft_empty_cache()
-        most.items = len(part) // 2
+        most.items = max(len(part) // 2, 1)
     return done
 
 

@@ -22,7 +22,7 @@ WEIGHT_DTYPES: dict[str, dict[str, Any]] = {
 """Choices of a diffusion model's loader -> options, as the host's own loader has them."""
 
 
-def weight_dtypes() -> dict[str, torch.dtype]:
+def foreign_dtypes() -> dict[str, torch.dtype]:
     """Choices for the precision of a foreign network's weights on the device it will run on."""
     device = comfy.model_management.text_encoder_device()
     if comfy.model_management.is_device_cpu(device):

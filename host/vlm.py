@@ -22,7 +22,7 @@ from ..services.vlm.answers import excerpt
 from ..services.vlm.pictures import fit
 from ..services.vlm.protocol import Answer, AnswerError, Poll, Question, VisionLanguageModel, in_batches
 from ..services.vlm.transformers import LocalVLM
-from .memory import within_memory
+from .memory import MostTogether, within_memory
 from .model_folders import INDEX_NAME, SINGLE_NAME, llm_folders, llm_places, read_json
 from .types import Model
 
@@ -240,6 +240,8 @@ class ManagedVLM:
     def answers(self, questions: Sequence[Question], poll: Poll, in_flight: int = 1) -> Iterator[Answer]:
         """See VisionLanguageModel; `in_flight` questions are answered as one batch, or fewer where memory is short."""
 
+        most = MostTogether(max(in_flight, 1))
+
         def answers(batch: Sequence[Question]) -> list[str | AnswerError]:
             comfy.model_management.load_models_gpu([self.patcher], force_full_load=True)
             # The bar of several questions counts questions, and is their caller's.
@@ -250,7 +252,8 @@ class ManagedVLM:
                 if bar is not None:
                     bar.update(1)
 
-            written = within_memory(lambda part: self.local.answers(part, self.patcher.load_device, advance), batch)
+            device = self.patcher.load_device
+            written = within_memory(lambda part: self.local.answers(part, device, advance), batch, most)
             return [whole(text, complete, self.local.max_tokens) for text, complete in written]
 
         return in_batches(questions, in_flight, answers, poll)

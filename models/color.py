@@ -46,7 +46,10 @@ def swap_low_frequencies(image: Tensor, reference: Tensor) -> Tensor:
 
 
 def dilated_blur(images: Tensor, radius: int) -> Tensor:
-    """Blur `[B, C, H, W]` with the 3x3 binomial kernel spread by `radius` pixels; edges are repeated."""
+    """Blur `[B, C, H, W]` with the 3x3 binomial kernel spread by `radius` pixels; edges are repeated.
+
+    torch has the convolution; no library at hand has the wavelet whose low-pass this is.
+    """
     taps = torch.tensor([0.25, 0.5, 0.25]).to(images)
     kernel = torch.outer(taps, taps).expand(images.shape[1], 1, 3, 3)
     padded = F.pad(images, (radius, radius, radius, radius), mode="replicate")

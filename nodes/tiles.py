@@ -13,8 +13,8 @@ from comfy_api.latest import io
 from comfy_execution.graph_utils import ExecutionBlocker
 
 from ..host.dreamsr.control.patch_prompts import READERS, with_patch_prompts
-from ..host.tiling.memory import largest_tile
 from ..host.tiling.sampling import Tiling
+from ..host.tiling.tile_size import largest_tile
 from ..models.tiles.layout import CELL, TileLayout, require_tile
 from ..models.tiles.preview import draw_tiles
 from .inputs import error_of, only, tile_weights_input, tiles_per_batch_input

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from ..host.precision import weight_dtypes
+from ..host.precision import foreign_dtypes
 from ..host.vlm import ManagedVLM, find_vlm, managed, vlm_choices
 from ..services.vlm.chat.addresses import check_key_variable, normalize_base_url
 from ..services.vlm.chat.endpoint import ChatEndpoint, Detail, check_model
@@ -184,7 +184,7 @@ class LoadLocalVLM(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "weight_dtype",
-                    options=list(weight_dtypes()),
+                    options=list(foreign_dtypes()),
                     default="default",
                     advanced=True,
                     tooltip="Precision of the weights. default: bf16 or fp16 on a GPU, whichever it is good at, and "
@@ -229,7 +229,7 @@ class LoadLocalVLM(io.ComfyNode):
         cls, model_name: str, weight_dtype: str, temperature: float, max_tokens: int, image_size: int
     ) -> io.NodeOutput:
         """Raises ValueError for a folder that cannot be loaded, SetupError when transformers is missing."""
-        dtype = weight_dtypes()[weight_dtype]
+        dtype = foreign_dtypes()[weight_dtype]
         local = load_local_vlm(find_vlm(model_name), dtype, temperature, max_tokens, image_size)
         return io.NodeOutput(ManagedVLM(local, managed(local.network)))
 

@@ -151,8 +151,8 @@ class VOSRConditioning(io.ComfyNode):
                 "Makes VOSR's two conditions from an image already at the size of the result: full (LQ latent and "
                 "DINOv2 features) and weak (a fraction of the latent, no features). Connect them to Restoration-CFG "
                 "Guider, or to the positive and negative of any sampler, whose cfg then is the restoration scale. "
-                "Sides are padded to a multiple of 16; crop the decoded image to width and height. Alpha is left "
-                "out."
+                "Sides are padded to a multiple of 16 (4 with pixel unshuffle); crop the decoded image to width and "
+                "height. Alpha is left out."
             ),
             search_aliases=["vosr", "restoration", "super resolution", "conditioning", "weak condition", "dino"],
             inputs=[
@@ -220,7 +220,7 @@ class VOSRConditioning(io.ComfyNode):
     ) -> io.NodeOutput:
         options = EncodeOptions(
             weak_strength=chosen_strength(weak_strength),
-            tiles=tile_grid or SquareTiles(tile_size, tile_overlap),
+            tiles=SquareTiles(tile_size, tile_overlap) if tile_grid is None else tile_grid,
             posterior=posterior,
             seed=seed,
             vae_tile=vae_tile_size,
@@ -374,7 +374,7 @@ class RestorationCFGSampler(io.ComfyNode):
             steps=steps,
             guidance=RestorationGuidance(restoration_scale, guidance_start, guidance_end),
             encode=EncodeOptions(chosen_strength(weak_strength), posterior=posterior, vae_tile=vae_tile_size),
-            tiles=tile_grid or chosen_tiles(tiling),
+            tiles=chosen_tiles(tiling) if tile_grid is None else tile_grid,
             color=color_alignment,
         )
         return io.NodeOutput(restore(model, vae, vision_encoder, image, options))

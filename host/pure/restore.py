@@ -22,7 +22,7 @@ from ...models.tiles.grid import Box, TileGrid
 from ...models.tiles.layout import CELL, require_tile
 from ...models.tiles.merge import merge_tiles
 from ..images import check_image
-from ..memory import within_memory
+from ..memory import MostTogether, within_memory
 from .model import ARRestorer
 from .progress import TEXT_ALLOWANCE, Canvas, RunObserver, TokenProgress
 
@@ -155,7 +155,7 @@ def tile_seed(seed: int, image: int, tile: int) -> int:
     return (seed + image + tile * SEED_STRIDE) % 2**64
 
 
-def prompts_of(restorer: ARRestorer, squares: Tensor, instruction: str) -> list[list[int]]:
+def prompt_tokens(restorer: ARRestorer, squares: Tensor, instruction: str) -> list[list[int]]:
     """The prompt of each square `[N, side, side, 3]` in 0..1."""
     ids = restorer.vocabulary.encode(restorer.encode(to_pixels(to_bytes(squares).cpu())))
     return [prompt_ids(restorer.tokenizer, instruction, image_block(grid)) for grid in ids]
@@ -217,7 +217,7 @@ class Restoration:
         for index, canvas in enumerate(self.canvases):
             boxes = self.grid.boxes
             squares = torch.stack([box.crop(canvas.movedim(-1, 0)).movedim(0, -1) for box in boxes])
-            prompts = prompts_of(self.restorer, squares, self.options.instruction)
+            prompts = prompt_tokens(self.restorer, squares, self.options.instruction)
             jobs += [
                 Job(index, box, prompt, tile_seed(self.options.seed, index, tile))
                 for tile, (box, prompt) in enumerate(zip(boxes, prompts, strict=True))
@@ -238,7 +238,7 @@ class Restoration:
         """Each whole image squeezed into one square, to be described."""
         side = self.options.tiles.side
         squares = resize(self.images[..., :3], side, side).float().cpu()
-        prompts = prompts_of(self.restorer, squares, self.options.instruction)
+        prompts = prompt_tokens(self.restorer, squares, self.options.instruction)
         whole = Box(0, 0, self.grid.height, self.grid.width)
         return [Job(i, whole, prompt, tile_seed(self.options.seed, i, 0)) for i, prompt in enumerate(prompts)]
 
@@ -246,17 +246,18 @@ class Restoration:
         jobs = self.jobs()
         overview = self.overview_jobs() if self.writes_shared_description else []
         together = load_for(self.restorer, jobs, self.options)
+        most = MostTogether(together)
         runs, text_runs = list(chunks(jobs, together)), list(chunks(overview, together))
         image_tokens = (self.options.tiles.side // TOKEN_PIXELS) ** 2
         progress = TokenProgress([TEXT_ALLOWANCE] * len(text_runs) + [TEXT_ALLOWANCE + image_tokens] * len(runs))
         descriptions: list[str | None] = [self.options.description or None] * len(self.canvases)
         for run in text_runs:
-            written = within_memory(partial(self.describe, progress=progress), run)
+            written = within_memory(partial(self.describe, progress=progress), run, most)
             for job, description in zip(run, written, strict=True):
                 descriptions[job.image] = description
             progress.next()
         for run in runs:
-            within_memory(partial(self.draw, descriptions=descriptions, progress=progress), run)
+            within_memory(partial(self.draw, descriptions=descriptions, progress=progress), run, most)
             progress.next()
         return self.assemble()
 

@@ -225,7 +225,7 @@ def own_conds(model: BaseModel, cond: dict[str, Any], tiles: TileBatch, x: Tenso
     for number, (box, noise, options) in enumerate(zip(tiles.boxes, x.chunk(len(said)), said, strict=True)):
         conds = model.extra_conds(
             **{
-                # Inpainting models make something of it, which is not kept here.
+                # The host's models want it. What they make of it is spatial, and tiles take the crop of the canvas's.
                 "latent_image": noise,
                 **{name: tiles.crop_option(value, box) for name, value in cond.items()},
                 **options,

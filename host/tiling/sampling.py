@@ -138,8 +138,8 @@ class Tiling:
                     f"The conditioning was made for {own.grid}, the model for {grid}. Take both from the same "
                     f"{self.node}, or connect one Tile Grid to the nodes that made them."
                     if self.grid is not None
-                    else f"One conditioning was made for {grid}, another for {own.grid}. Make both with the same "
-                    f"{self.node}."
+                    else f"One conditioning was made for {grid}, another for {own.grid}. Make both with one "
+                    f"{self.node} node."
                 )
         return None if grid is None else replace(self, grid=grid)
 
@@ -197,11 +197,13 @@ class TilingRun:
         self.most = MostTogether(len(tiling.laid))
         self.progress = TileProgress(len(tiling.laid))
         self.controls = TileControls(tiling.panes, tiling.canvas_size)
-        self.forget(device)
-
-    def forget(self, device: torch.device) -> None:
-        """Let go of tiles' own conditions."""
         self.own = OwnCondsMemo(int(comfy.model_management.get_free_memory(device) * KEPT_SHARE))
+
+    def make_room(self) -> bool:
+        """Keep no conditions of tiles any more, as memory is short; says whether there were any."""
+        kept = bool(self.own.memo.kept)
+        self.own = OwnCondsMemo(0)
+        return kept
 
     def tiles_per_forward(self, tiling: Tiling, model: BaseModel, tile_shape: list[int], device: torch.device) -> int:
         """tile_shape: `[B, C, ..., h, w]` of one tile."""
@@ -266,9 +268,8 @@ class _Evaluation:
         """Per tile, denoised panes `[conditions, B, C, panes, h, w]`."""
         out: list[Tensor] = []
         for alike in self.alike(list(enumerate(boxes, first))):
-            before = self.run.most.items
             try:
-                denoised = within_memory(self.forward, alike, self.run.most)
+                denoised = within_memory(self.forward, alike, self.run.most, self.run.make_room)
             except Exception as error:
                 comfy.model_management.raise_non_oom(error)
                 cell = self.model.latent_format.spacial_downscale_ratio
@@ -278,8 +279,6 @@ class _Evaluation:
                     "does not fit into memory. Choose a smaller tile size or batch, or start "
                     "ComfyUI with --lowvram."
                 ) from None
-            if self.run.most.items != before:
-                self.run.forget(self.x.device)
             out += [torch.stack(self.tiling.panes.split(tile), dim=-3) for tile in denoised]
             self.run.progress.advance(len(alike))
         return out

@@ -38,6 +38,7 @@ def load_bridge(name: str) -> Model:
         "offload_device": comfy.model_management.unet_offload_device(),
     }
     if name == NO_BRIDGE:
+        log.info("RealISR: no Vision-Context Bridge is loaded: CLIP's vector is added as it is, the paper's ablation")
         return comfy.model_patcher.ModelPatcher(NoBridge(), **devices)
     original, _ = load_state_dict_file(folder_paths.get_full_path_or_raise(FOLDER, name))
     state_dict = strip_prefixes(original)

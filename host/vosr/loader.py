@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 
 VARIANTS = ("auto", "multi-step", "one-step")
 
-TILING = Tiling(None, weights="narrow gaussian", node="VOSR Conditioning")
+TILING = Tiling(None, weights="narrow gaussian", node="VOSR")
 """Conditionings say what the tiles are, so that samplers and guiders of the host need no further node."""
 
 # Derived or quantisation entries: not weights of the network itself.

@@ -59,15 +59,6 @@ class TileLayout:
     def pixel_boxes(self) -> list[Box]:
         return [Box(box.top * CELL, box.left * CELL, box.height * CELL, box.width * CELL) for box in self.grid.boxes]
 
-    def require_latent(self, latent: Tensor, node: str) -> None:
-        """Raise ValueError unless `latent` `[..., H, W]` is what the tiles lie over."""
-        found, expected = tuple(latent.shape[-2:]), (self.grid.height, self.grid.width)
-        if found != expected:
-            raise ValueError(
-                f"{node}: the tile grid is for a latent of {expected[0]}x{expected[1]} cells (height x width), this "
-                f"one has {found[0]}x{found[1]}. Give Tile Grid the image or latent at the size of the result."
-            )
-
     def tiles(self, image: Tensor, node: str) -> Iterator[Tensor]:
         """The tiles' crops `[B, h, w, C]` of an image `[B, H, W, C]`, row by row.
 

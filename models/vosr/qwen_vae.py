@@ -253,9 +253,3 @@ class QwenImageVAE(nn.Module):
     def decode(self, latent: Tensor) -> Tensor:
         """Images `[B, 3, H, W]`, about [-1, 1] but unclamped, of latents `[B, z, h, w]`."""
         return self.decoder(self.post_quant_conv(latent))
-
-
-def latent_statistics(dtype=torch.float32, device=None) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation of the latents' channels, each `[1, z, 1, 1]`."""
-    mean, std = (torch.tensor(values, dtype=dtype, device=device) for values in (LATENTS_MEAN, LATENTS_STD))
-    return mean.view(1, -1, 1, 1), std.view(1, -1, 1, 1)

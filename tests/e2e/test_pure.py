@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import struct
-import time
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,6 +15,7 @@ from comfy_server import ComfyServer, PromptError, PromptInterrupted
 from demo import node_of
 from harness import pure
 from harness.pure import CAPTION, SENTENCE
+from harness.server_memory import READABLE, require_freed, resident_megabytes
 
 API = ROOT / "workflows" / "api"
 WORKFLOWS = ["pure_512", "pure_entropy_heatmap", "pure_tiled"]
@@ -182,16 +181,7 @@ def test_tokens_text_and_rows_are_shown(server: ComfyServer, released, binary_me
     assert images and max(place for place, kind in enumerate(kinds) if kind == 3) < images[0]
 
 
-def resident_megabytes(server: ComfyServer) -> float:
-    assert server.process is not None
-    server.client.free()
-    time.sleep(2)
-    status = Path(f"/proc/{server.process.pid}/status").read_text(encoding="utf-8")
-    (line,) = [line for line in status.splitlines() if line.startswith("VmRSS:")]
-    return int(line.split()[1]) / 1024
-
-
-@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads the server's memory from /proc (Linux)")
+@pytest.mark.skipif(not READABLE, reason="reads the server's memory from /proc (Linux)")
 def test_cancel_while_tokens_are_drawn(server: ComfyServer, released):
     small = in_small_squares(with_picture(server, read("pure_512"), 64, 64))
     small[node_of(small, RESTORER)]["inputs"]["resize.width"] = 64
@@ -216,7 +206,7 @@ def test_cancel_while_tokens_are_drawn(server: ComfyServer, released):
     small[node_of(small, RESTORER)]["inputs"]["seed"] = 99
     again = server.client.run(small)
     assert texts(again, small) == [SENTENCE, CAPTION]
-    assert resident_megabytes(server) < before + 100
+    require_freed(server, before + 100)
 
 
 def test_texts_that_do_not_go_together_are_refused_before_the_run(server: ComfyServer, released):

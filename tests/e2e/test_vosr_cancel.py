@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import time
-from pathlib import Path
-
 import pytest
 
 from comfy_server import ComfyServer, PromptInterrupted
+from harness.server_memory import READABLE, require_freed, resident_megabytes
 
 NODE = "4"
 STEPS = 40
@@ -49,17 +47,7 @@ def restoration(seed: int, steps: int, width: int) -> dict:
     }
 
 
-def resident_megabytes(server: ComfyServer) -> float:
-    """Memory of the server's process once its models are unloaded and its caches dropped."""
-    assert server.process is not None
-    server.client.free()
-    time.sleep(2)
-    status = Path(f"/proc/{server.process.pid}/status").read_text(encoding="utf-8")
-    (line,) = [line for line in status.splitlines() if line.startswith("VmRSS:")]
-    return int(line.split()[1]) / 1024
-
-
-@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads the server's memory from /proc (Linux)")
+@pytest.mark.skipif(not READABLE, reason="reads the server's memory from /proc (Linux)")
 def test_cancel_during_a_tiled_multi_step_run(server: ComfyServer):
     server.client.run(restoration(seed=0, steps=1, width=128))
     before = resident_megabytes(server)
@@ -84,4 +72,4 @@ def test_cancel_during_a_tiled_multi_step_run(server: ComfyServer):
     (file,) = again.images("5")
     assert server.client.image(file).size == (256, 192)
     assert again.progress(NODE)[-1][0] == again.progress(NODE)[-1][1]
-    assert resident_megabytes(server) < before + 100
+    require_freed(server, before + 100)

@@ -419,30 +419,13 @@ def test_a_batch_answers_as_one_by_one(host, chat_template):
     assert vlm.local.answers(questions, device, lambda: None) == alone
 
 
-def test_a_batch_is_halved_where_memory_is_short(host):
-    import comfy.model_management
-
-    from realisr.host.memory import within_memory
-
-    tried: list[list[int]] = []
-
-    def run(part: list[int]) -> list[int]:
-        tried.append(part)
-        if len(part) > 2:
-            raise comfy.model_management.OOM_EXCEPTION("no memory")
-        return [-number for number in part]
-
-    assert within_memory(run, [1, 2, 3, 4, 5]) == [-1, -2, -3, -4, -5]
-    assert tried == [[1, 2, 3, 4, 5], [1, 2], [3, 4], [5]]
-
-
 def test_a_slow_tile_does_not_hold_up_the_others(chat):
     """The next request leaves as soon as one is answered, not when all of a group are."""
     lock, asked_for, all_others = threading.Lock(), set(), threading.Event()
 
     def reply(request: ChatRequest) -> Reply:
         if place_of(request) == (1, 1):
-            return describe(request) if all_others.wait(15) else Failure(400, "held up the others")
+            return describe(request) if all_others.wait(HANG) else Failure(400, "held up the others")
         with lock:
             asked_for.add(place_of(request))
             if len(asked_for) == 12:  # eleven tiles and the whole picture

@@ -144,7 +144,7 @@ def test_branches_of_other_tiles_are_refused(multi_step):
     from realisr.models.tiles.grid import TileGrid
 
     one, other = (Scene.random(multi_step.config, (16, 24), grid=TileGrid(16, 24, side, side, 4)) for side in (16, 12))
-    with pytest.raises(ValueError, match=r"for 2 tiles of 16x16.*another for 6 tiles .*same VOSR Conditioning"):
+    with pytest.raises(ValueError, match=r"for 2 tiles of 16x16.*another for 6 tiles .*one VOSR node"):
         run_guider(multi_step.load(), one, weak=other.weak)
 
 
