@@ -343,7 +343,14 @@ class RestorationCFGSampler(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, weak_strength: float | None = None):
+    def validate_inputs(
+        cls,
+        weak_strength: float | None = None,
+        *,
+        # The host passes every dynamic input, asked for or not.
+        resize: Any = None,
+        tiling: Any = None,
+    ):
         return weak_strength_error(weak_strength) or True
 
     @classmethod

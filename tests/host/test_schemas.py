@@ -47,6 +47,22 @@ def test_inputs_are_the_parameters_of_execute(nodes, complaints):
                 complaints.append(f"{schema.node_id}: optional input {name} needs a default in execute")
 
 
+def test_checks_take_the_dynamic_inputs_that_the_host_always_passes(nodes, complaints):
+    """As keyword-only parameters: an input that a check asks for by position is one that its message is shown at."""
+    from comfy_api.latest import io
+
+    for node in nodes:
+        if "validate_inputs" not in vars(node):
+            continue
+        taken = parameters(node.validate_inputs)
+        for item in node.GET_SCHEMA().inputs:
+            found = taken.get(item.id)
+            if isinstance(item, io.DynamicInput) and (
+                found is None or found.kind is not inspect.Parameter.KEYWORD_ONLY
+            ):
+                complaints.append(f"{node.GET_SCHEMA().node_id}: validate_inputs needs keyword-only {item.id}")
+
+
 @pytest.mark.parametrize("hook", ["validate_inputs", "check_lazy_status", "fingerprint_inputs"])
 def test_hooks_take_only_declared_inputs(nodes, complaints, hook):
     for node in nodes:
