@@ -291,7 +291,7 @@ def test_a_batch_that_does_not_fit_after_all_is_drawn_in_halves(model, monkeypat
     monkeypatch.setattr(module, "generate", generating)
     monkeypatch.setattr(type(model), "decode", decoding)
     result = run_restorer(model, images, **pure.QUICK, batch_size=3, preview=False)
-    assert batches == [3, 1, 2]
+    assert batches == [3, 1, 1, 1]
     assert torch.equal(result[4].codes, expected[4].codes) and torch.equal(result[0], expected[0])
 
 

@@ -57,7 +57,7 @@ def test_checks_take_the_dynamic_inputs_that_the_host_always_passes(nodes, compl
         taken = parameters(node.validate_inputs)
         for item in node.GET_SCHEMA().inputs:
             found = taken.get(item.id)
-            if isinstance(item, io.DynamicInput) and (
+            if isinstance(item, io.DynamicCombo.Input | io.Autogrow.Input) and (
                 found is None or found.kind is not inspect.Parameter.KEYWORD_ONLY
             ):
                 complaints.append(f"{node.GET_SCHEMA().node_id}: validate_inputs needs keyword-only {item.id}")
