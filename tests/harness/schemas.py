@@ -3,22 +3,29 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+
+def in_a_thread(work: Coroutine[Any, Any, T]) -> T:
+    """What the coroutine returns. In a thread of its own: Playwright keeps an event loop running in this one."""
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(asyncio.run, work).result()
+
+
+def extension() -> Any:
+    """The pack's extension, as ComfyUI asks for it. Raises what the entry point raises."""
+    from _pack import load_pack
+
+    return in_a_thread(load_pack().comfy_entrypoint())
 
 
 def pack_nodes() -> list[type[Any]]:
     """Every node class of the pack, as ComfyUI gets them. Needs the `host` fixture."""
-    from _pack import load_pack
-
-    async def listed() -> list[type[Any]]:
-        extension = await load_pack().comfy_entrypoint()
-        return await extension.get_node_list()
-
-    # In a thread of its own: Playwright keeps an event loop running in this one.
-    with ThreadPoolExecutor(1) as thread:
-        return thread.submit(lambda: asyncio.run(listed())).result()
+    return in_a_thread(extension().get_node_list())
 
 
 def every_input(inputs: list[Any]) -> Iterator[Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import re
 import sys
 from types import SimpleNamespace
@@ -18,14 +17,14 @@ MINIMUM = load_pack().MINIMUM_COMFYUI
 def test_an_older_comfyui_is_refused(monkeypatch: pytest.MonkeyPatch, version: str):
     monkeypatch.setitem(sys.modules, "comfyui_version", SimpleNamespace(__version__=version))
     with pytest.raises(ImportError) as caught:
-        asyncio.run(load_pack().comfy_entrypoint())
+        extension()
     assert f"RealISR needs ComfyUI {MINIMUM} or newer and this is {version}. Update ComfyUI" in str(caught.value)
 
 
 def test_a_comfyui_without_a_version_is_refused(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, "comfyui_version", None)
     with pytest.raises(ImportError, match=f"{re.escape(MINIMUM)} or newer and this is an older one without a version"):
-        asyncio.run(load_pack().comfy_entrypoint())
+        extension()
 
 
 @pytest.mark.parametrize(
