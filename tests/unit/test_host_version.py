@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import pytest
 
 from _pack import ROOT, load_pack
+from harness.schemas import extension
 
 MINIMUM = load_pack().MINIMUM_COMFYUI
 
