@@ -23,7 +23,7 @@ from ..services.vlm.pictures import fit
 from ..services.vlm.protocol import Answer, AnswerError, Poll, Question, VisionLanguageModel, in_batches
 from ..services.vlm.transformers import LocalVLM
 from .memory import within_memory
-from .model_folders import INDEX_NAME, SINGLE_NAME, llm_folders, llm_places, read_json
+from .model_folders import INDEX_NAME, SINGLE_NAME, indexed_files, llm_folders, llm_places, read_json
 from .types import Model
 
 SAMPLING = {"top_k": 64, "top_p": 0.95, "min_p": 0.05, "repetition_penalty": 1.05, "presence_penalty": 0.0}
@@ -171,7 +171,7 @@ def missing_files(folder: Path) -> list[str]:
     index = folder / INDEX_NAME
     if not index.is_file():
         return [*missing, f"{SINGLE_NAME} or {INDEX_NAME} with its files"]
-    shards = sorted(set(read_json(index).get("weight_map", {}).values()))
+    shards = sorted(set(indexed_files(index).values()))
     return missing + [name for name in shards if not (folder / name).is_file()]
 
 

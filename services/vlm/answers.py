@@ -156,7 +156,9 @@ def read_fields(text: str, fields: tuple[str, ...]) -> dict[str, str]:
 
 def labelled_lines(text: str, fields: tuple[str, ...]) -> dict[str, str]:
     """Texts after "Name:" at the start of a line, up to the next such label."""
-    label = re.compile(rf"^(?:[^\S\n]|[*#>-])*({'|'.join(map(re.escape, fields))})[\s*]*:[\s*]*", re.IGNORECASE | re.MULTILINE)
+    label = re.compile(
+        rf"^(?:[^\S\n]|[*#>-])*({'|'.join(map(re.escape, fields))})[\s*]*:[\s*]*", re.IGNORECASE | re.MULTILINE
+    )
     marks = list(label.finditer(text))
     ends = [mark.start() for mark in marks[1:]] + [len(text)]
     return {mark[1].lower(): one_line(text[mark.end() : end]) for mark, end in zip(marks, ends, strict=False)}
