@@ -59,7 +59,7 @@ def indexed_files(index: Path) -> dict[str, str]:
     files = read_json(index).get("weight_map")
     if not isinstance(files, dict) or not files:
         raise ValueError(f"{index} has no weight_map. Download it again.")
-    odd = [name for name in files.values() if not isinstance(name, str) or Path(name).name != name]
+    odd = [name for name in files.values() if not isinstance(name, str) or not name or Path(name).name != name]
     if odd:
         raise ValueError(f"{index} lists {str(odd[0])[:80]!r}, which is no file of its folder. Download it again.")
     return files

@@ -22,7 +22,7 @@ from .answers import excerpt
 
 LONGEST_TEMPLATE = 128 * 1024
 """Characters. The longest of published models have about 20,000."""
-LIMIT = 4_000_000
+LIMIT = 2_000_000
 """What a template may spend: one for each character or item that it handles, STEP for each iteration and each call."""
 STEP = 20
 DEEPEST = 32

@@ -114,8 +114,9 @@ class ChatServer:
     """Serves on 127.0.0.1 at a free port while it is entered.
 
     default: what answers once the script is used up. api_key: the only one accepted (None: any, or none).
-    models: what GET /v1/models lists; requests for another model get 404. listing: a body in place of that list. takes_response_format: False refuses
-    requests with `response_format`, as endpoints without structured output do. requests: in order of arrival.
+    models: what GET /v1/models lists; requests for another model get 404. listing: what is sent in place of that list.
+    takes_response_format: False refuses requests with `response_format`, as endpoints without structured output do.
+    requests: in order of arrival.
     """
 
     def __init__(

@@ -81,18 +81,15 @@ class ChatEndpoint:
 
         async def work(put: Callable[[Answer], None]) -> None:
             with out_of_logs(key):
-                await converse(put)
+                async with make_client(openai, self, key) as client:
+                    session = _Session(openai, client, self, key)
+                    free = asyncio.Semaphore(in_flight)
 
-        async def converse(put: Callable[[Answer], None]) -> None:
-            async with make_client(openai, self, key) as client:
-                session = _Session(openai, client, self, key)
-                free = asyncio.Semaphore(in_flight)
+                    async def answer(index: int, question: Question) -> None:
+                        async with free:
+                            put(Answer(index, await session.settle(question)))
 
-                async def answer(index: int, question: Question) -> None:
-                    async with free:
-                        put(Answer(index, await session.settle(question)))
-
-                await asyncio.gather(*(answer(index, question) for index, question in enumerate(questions)))
+                    await asyncio.gather(*(answer(index, question) for index, question in enumerate(questions)))
 
         yield from iterate(work, poll)
 
