@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from inspect import signature
 from pathlib import Path
@@ -48,13 +49,8 @@ class LocalVLM:
         if len(questions) > 1 and self.processor.tokenizer.pad_token is None:
             return [self.answer(question, device, advance) for question in questions]
         network: Any = self.network
-        try:
-            with panics_as_errors():
-                inputs = self._inputs(questions).to(device, dtype=network.dtype)
-        except RuntimeError as error:
-            raise ValueError(
-                f"The tokenizer of this model cannot be used: {error}. Download its folder again."
-            ) from error
+        with _damage_named("processor"):
+            inputs = self._inputs(questions).to(device, dtype=network.dtype)
         sampling = (
             {"do_sample": True, "temperature": self.temperature}
             if self.temperature > 0
@@ -62,7 +58,8 @@ class LocalVLM:
         )
         kind = device.type if device.type in ("cuda", "xpu") else "cuda"
         devices = [device] if device.type == kind else []
-        with torch.inference_mode(), torch.random.fork_rng(devices, device_type=kind):
+        rng = torch.random.fork_rng(devices, device_type=kind)
+        with torch.inference_mode(), rng, _damage_named("network", OF_SETTINGS):
             torch.manual_seed(questions[0].seed or 0)
             tokens = network.generate(
                 **inputs, **sampling, max_new_tokens=self.max_tokens, stopping_criteria=_calling(advance)
@@ -109,6 +106,26 @@ class LocalVLM:
             return_tensors="pt",
             **_template_options(self.processor, padding),
         )
+
+
+OF_SETTINGS = (LookupError, TypeError, AttributeError, ZeroDivisionError)
+"""What a network raises for settings that do not go together. Other errors are of the run: memory, cancel."""
+
+
+@contextmanager
+def _damage_named(part: str, kinds: tuple[type[Exception], ...] = (Exception,)) -> Iterator[None]:
+    """Raises ValueError in words for what a library raises because of a folder's files, panics included."""
+    try:
+        with panics_as_errors():
+            yield
+    except ValueError:
+        raise
+    except kinds as error:
+        said = " ".join(str(error).strip().splitlines()[:1])
+        raise ValueError(
+            f"The {part} of this model fails with the settings in its folder ({type(error).__name__}: {said[:200]}). "
+            "Download the folder again, from where it was published."
+        ) from error
 
 
 def load_local_vlm(

@@ -108,7 +108,7 @@ CONFIGS = [
 
 @pytest.mark.parametrize("content", CONFIGS, ids=lambda content: repr(content[:12]))
 def test_a_damaged_config_is_offered_and_says_so_when_it_is_loaded(models: Path, content: bytes):
-    from realisr.host.vlm import find_vlm
+    from realisr.host.vlm_folders import find_vlm
 
     folder = models / "LLM" / "damaged"
     folder.mkdir()
@@ -138,7 +138,7 @@ INDEXES += [
 @pytest.mark.parametrize("index", INDEXES)
 def test_an_odd_index_is_named(models: Path, index: str):
     from realisr.host.pure.files import find_restorer
-    from realisr.host.vlm import find_vlm
+    from realisr.host.vlm_folders import find_vlm
 
     folder = models / "LLM" / "indexed"
     folder.mkdir()
@@ -247,7 +247,7 @@ def inputs_of(vlm: Any) -> Any:
 def test_a_vision_language_model_with_such_a_tokenizer(models: Path, llava: Path, name: str):
     folder = Path(shutil.copytree(llava, models / "LLM" / "panics"))
     (folder / "tokenizer.json").write_text(AT_ONCE[name])
-    with pytest.raises(ValueError, match=r"(transformers cannot load|tokenizer of this model)"):
+    with pytest.raises(ValueError, match=r"transformers cannot load|processor of this model"):
         inputs_of(load("panics"))
 
 
@@ -260,7 +260,7 @@ def test_a_tokenizer_that_panics_when_it_is_used(models: Path, llava: Path, part
     content = json.loads((folder / "tokenizer.json").read_text())
     content[part] = USED[part]
     (folder / "tokenizer.json").write_text(json.dumps(content))
-    with pytest.raises(ValueError, match=r"(transformers cannot load|tokenizer of this model)"):
+    with pytest.raises(ValueError, match=r"transformers cannot load|processor of this model"):
         inputs_of(load("panics"))
 
 
@@ -272,13 +272,65 @@ def test_a_template_that_runs_for_days(models: Path, llava: Path):
         inputs_of(load("endless"))
 
 
+def with_number(folder: Path, file: str, *names: str, value: Any) -> None:
+    table = json.loads((folder / file).read_text())
+    inner = table
+    for name in names[:-1]:
+        inner = inner[name]
+    inner[names[-1]] = value
+    (folder / file).write_text(json.dumps(table))
+
+
+HUGE = 10**9
+NUMBERS: dict[tuple[str, ...], Any] = {
+    ("config.json", "text_config", "num_hidden_layers"): HUGE,
+    ("config.json", "vision_config", "num_hidden_layers"): float(HUGE),
+    ("config.json", "text_config", "hidden_size"): HUGE,
+    ("config.json", "vision_config", "image_size"): HUGE,
+    ("config.json", "vision_feature_layer"): HUGE,
+    ("processor_config.json", "num_additional_image_tokens"): HUGE,
+    ("processor_config.json", "image_processor", "size", "shortest_edge"): HUGE,
+    ("processor_config.json", "image_processor", "crop_size", "width"): 10**5,
+    ("processor_config.json", "image_processor", "resample"): HUGE,
+}
+
+
+@pytest.mark.parametrize("names", NUMBERS, ids=lambda names: names[-1])
+def test_a_number_that_is_too_large(models: Path, llava: Path, names: tuple[str, ...]):
+    folder = Path(shutil.copytree(llava, models / "LLM" / "large"))
+    with_number(folder, *names, value=NUMBERS[names])
+    with pytest.raises(ValueError, match=r"in large asks for|transformers cannot load large|fails with the settings"):
+        inputs_of(load("large"))
+
+
+@pytest.mark.parametrize("layers", [65, 2000])
+def test_no_more_layers_than_tensors(models: Path, llava: Path, layers: int):
+    from realisr.host.vlm_folders import find_vlm, tensor_count
+
+    folder = Path(shutil.copytree(llava, models / "LLM" / "deep"))
+    assert tensor_count(folder) == 64
+    with_number(folder, "config.json", "text_config", "num_hidden_layers", value=layers)
+    with pytest.raises(ValueError, match=rf"asks for {layers} layers \(num_hidden_layers\).*enough for 64"):
+        find_vlm("deep")
+
+
+def test_a_size_that_counts_pixels(models: Path, llava: Path):
+    from realisr.host.vlm_folders import find_vlm
+
+    folder = Path(shutil.copytree(llava, models / "LLM" / "pixels"))
+    size = {"longest_edge": 16777216, "shortest_edge": 65536}
+    with_number(folder, "processor_config.json", "image_processor", "size", value=size)
+    assert find_vlm("pixels") == folder
+
+
 @pytest.mark.parametrize("seed", range(2))
 def test_damaged_folders_of_a_vision_language_model(models: Path, llava: Path, seed: int):
     """One text file of the folder at a time, with bytes changed, cut or taken out."""
     draw = random.Random(seed)
     texts = sorted(path.name for path in llava.iterdir() if path.suffix in (".json", ".jinja"))
     survived = 0
-    for turn in range(12):
+    turns = int(os.environ.get("REALISR_ATTACKS") or 12)
+    for turn in range(turns):
         folder = Path(shutil.copytree(llava, models / "LLM" / f"damaged {turn}"))
         path = folder / draw.choice(texts)
         content = bytearray(path.read_bytes())
@@ -289,4 +341,4 @@ def test_damaged_folders_of_a_vision_language_model(models: Path, llava: Path, s
         with contextlib.suppress(ValueError):
             inputs_of(load(folder.name))
             survived += 1
-    assert survived < 12
+    assert survived < turns
