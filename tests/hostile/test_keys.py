@@ -248,6 +248,11 @@ def test_json_stays_json():
             assert json.loads(text)["message"].count("[key]") == 2
 
 
+def test_json_stays_json_where_the_first_character_is_escaped():
+    text = redact(r'{"message": "\/a+b/c0123456789"}', "/a+b/c0123456789")
+    assert json.loads(text) == {"message": "[key]"}
+
+
 def test_nothing_else_is_taken_out():
     text = json.dumps({"prompt": "a red door, 100% wood &#38; paint %20 \\u002d\n", "list": ["sk-", "test", KEY[:-1]]})
     assert redact(text, KEY) == text

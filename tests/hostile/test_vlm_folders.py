@@ -28,6 +28,7 @@ ODD: dict[str, Callable[[Path], object]] = {
     "link to nowhere": lambda path: path.symlink_to("nowhere"),
     "pipe": os.mkfifo if hasattr(os, "mkfifo") else Path.mkdir,
     "device": lambda path: path.symlink_to("/dev/zero"),
+    "file that fails": lambda path: path.symlink_to("/proc/self/mem"),
     "folder of folders": lambda path: path.symlink_to(path.parent.parent),
     "large": lambda path: os.truncate(os.open(path, os.O_CREAT | os.O_RDWR), 2**40),
 }
