@@ -70,6 +70,7 @@ ATTACKS = {
     "replaced by more": again("a | replace('a', 'aaaaaaaaaa')"),
     "replaced by more, a method": again("a.replace('a', 'aaaaaaaaaa')"),
     "put between all characters": again("a.replace('', a)"),
+    "a long text put between its characters": "{% set t = messages[0].content[1].text * 15 %}{{ t.replace('', t) }}",
     "joined by itself": again("a | join(a)"),
     "joined by itself, by name": again("a | join(d=a)"),
     "joined by itself, a method": again("a.join(a)"),
