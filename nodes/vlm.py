@@ -5,7 +5,8 @@ from __future__ import annotations
 from comfy_api.latest import io
 
 from ..host.precision import foreign_dtypes
-from ..host.vlm import ManagedVLM, find_vlm, managed, vlm_choices
+from ..host.vlm import ManagedVLM, managed
+from ..host.vlm_folders import find_vlm, vlm_choices
 from ..services.vlm.chat.addresses import check_key_variable, normalize_base_url
 from ..services.vlm.chat.endpoint import ChatEndpoint, Detail, check_model
 from ..services.vlm.protocol import SetupError
@@ -44,8 +45,8 @@ class ChatEndpointNode(io.ComfyNode):
                     "key_variable",
                     default="OPENAI_API_KEY",
                     tooltip="Name of the environment variable that holds the key, never the key itself. A key goes "
-                    "only to its own service, to this machine, or to the address in its *_BASE_URL variable. Servers "
-                    "without keys need none.",
+                    "only to its own service, to the address in its *_BASE_URL variable, or, if it is the key of a "
+                    "chat service or named in REALISR_KEY_VARIABLES, to this machine. Servers without keys need none.",
                 ),
                 io.Float.Input(
                     "temperature",

@@ -9,7 +9,7 @@ from typing import Any
 import folder_paths
 
 from ...models.state_dict import first_few
-from ..model_folders import INDEX_NAME, SINGLE_NAME, llm_folders, llm_places, model_files, read_json
+from ..model_folders import INDEX_NAME, SINGLE_NAME, indexed_files, llm_folders, llm_places, model_files, read_json
 
 VQ_NAME = "vq_ds8_c2i"
 VQ_SUFFIXES = (".pt", ".pth", ".safetensors", ".ckpt")
@@ -71,9 +71,7 @@ def weight_files(name: str, folder: Path) -> tuple[tuple[Path, ...], dict[str, s
         present = sorted(path.name for path in folder.glob("*.safetensors"))
         also = f" There are {first_few(present)}, which are no use without their index." if present else ""
         raise ValueError(f"{name} has neither {INDEX_NAME} nor {SINGLE_NAME}.{also} Download {WHERE_FROM} completely.")
-    index = read_json(index_file).get("weight_map")
-    if not isinstance(index, dict) or not index:
-        raise ValueError(f"{index_file} has no weight_map. Download it again.")
+    index = indexed_files(index_file)
     names = sorted(set(index.values()))
     absent = [file for file in names if not (folder / file).is_file()]
     if absent:

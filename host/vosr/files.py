@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ...models.vosr.config import ARGS_KEY
-from ..model_folders import model_files
+from ..model_folders import folders_with, model_files
 
 BUNDLED = "VOSR nano (bundled)"
 BUNDLED_FILE = Path(__file__).resolve().parents[2] / "weights" / "vosr_nano.safetensors"
@@ -37,8 +37,8 @@ def official_folders() -> dict[str, Path]:
     """Folders with an args.json inside the host's `diffusion_models` folders, by their relative names."""
     found: dict[str, Path] = {}
     for root in map(Path, folder_paths.get_folder_paths("diffusion_models")):
-        for args_file in sorted(root.glob("*/args.json")) + sorted(root.glob("*/*/args.json")):
-            found.setdefault(args_file.parent.relative_to(root).as_posix(), args_file.parent)
+        for folder in folders_with(root, "args.json"):
+            found.setdefault(folder.relative_to(root).as_posix(), folder)
     return found
 
 

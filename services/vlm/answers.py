@@ -1,6 +1,8 @@
 """From what a model writes to the texts that were asked for.
 
 An answer is text and nothing else: it is searched for JSON, cleaned, and measured. Nothing in it is ever followed.
+Whoever wrote it, reading it takes time in proportion to its length: a regular expression or a search that starts over
+at each mark of a text full of marks holds the whole process for minutes.
 """
 
 from __future__ import annotations
@@ -8,14 +10,22 @@ from __future__ import annotations
 import json
 import re
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from typing import Any
 
 from .protocol import AnswerError, UnusableAnswer
 
-THOUGHTS = re.compile(r"<(think|thinking|reasoning)>.*?</\1>", re.DOTALL | re.IGNORECASE)
-THOUGHTS_END = re.compile(r"^.*</(?:think|thinking|reasoning)>", re.DOTALL | re.IGNORECASE)
-THOUGHTS_START = re.compile(r"^\s*<(?:think|thinking|reasoning)>", re.IGNORECASE)
-FENCE = re.compile(r"```[\w-]*\s*\n?(.*?)```", re.DOTALL)
+MAX_LENGTH = 1_000_000
+"""Characters of an answer: more than the tokens that can be asked for."""
+MAX_DEPTH = 64
+"""Of lists and tables inside each other, in JSON."""
+MAX_STARTS = 64
+"""Places of a text at which a JSON object is looked for; each may be read to the end of the text."""
+
+THOUGHT_MARK = re.compile(r"<(/?)(?:think|thinking|reasoning)>", re.IGNORECASE)
+FENCE = "```"
+LANGUAGE = re.compile(r"[\w-]*[^\S\n]*\n")
+OBJECT_START = re.compile(r"\{\s*\"")
 JSON_START = re.compile(r"(?:```[\w-]*\s*)?\{")
 REFUSAL = re.compile(
     r"^\W*(i['’]?m sorry|i am sorry|sorry,|i apologi[sz]e|i can(?:no|['’]?)t\b|i(?: am|['’]m) (?:unable|not able)|"
@@ -23,12 +33,15 @@ REFUSAL = re.compile(
     re.IGNORECASE,
 )
 SHOWN = 120
+SHOWN_FROM = 16
+"""Characters looked at for each that is shown: white space shrinks."""
 
 
 def excerpt(text: str, length: int = SHOWN) -> str:
     """The beginning of a text on one line, for an error message."""
-    line = one_line(text)
-    return line if len(line) <= length else f"{line[:length]}…"
+    line = one_line(text[: SHOWN_FROM * length])
+    whole = len(text) <= SHOWN_FROM * length and len(line) <= length
+    return line if whole else f"{line[:length]}…"
 
 
 def one_line(text: str) -> str:
@@ -44,26 +57,67 @@ def is_control(char: str) -> bool:
 
 def without_thoughts(text: str) -> str:
     """The answer of a reasoning model without what it wrote while thinking. Raises AnswerError if that is all."""
-    text = THOUGHTS.sub("", text)
-    text = THOUGHTS_END.sub("", text)  # chat templates that open the block themselves leave only its end
-    if THOUGHTS_START.match(text):
+    kept: list[str] = []
+    position = 0  # after the last mark that was dealt with
+    opened = False
+    for mark in THOUGHT_MARK.finditer(text):
+        if mark[1]:
+            if not opened:  # chat templates that open the block themselves leave only its end
+                kept.clear()
+            position, opened = mark.end(), False
+        elif not opened:
+            kept.append(text[position : mark.start()])
+            position, opened = mark.start(), True
+    before = "".join(kept)
+    if opened and not before.strip():
         raise AnswerError("The model was still thinking when its answer ended. Raise max_tokens.")
-    return text.strip()
+    return (before + text[position:]).strip()
 
 
-def json_objects(text: str) -> Iterable[dict]:
-    """JSON objects in a text, outermost ones, in order: in fences, in prose, or alone."""
+def parse_json(text: str) -> Any:
+    """`json.loads` of what strangers wrote. Raises ValueError also for what is nested too deeply to be walked."""
+    try:
+        value = json.loads(text)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+    check_depth(value)
+    return value
+
+
+def check_depth(value: object) -> None:
+    """Raises ValueError for lists and tables more than MAX_DEPTH inside each other."""
+    level = [value]
+    for _ in range(MAX_DEPTH):
+        level = [inner for each in level for inner in _inside(each)]
+        if not level:
+            return
+    raise ValueError("nested too deeply")
+
+
+def _inside(value: object) -> Iterable[object]:
+    return value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+
+
+def json_objects(text: str) -> Iterator[dict[str, Any]]:
+    """JSON objects in a text, outermost ones, in order: in fences, in prose, or alone.
+
+    Looked for at the first MAX_STARTS places that may be one. Raises UnusableAnswer for what is nested too deeply.
+    """
     decoder = json.JSONDecoder(strict=False)  # models put raw line breaks into strings
-    start = text.find("{")
-    while start >= 0:
+    position = 0
+    for _ in range(MAX_STARTS):
+        start = OBJECT_START.search(text, position)
+        if start is None:
+            return
         try:
-            value, end = decoder.raw_decode(text, start)
+            value, position = decoder.raw_decode(text, start.start())
+            check_depth(value)
         except json.JSONDecodeError:
-            start = text.find("{", start + 1)
-            continue
-        if isinstance(value, dict):
+            position = start.start() + 1
+        except (ValueError, RecursionError):
+            raise UnusableAnswer(f"The JSON in the answer cannot be read: {excerpt(text)}") from None
+        else:
             yield value
-        start = text.find("{", end)
 
 
 def as_text(value: object) -> str:
@@ -82,6 +136,8 @@ def read_fields(text: str, fields: tuple[str, ...]) -> dict[str, str]:
     with neither as the first field. Raises AnswerError for an empty answer, a refusal, or JSON that broke off.
     """
     main = fields[0]
+    if len(text) > MAX_LENGTH:
+        raise AnswerError(f"The answer has {len(text)} characters, far more than was asked for: {excerpt(text)}")
     text = without_thoughts(text)
     if not text:
         raise UnusableAnswer("The answer is empty.")
@@ -100,7 +156,9 @@ def read_fields(text: str, fields: tuple[str, ...]) -> dict[str, str]:
 
 def labelled_lines(text: str, fields: tuple[str, ...]) -> dict[str, str]:
     """Texts after "Name:" at the start of a line, up to the next such label."""
-    label = re.compile(rf"^[\s*#>-]*({'|'.join(map(re.escape, fields))})[\s*]*:[\s*]*", re.IGNORECASE | re.MULTILINE)
+    label = re.compile(
+        rf"^(?:[^\S\n]|[*#>-])*({'|'.join(map(re.escape, fields))})[\s*]*:[\s*]*", re.IGNORECASE | re.MULTILINE
+    )
     marks = list(label.finditer(text))
     ends = [mark.start() for mark in marks[1:]] + [len(text)]
     return {mark[1].lower(): one_line(text[mark.end() : end]) for mark, end in zip(marks, ends, strict=False)}
@@ -108,14 +166,23 @@ def labelled_lines(text: str, fields: tuple[str, ...]) -> dict[str, str]:
 
 def plain(text: str) -> str:
     """An answer as one line, without a fence or quotation marks around it. Raises AnswerError for a refusal."""
-    fence = FENCE.search(text)
-    line = one_line(fence[1] if fence else text)
+    line = one_line(fenced(text))
     for opening, closing in ('""', "“”", "''"):
         if len(line) > 1 and line[0] == opening and line[-1] == closing and opening not in line[1:-1]:
             line = line[1:-1].strip()
     if not line:
         raise UnusableAnswer("The answer is empty.")
     return not_a_refusal(line)
+
+
+def fenced(text: str) -> str:
+    """What stands in the first fence, without the name of its language; the text itself where there is none."""
+    _, opening, rest = text.partition(FENCE)
+    inside, closing, _ = rest.partition(FENCE)
+    if not (opening and closing):
+        return text
+    language = LANGUAGE.match(inside)
+    return inside[language.end() :] if language else inside
 
 
 def not_a_refusal(line: str) -> str:

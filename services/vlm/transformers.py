@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from inspect import signature
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import nn
 
+from ..panics import panics_as_errors
 from .pictures import to_pil
 from .protocol import Question, SetupError
 
@@ -48,7 +49,8 @@ class LocalVLM:
         if len(questions) > 1 and self.processor.tokenizer.pad_token is None:
             return [self.answer(question, device, advance) for question in questions]
         network: Any = self.network
-        inputs = self._inputs(questions).to(device, dtype=network.dtype)
+        with _damage_named("processor"):
+            inputs = self._inputs(questions).to(device, dtype=network.dtype)
         sampling = (
             {"do_sample": True, "temperature": self.temperature}
             if self.temperature > 0
@@ -56,7 +58,8 @@ class LocalVLM:
         )
         kind = device.type if device.type in ("cuda", "xpu") else "cuda"
         devices = [device] if device.type == kind else []
-        with torch.inference_mode(), torch.random.fork_rng(devices, device_type=kind):
+        rng = torch.random.fork_rng(devices, device_type=kind)
+        with torch.inference_mode(), rng, _damage_named("network", OF_SETTINGS):
             torch.manual_seed(questions[0].seed or 0)
             tokens = network.generate(
                 **inputs, **sampling, max_new_tokens=self.max_tokens, stopping_criteria=_calling(advance)
@@ -75,7 +78,8 @@ class LocalVLM:
         pictures = [[to_pil(picture.image, self.image_size) for picture in each.pictures] for each in questions]
         # Answers are written on after the last token, so a shorter question is filled up in front.
         padding = {"padding": True, "padding_side": "left"} if len(questions) > 1 else {}
-        if getattr(self.processor, "chat_template", None) is None:
+        template = _chat_template(self.processor)
+        if template is None:
             mark = getattr(self.processor, "image_token", "<image>")
             texts = [
                 "USER: " + f"{mark}\n" * len(shown) + f"{question.as_one_text} ASSISTANT:"
@@ -83,26 +87,45 @@ class LocalVLM:
             ]
             together = [picture for shown in pictures for picture in shown]
             return self.processor(images=together, text=texts, return_tensors="pt", **padding)
-        conversations = [
-            [
-                {
-                    "role": "user",
-                    "content": [
-                        *({"type": "image", "image": picture} for picture in shown),
-                        {"type": "text", "text": question.as_one_text},
-                    ],
-                }
-            ]
-            for question, shown in zip(questions, pictures, strict=True)
-        ]
+        # jinja is there where transformers is, and nothing else at start-up needs it.
+        from .chat_template import render
+
+        conversations = []
+        for question, shown in zip(questions, pictures, strict=True):
+            parts = [{"type": "image", "image": picture} for picture in shown]
+            content = [*parts, {"type": "text", "text": question.as_one_text}]
+            said = [*({"type": "image"} for _ in shown), content[-1]]
+            text = render(template, [{"role": "user", "content": said}], self.processor.tokenizer.special_tokens_map)
+            conversations.append([{"role": "user", "content": content, "rendered": text}])
+        # The text is there already; the library adds what it knows of pictures and of special tokens.
         return self.processor.apply_chat_template(
             conversations,
-            add_generation_prompt=True,
+            chat_template="{{ messages[0]['rendered'] }}",
             tokenize=True,
             return_dict=True,
             return_tensors="pt",
             **_template_options(self.processor, padding),
         )
+
+
+OF_SETTINGS = (LookupError, TypeError, AttributeError, ZeroDivisionError)
+"""What a network raises for settings that do not go together. Other errors are of the run: memory, cancel."""
+
+
+@contextmanager
+def _damage_named(part: str, kinds: tuple[type[Exception], ...] = (Exception,)) -> Iterator[None]:
+    """Raises ValueError in words for what a library raises because of a folder's files, panics included."""
+    try:
+        with panics_as_errors():
+            yield
+    except ValueError:
+        raise
+    except kinds as error:
+        said = " ".join(str(error).strip().splitlines()[:1])
+        raise ValueError(
+            f"The {part} of this model fails with the settings in its folder ({type(error).__name__}: {said[:200]}). "
+            "Download the folder again, from where it was published."
+        ) from error
 
 
 def load_local_vlm(
@@ -119,19 +142,21 @@ def load_local_vlm(
             f"Local vision-language models need transformers. Install it into ComfyUI's Python ({INSTALL}) and restart."
         ) from None
     try:
-        processor = AutoProcessor.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-        network, info = AutoModelForImageTextToText.from_pretrained(
-            folder,
-            local_files_only=True,
-            trust_remote_code=False,
-            use_safetensors=True,
-            output_loading_info=True,
-            **{_dtype_name(): dtype},
-        )
-    except (ValueError, OSError, KeyError, ImportError, RuntimeError, AttributeError, SafetensorError) as error:
+        with panics_as_errors():
+            processor = AutoProcessor.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+            network, info = AutoModelForImageTextToText.from_pretrained(
+                folder,
+                local_files_only=True,
+                trust_remote_code=False,
+                use_safetensors=True,
+                output_loading_info=True,
+                **{_dtype_name(): dtype},
+            )
+    except Exception as error:  # the library raises anything for a damaged folder
+        said = str(error).strip().splitlines()[:1] or [type(error).__name__]
         raise ValueError(
-            f"transformers cannot load {folder.name}: {str(error).strip().splitlines()[0]}. It needs a complete folder "
-            "of an image-text-to-text model, such as huggingface.co/llava-hf/llava-1.5-7b-hf."
+            f"transformers cannot load {folder.name}: {said[0]}. It needs a complete folder of an image-text-to-text "
+            "model, such as huggingface.co/llava-hf/llava-1.5-7b-hf."
         ) from error
     missing = sorted(map(str, info["missing_keys"])) + sorted(str(each) for each in info["mismatched_keys"])
     if missing:
@@ -140,6 +165,12 @@ def load_local_vlm(
             f"another shape, such as {missing[0]}. Download the whole folder again, from where it was published."
         )
     return LocalVLM(network.eval(), processor, temperature, max_tokens, image_size)
+
+
+def _chat_template(processor: Any) -> str | None:
+    """The template in which the model was taught to be asked; a folder may hold several, by name."""
+    template = getattr(processor, "chat_template", None)
+    return template.get("default") if isinstance(template, dict) else template
 
 
 def _dtype_name() -> str:

@@ -34,7 +34,7 @@ class ChatRequest:
 
     headers: names in lower case. body: the decoded JSON, or None where it was none. images, texts: the parts of all
     messages, in order. refused: what was wrong with it, "" where nothing was. time: time.monotonic() at its arrival.
-    abandoned: the client closed the connection before it had an answer.
+    abandoned: the client closed the connection before it had an answer. sent: bytes of a Flood that went out.
     """
 
     headers: dict[str, str]
@@ -44,6 +44,7 @@ class ChatRequest:
     texts: list[str] = field(default_factory=list)
     refused: str = ""
     abandoned: bool = False
+    sent: int = 0
 
 
 @dataclass(frozen=True)
@@ -73,10 +74,21 @@ class Failure:
 
 @dataclass(frozen=True)
 class Raw:
-    """A body that need not be a completion, with status 200: malformed JSON, an HTML page, another object."""
+    """A body that need not be a completion, by default with status 200: malformed JSON, an HTML page, a redirect."""
 
     body: bytes
     content_type: str = "application/json"
+    headers: Mapping[str, str] = field(default_factory=dict)
+    status: int = 200
+
+
+@dataclass(frozen=True)
+class Flood:
+    """A body without an end: `part` again and again, until the client has gone, or `most` bytes were sent."""
+
+    part: bytes
+    status: int = 200
+    most: int = 1 << 30
 
 
 @dataclass(frozen=True)
@@ -91,7 +103,7 @@ class Drop:
     sent: bytes = b""
 
 
-Reply = str | Answer | Failure | Raw | Hang | Drop
+Reply = str | Answer | Failure | Raw | Flood | Hang | Drop
 Script = Reply | Callable[[ChatRequest], Reply]
 """What answers one request. A text is an Answer; a function is given the request and returns any of the others."""
 
@@ -102,8 +114,9 @@ class ChatServer:
     """Serves on 127.0.0.1 at a free port while it is entered.
 
     default: what answers once the script is used up. api_key: the only one accepted (None: any, or none).
-    models: what GET /v1/models lists; requests for another model get 404. takes_response_format: False refuses
-    requests with `response_format`, as endpoints without structured output do. requests: in order of arrival.
+    models: what GET /v1/models lists; requests for another model get 404. listing: what is sent in place of that list.
+    takes_response_format: False refuses requests with `response_format`, as endpoints without structured output do.
+    requests: in order of arrival.
     """
 
     def __init__(
@@ -112,11 +125,13 @@ class ChatServer:
         *,
         api_key: str | None = None,
         models: tuple[str, ...] = (),
+        listing: Raw | Flood | None = None,
         takes_response_format: bool = True,
     ):
         self.default = default
         self.api_key = api_key
         self.models = models
+        self.listing = listing
         self.takes_response_format = takes_response_format
         self.requests: list[ChatRequest] = []
         self.released = threading.Event()
@@ -182,6 +197,8 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         if self.path != "/v1/models":
             return self._send_json(404, error_body(f"Unknown path {self.path}", 404))
+        if self.chat.listing is not None:
+            return self._reply(ChatRequest({}, None, time.monotonic()), self.chat.listing)
         listed = [{"id": name, "object": "model", "created": 0, "owned_by": "tests"} for name in self.chat.models]
         self._send_json(200, {"object": "list", "data": listed})
 
@@ -215,12 +232,26 @@ class _Handler(BaseHTTPRequestHandler):
         elif isinstance(reply, Failure):
             self._send_failure(request, reply)
         elif isinstance(reply, Raw):
-            self._send(200, reply.body, reply.content_type, {})
+            self._send(reply.status, reply.body, reply.content_type, reply.headers)
+        elif isinstance(reply, Flood):
+            self._flood(request, reply)
         elif isinstance(reply, Drop):
             self.wfile.write(reply.sent)
             self.wfile.flush()
             self.connection.shutdown(socket.SHUT_RDWR)
             self.close_connection = True
+
+    def _flood(self, request: ChatRequest, flood: Flood) -> None:
+        self.close_connection = True
+        self.send_response(flood.status)
+        self.send_header("Content-Type", "application/json")
+        self.end_headers()
+        try:
+            while request.sent < flood.most and not self.chat.released.is_set():
+                self.wfile.write(flood.part)
+                request.sent += len(flood.part)
+        except ConnectionError:
+            request.abandoned = True
 
     def _wait(self, seconds: float | None) -> bool:
         """Until the time is over, the server closes, or the client has gone; whether the last is so."""

@@ -47,13 +47,13 @@ def refine(vlm: Any, **inputs: Any) -> tuple[str, str, str]:
 
 
 def test_the_folder_is_offered(llava):
-    from realisr.host.vlm import vlm_choices
+    from realisr.host.vlm_folders import vlm_choices
 
     assert "tiny-llava" in vlm_choices()
 
 
 def test_folders_of_other_models_are_not(host):
-    from realisr.host.vlm import vlm_choices
+    from realisr.host.vlm_folders import vlm_choices
 
     for name, config in (("language-only", {"model_type": "llama"}), ("pure", {"model_type": "chameleon"})):
         (host.models / "LLM" / name).mkdir(parents=True)

@@ -13,8 +13,8 @@ from realisr.services.vlm.chat.addresses import (
     find_key,
     key_hint,
     normalize_base_url,
-    redact,
 )
+from realisr.services.vlm.chat.secrets import redact
 from realisr.services.vlm.protocol import SetupError
 
 KEY = "sk-test-0123456789"
@@ -74,8 +74,8 @@ def test_what_is_no_name_of_a_key_is_refused_and_not_repeated(name):
         (OPENAI, "OPENAI_API_KEY"),
         ("https://openrouter.ai/api/v1", "OPENROUTER_API_KEY"),
         ("http://localhost:8000/v1", "OPENAI_API_KEY"),
-        ("http://127.0.0.1:8000/v1", "MY_TOKEN"),
-        ("http://[::1]:8000/v1", "MY_TOKEN"),
+        ("http://127.0.0.1:8000/v1", "VLLM_API_KEY"),
+        ("http://[::1]:8000/v1", "LM_API_TOKEN"),
     ],
 )
 def test_a_key_goes_to_its_service_and_to_this_machine(address, variable):

@@ -1,8 +1,9 @@
 """Where an endpoint is, and whether a key may go there.
 
 A workflow is a file that people hand around, and it names the address that pictures and a key are sent to. So the
-workflow alone must not be able to send a key anywhere new: a key goes to the service it belongs to, to this machine, or
-to the address that was set next to it in the environment.
+workflow alone must not be able to send a key anywhere new: a key goes to the service it belongs to, or to the address
+that was set next to it in the environment. Keys of chat services, and those that the owner of the machine allows, may
+also go to servers on this machine; other secrets of the environment may not, whatever a workflow calls for.
 """
 
 from __future__ import annotations
@@ -31,10 +32,18 @@ HOME_OF_KEY = {
     "XAI_API_KEY": "api.x.ai",
 }
 
+LOCAL_KEYS = frozenset({"LITELLM_API_KEY", "LLAMA_API_KEY", "LM_API_TOKEN", "OLLAMA_API_KEY", "VLLM_API_KEY"})
+"""Of servers that run on one's own machine, by the names their documentation gives them."""
+
+ALLOWED_KEYS = "REALISR_KEY_VARIABLES"
+"""Variable of the environment: names of further keys that may go to this machine, with commas between them."""
+
 NO_KEY = "no-key"
 """Sent where there is none to send: the client wants something, servers without keys do not look at it."""
 
-SHORTEST_SECRET = 8
+LONGEST_ADDRESS = 2000
+NETLOC = re.compile(r"(?:[\w.-]+|\[[0-9a-fA-F:.]+\])(?::[0-9]*)?")
+"""A host and perhaps a port. Readers of addresses disagree about anything else, such as brackets behind a name."""
 
 
 def normalize_base_url(text: str) -> str:
@@ -46,6 +55,10 @@ def normalize_base_url(text: str) -> str:
     text = text.strip()
     if not text:
         raise SetupError("base_url is empty. Give the endpoint's address, such as http://localhost:11434/v1 (Ollama).")
+    if len(text) > LONGEST_ADDRESS or not text.isprintable() or " " in text or "\\" in text:
+        raise SetupError(
+            "base_url is not an address: it is too long, or holds spaces, backslashes or control characters."
+        )
     if "://" not in text:
         text = ("http://" if is_this_machine(text.partition("/")[0].rpartition(":")[0] or text) else "https://") + text
     parts = _split(text)
@@ -56,6 +69,11 @@ def normalize_base_url(text: str) -> str:
         )
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise SetupError(f"base_url {text!r} is not an http:// or https:// address, such as http://localhost:1234/v1.")
+    if not NETLOC.fullmatch(parts.netloc):
+        raise SetupError(
+            f"base_url {text!r} names no host between // and the next /: a name, 192.168.0.7 or [::1], and perhaps a "
+            "port after a colon."
+        )
     path = re.sub(r"/(chat/)?completions$", "", parts.path.rstrip("/"))
     return f"{parts.scheme}://{parts.netloc}{path or '/v1'}"
 
@@ -80,11 +98,12 @@ def check_key_variable(name: str) -> None:
 
 
 def is_this_machine(host: str | None) -> bool:
-    """Whether a host name or address is the loopback interface."""
-    if host is None:
-        return False
-    host = host.strip("[]").lower()
-    if host == "localhost" or host.endswith(".localhost"):
+    """Whether a host is called localhost or is an address of the loopback interface.
+
+    Names that end in .localhost are not: the resolver decides where they lead, as it does for any other name.
+    """
+    host = (host or "").strip("[]").lower()
+    if host == "localhost":
         return True
     try:
         return ipaddress.ip_address(host).is_loopback
@@ -97,13 +116,19 @@ def base_url_variable(key_variable: str) -> str:
     return re.sub(r"_?(API_)?(KEY|TOKEN)$", "", key_variable) + "_BASE_URL"
 
 
+def may_go_to_this_machine(key_variable: str, environment: Mapping[str, str]) -> bool:
+    """Whether it is the key of a chat service, or one that the owner of the machine allows."""
+    allowed = environment.get(ALLOWED_KEYS, "").split(",")
+    return key_variable in HOME_OF_KEY or key_variable in LOCAL_KEYS or key_variable in map(str.strip, allowed)
+
+
 def may_receive(base_url: str, key_variable: str, environment: Mapping[str, str]) -> bool:
     """Whether the key of this name belongs to this (normalised) address.
 
     To its service over https, to this machine, and to the address in its *_BASE_URL variable, as given there.
     """
     parts = urlsplit(base_url)
-    if is_this_machine(parts.hostname):
+    if is_this_machine(parts.hostname) and may_go_to_this_machine(key_variable, environment):
         return True
     if parts.scheme == "https" and parts.hostname == HOME_OF_KEY.get(key_variable):
         return True
@@ -138,20 +163,11 @@ def key_hint(base_url: str, key_variable: str, environment: Mapping[str, str] = 
     if not environment.get(key_variable, "").strip():
         return f"Set the environment variable {key_variable} before starting ComfyUI, or name another in key_variable."
     if not may_receive(base_url, key_variable, environment):
+        allow = f"{base_url_variable(key_variable)}={base_url}"
+        if is_this_machine(urlsplit(base_url).hostname):
+            allow = f"{ALLOWED_KEYS}={key_variable}"
         return (
             f"{key_variable} was not sent, because a workflow alone must not send a key to a new address. If it is for "
-            f"{base_url}, set {base_url_variable(key_variable)}={base_url} in the environment, before starting "
-            "ComfyUI."
+            f"{base_url}, set {allow} in the environment, before starting ComfyUI."
         )
     return f"Check the key in {key_variable}: it may be mistyped, expired, or of another service."
-
-
-def redact(text: str, key: str) -> str:
-    """The text without the key, however a server came to quote it: as it is, or escaped as JSON allows (\\/, \\u002d).
-
-    To be used on whole texts: in a shortened one the beginning of a key is not recognised.
-    """
-    if len(key) < SHORTEST_SECRET:  # a stand-in such as "none", which is part of ordinary words
-        return text
-    quoted = "".join(rf"(?:\\*{re.escape(char)}|\\+u(?i:{ord(char):04x}))" for char in key)
-    return re.sub(quoted, "[key]", text)

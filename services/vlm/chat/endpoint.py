@@ -5,17 +5,20 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 from urllib.parse import urlsplit
 
+from ..answers import excerpt
 from ..pictures import jpeg_data_url
 from ..protocol import Answer, AnswerError, Poll, Question, SetupError, UnusableAnswer, complaint
 from . import wire
-from .addresses import check_key_variable, find_key, is_this_machine, key_hint, normalize_base_url, redact
+from .addresses import check_key_variable, find_key, is_this_machine, key_hint, normalize_base_url
 from .background import iterate
+from .bounded import client_class
+from .secrets import out_of_logs, redact
 from .wire import Detail, Dialect
 
 log = logging.getLogger(__name__)
@@ -77,15 +80,16 @@ class ChatEndpoint:
         key = find_key(self.base_url, self.key_variable)
 
         async def work(put: Callable[[Answer], None]) -> None:
-            async with make_client(openai, self, key) as client:
-                session = _Session(openai, client, self, key)
-                free = asyncio.Semaphore(in_flight)
+            with out_of_logs(key):
+                async with make_client(openai, self, key) as client:
+                    session = _Session(openai, client, self, key)
+                    free = asyncio.Semaphore(in_flight)
 
-                async def answer(index: int, question: Question) -> None:
-                    async with free:
-                        put(Answer(index, await session.settle(question)))
+                    async def answer(index: int, question: Question) -> None:
+                        async with free:
+                            put(Answer(index, await session.settle(question)))
 
-                await asyncio.gather(*(answer(index, question) for index, question in enumerate(questions)))
+                    await asyncio.gather(*(answer(index, question) for index, question in enumerate(questions)))
 
         yield from iterate(work, poll)
 
@@ -108,13 +112,11 @@ def import_openai() -> ModuleType:
 
 
 def make_client(openai: ModuleType, endpoint: ChatEndpoint, key: str) -> Any:
-    """A client that does not retry: see `_Session.settle`."""
-    options: dict[str, Any] = {}
-    if is_this_machine(urlsplit(endpoint.base_url).hostname):
-        # A proxy from the environment cannot reach this machine's own servers, and must not see the key.
-        options["http_client"] = openai.DefaultAsyncHttpxClient(trust_env=False)
+    """A client that does not retry (see `_Session.settle`), follows no redirect, and reads no endless answer."""
+    # A proxy from the environment cannot reach this machine's own servers, and must not see the key.
+    http_client = client_class(openai)(trust_env=not is_this_machine(urlsplit(endpoint.base_url).hostname))
     client = openai.AsyncOpenAI(
-        api_key=key, base_url=endpoint.base_url, timeout=endpoint.timeout, max_retries=0, **options
+        api_key=key, base_url=endpoint.base_url, timeout=endpoint.timeout, max_retries=0, http_client=http_client
     )
     if urlsplit(endpoint.base_url).hostname != "api.openai.com":
         # Read from the environment by the client; they are OpenAI's business only.
@@ -143,7 +145,8 @@ class _Session:
         note = ""
         for attempt in range(self.endpoint.retries + 1):
             try:
-                return question.read(await self._complete(question, pictures, note))
+                text = await self._complete(question, pictures, note)
+                return await asyncio.to_thread(question.read, text)
             except AnswerError as error:
                 last = attempt == self.endpoint.retries
                 if last or not error.try_again:
@@ -184,7 +187,7 @@ class _Session:
                 if self.dialect == used:  # else another request has learnt it meanwhile
                     self.dialect = simpler
                 continue
-            return wire.content(body, self.endpoint.base_url, self.endpoint.max_tokens)
+            return await asyncio.to_thread(wire.content, body, self.endpoint.base_url, self.endpoint.max_tokens)
 
     async def _post(self, parameters: dict[str, Any]) -> str:
         """The body of an answer with status 200, the key taken out of it. Raises _Status and AnswerError."""
@@ -200,22 +203,37 @@ class _Session:
         except (openai.APITimeoutError, asyncio.TimeoutError):
             raise slow from None
         except openai.APIStatusError as error:
-            raise _Status(
-                error.status_code, wire.error_message(redact(error.response.text, self.key)), error.response.headers
-            ) from None
+            headers = {name: redact(value, self.key) for name, value in error.response.headers.items()}
+            raise _Status(error.status_code, await self._words(error.response), headers) from None
         except openai.APIConnectionError as error:
-            cause = redact(str(error.__cause__ or error), self.key)
+            if isinstance(error.__cause__, AnswerError):  # of the client: an answer without an end
+                raise error.__cause__ from None
+            cause = excerpt(redact(str(error.__cause__ or error), self.key), wire.SHOWN_BODY)
             raise AnswerError(
                 f"{endpoint.base_url} cannot be reached or broke off: {cause}. Check base_url, and that the server "
                 f"runs. {wire.USUAL_ADDRESSES}",
                 try_again=True,
             ) from None
-        return redact(raw.http_response.text, self.key)
+        return await self._body(raw.http_response)
+
+    async def _body(self, response: Any) -> str:
+        """The text of an answer without the key. Long ones are read beside the event loop, which others wait for."""
+        return await asyncio.to_thread(redact, response.text, self.key)
+
+    async def _words(self, response: Any) -> str:
+        """What a server says about an error, or about where it would send us."""
+        return await asyncio.to_thread(wire.error_message, await self._body(response))
 
     async def _explain(self, status: _Status) -> AnswerError:
         """An HTTP error in words, with what to do about it."""
         endpoint, code = self.endpoint, status.code
         said = f"{endpoint.base_url} answered {code}: {status.message.rstrip('.')}."
+        if 300 <= code < 400:
+            target = excerpt(status.headers.get("location", "")) or "nowhere"
+            return AnswerError(
+                f"{endpoint.base_url} answered {code} and points to {target}. Redirects are not followed: the pictures "
+                "go to the address in base_url and to no other. If it is the right one, write it there."
+            )
         if code in (401, 403):
             return AnswerError(f"{said} {key_hint(endpoint.base_url, endpoint.key_variable)}")
         if code in (404, 405):
@@ -232,23 +250,23 @@ class _Session:
     async def _not_found(self) -> str:
         """Whether the model or the address is wrong: endpoints list their models."""
         try:
-            raw = await self.client.models.with_raw_response.list(timeout=MODELS_TIMEOUT)
-        except self.openai.OpenAIError:
+            raw = await asyncio.wait_for(self.client.models.with_raw_response.list(), MODELS_TIMEOUT)
+        except (self.openai.OpenAIError, AnswerError, asyncio.TimeoutError):
             names = None
         else:
-            names = wire.model_names(redact(raw.http_response.text, self.key))
+            names = await asyncio.to_thread(wire.model_names, await self._body(raw.http_response))
         if names is None:
             return f"There is no OpenAI-compatible endpoint at this address. {wire.USUAL_ADDRESSES}"
         if self.endpoint.model in names:
             return "Its list has this model; it may not be loaded, or not be for chat."
-        shown = ", ".join(names[:SHOWN_MODELS]) or "none"
+        shown = ", ".join(map(excerpt, names[:SHOWN_MODELS])) or "none"
         return f"It has no model {self.endpoint.model!r}. It lists: {shown}{'…' if len(names) > SHOWN_MODELS else ''}."
 
 
 class _Status(Exception):
     """An answer with an HTTP error status, and the server's words without the key."""
 
-    def __init__(self, code: int, message: str, headers: Any):
+    def __init__(self, code: int, message: str, headers: Mapping[str, str]):
         super().__init__(f"{code}: {message}")
         self.code = code
         self.message = message

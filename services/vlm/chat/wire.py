@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from email.utils import parsedate_to_datetime
 from typing import Any, Literal, Protocol
 
-from ..answers import excerpt
+from ..answers import excerpt, parse_json
 from ..protocol import AnswerError, Question
 
 USUAL_ADDRESSES = (
@@ -137,7 +137,7 @@ def content(body: str, base_url: str, max_tokens: int) -> str:
 
 def _first_choice(body: str, base_url: str) -> dict[str, Any]:
     try:
-        completion = json.loads(body)
+        completion = parse_json(body)
         choice = completion["choices"][0]
     except (ValueError, TypeError, LookupError):
         raise AnswerError(
@@ -158,7 +158,7 @@ def _text(value: object) -> str:
 def error_message(body: str) -> str:
     """The server's words from an error object of any of the usual shapes, or the beginning of whatever it sent."""
     try:
-        found = json.loads(body)
+        found = parse_json(body)
     except ValueError:
         return excerpt(body, SHOWN_BODY) or "an empty answer"
     error = found.get("error", found) if isinstance(found, dict) else found
@@ -181,7 +181,7 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
         return seconds
     try:
         return max(0.0, parsedate_to_datetime(value or "").timestamp() - time.time())
-    except ValueError:
+    except (ValueError, TypeError, OverflowError):  # also dates before the year 1 and after 9999
         return None
 
 
@@ -195,6 +195,6 @@ def _number(value: str | None) -> float | None:
 def model_names(body: str) -> list[str] | None:
     """Names in a list of models; None for what is no such list."""
     try:
-        return [str(model["id"]) for model in json.loads(body)["data"]]
+        return [str(model["id"]) for model in parse_json(body)["data"]]
     except (ValueError, TypeError, LookupError):
         return None
