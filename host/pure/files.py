@@ -74,6 +74,9 @@ def weight_files(name: str, folder: Path) -> tuple[tuple[Path, ...], dict[str, s
     index = read_json(index_file).get("weight_map")
     if not isinstance(index, dict) or not index:
         raise ValueError(f"{index_file} has no weight_map. Download it again.")
+    odd = [file for file in index.values() if not isinstance(file, str) or Path(file).name != file]
+    if odd:
+        raise ValueError(f"{index_file} names {odd[0]!r:.80} as a weight file of its folder. Download it again.")
     names = sorted(set(index.values()))
     absent = [file for file in names if not (folder / file).is_file()]
     if absent:

@@ -11,7 +11,7 @@ import comfy.patcher_extension
 import comfy.utils
 import torch
 
-from ...models.state_dict import describe_state_dict, require_keys, shapes_of
+from ...models.state_dict import require_keys, shapes_of, sizes_of
 from ...models.vosr.config import VOSRConfig, strip_wrapper_prefix
 from ...models.vosr.dit import VOSRDiT
 from ..files import load_state_dict_file
@@ -46,15 +46,9 @@ def without_host_prefix(state_dict: dict[str, Any]) -> dict[str, Any]:
 
 def read_config(source: str, state_dict: dict[str, Any]) -> VOSRConfig:
     """The architecture of a state dict. Raises ValueError when it is not a complete VOSR DiT."""
-    try:
+    advice = "Choose a VOSR folder (args.json + checkpoints/ema_model.safetensors) or its ema_model.safetensors."
+    with sizes_of("VOSR diffusion model", source, state_dict, advice), torch.device("meta"):
         config = VOSRConfig.from_shapes(shapes_of(state_dict))
-    except (KeyError, ValueError) as error:
-        raise ValueError(
-            f"{source} is not a VOSR diffusion model: it lacks {error}. "
-            f"It looks like {describe_state_dict(state_dict)}. "
-            "Choose a VOSR folder (args.json + checkpoints/ema_model.safetensors) or its ema_model.safetensors."
-        ) from error
-    with torch.device("meta"):
         expected = VOSRDiT(config).state_dict()
     require_keys("VOSR diffusion model", source, expected, state_dict, OPTIONAL_KEYS)
     return config

@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ..state_dict import require_layers
+
 Shape = Sequence[int]
 
 ARGS_KEY = "vosr_args"
@@ -52,7 +54,7 @@ class VOSRConfig:
         """
         hidden, in_channels, patch, _ = shapes["x_embedder.proj.weight"]
         head_dim = shapes["blocks.0.attn.q_norm.weight"][0]
-        depth = 1 + max(int(key.split(".")[1]) for key in shapes if key.startswith("blocks."))
+        depth = require_layers(shapes, "blocks.")
         context_width = shapes["layer_norm.weight"][0] if "layer_norm.weight" in shapes else 0
         # A merge or a fine-tune may drop the derived rotary table; every released model trained at 512 px.
         table = shapes.get("feat_rope.freqs_cos")
