@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from comfy_api.latest import io
 
-from ..host.images import check_image
+from ..host.images import checked_image
 from ..models.color import METHODS, Method, align_colors
 from ..models.degradation.real_world import FIRST_ROUND, SECOND_ROUND, RealWorldDegradation
 from ..models.degradation.simple import SimpleDegradation
@@ -52,8 +52,8 @@ class AlignColors(io.ComfyNode):
 
     @classmethod
     def execute(cls, image: torch.Tensor, reference: torch.Tensor, method: Method) -> io.NodeOutput:
-        for name, images in (("image", image), ("reference", reference)):
-            check_image(images, f"Align Colors ({name}): ")
+        image = checked_image(image, "Align Colors (image): ")
+        reference = checked_image(reference, "Align Colors (reference): ")
         return io.NodeOutput(align_colors(image, reference, method))
 
 
@@ -127,7 +127,7 @@ class DegradeImage(io.ComfyNode):
     def execute(
         cls, image: torch.Tensor, seed: int, scale: float, degradation: dict[str, Any], output_size: str
     ) -> io.NodeOutput:
-        check_image(image, "Degrade Image: ")
+        image = checked_image(image, "Degrade Image: ")
         degrade = make_degradation(degradation, scale)
         items = [degrade_item(item, degrade, (seed + i) % (MAX_SEED + 1)) for i, item in enumerate(image.split(1))]
         low = torch.cat(items)
@@ -211,6 +211,7 @@ class UpscaleForRestoration(io.ComfyNode):
 
     @classmethod
     def execute(cls, image: torch.Tensor, resize: dict) -> io.NodeOutput:
+        image = checked_image(image, "Upscale for Restoration: ")
         return io.NodeOutput(upscale(image, *target_size(image, resize)))
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from comfy_api.latest import io
 
+from ..host.images import checked_image
 from ..models.tiles.weights import WEIGHTS, Weights
 from .sockets import VLMSocket
 
@@ -162,6 +163,7 @@ def vlm_input(tooltip: str) -> io.MultiType.Input:
 
 def one_image(node: str, name: str, image: torch.Tensor) -> torch.Tensor:
     """The only image `[H, W, C]` of a batch. Raises ValueError for several: each needs a prompt of its own."""
+    image = checked_image(image, f"{node} ({name}): ")
     if image.shape[0] != 1:
         raise ValueError(
             f"{node}: {name} is a batch of {image.shape[0]} images, and each image needs a prompt of its own. Put "

@@ -7,6 +7,7 @@ from typing import Any
 
 from comfy_api.latest import io
 
+from ..host.images import checked_image
 from ..host.pure.restore import PURERestoreOptions, Tiles, restore
 from ..models.pure.logits import TokenSampling
 from ..models.pure.options import AnswerParts, GenerationOptions
@@ -347,6 +348,7 @@ class ARTokenRestorer(io.ComfyNode):
     ) -> io.NodeOutput:
         if error := text_error(description, guidance, instruction):
             raise ValueError(error)
+        image = checked_image(image, "AR Token Restorer: ")
         width, height = target_size(image, resize)
         options = PURERestoreOptions(
             width=width,

@@ -6,6 +6,7 @@ from typing import Any
 
 from comfy_api.latest import io
 
+from ..host.images import checked_image
 from ..host.vosr.conditioning import EncodeOptions, Posterior, SquareTiles, build_conditioning
 from ..host.vosr.guider import RestorationGuider
 from ..host.vosr.restore import VOSRRestoreOptions, restore, vosr_info
@@ -366,6 +367,7 @@ class RestorationCFGSampler(io.ComfyNode):
         vision_encoder=None,
         tile_grid: TileLayout | None = None,
     ) -> io.NodeOutput:
+        image = checked_image(image, "Restoration-CFG Sampler: ")
         width, height = target_size(image, resize)
         options = VOSRRestoreOptions(
             width=width,

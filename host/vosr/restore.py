@@ -17,7 +17,7 @@ from ...models.color import Method, align_colors
 from ...models.image import upscale
 from ...models.tiles.layout import TileLayout
 from ...models.vosr.sampling import MULTI_STEP, RestorationGuidance, euler_times
-from ..images import check_image, decode_latent
+from ..images import checked_image, decode_latent
 from ..types import VAE, ClipVision, Model
 from .conditioning import EncodeOptions, SquareTiles, VOSRConditioning, build_conditioning
 from .guider import RestorationGuider
@@ -124,7 +124,7 @@ def restore(model: Model, vae: VAE, vision: ClipVision | None, images: Tensor, o
     an interrupt ends within one call of the model.
     """
     info = vosr_info(model)
-    check_image(images)
+    images = checked_image(images)
     check_parts(info, vae, vision)
     tiles = options.tiles or training_tiles(info, vae)
     results = []
