@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from comfy_api.latest import io
@@ -180,7 +181,9 @@ class DreamSRRestore(io.ComfyNode):
             return only(NAME, name, values)
 
         images, lora = checked_image(one("image", image), f"{NAME}: "), one("lora_name", lora_name)
-        size = target_size(images, {name: one(f"resize.{name}", values) for name, values in resize.items()})
+        # Missing from a prompt it is None or a list like any other; target_size says so.
+        given = resize if isinstance(resize, Mapping) else {}
+        size = target_size(images, {name: one(f"resize.{name}", values) for name, values in given.items()})
         method = DreamSR(
             model=one("model", model),
             positive=one("positive", positive),

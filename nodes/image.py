@@ -12,7 +12,7 @@ from ..models.color import METHODS, Method, align_colors
 from ..models.degradation.real_world import FIRST_ROUND, SECOND_ROUND, RealWorldDegradation
 from ..models.degradation.simple import SimpleDegradation
 from ..models.image import upscale
-from .inputs import MAX_SEED, resize_input, target_size
+from .inputs import MAX_SEED, read_choice, resize_input, target_size
 
 CATEGORY = "RealISR/Image"
 
@@ -96,16 +96,7 @@ class DegradeImage(io.ComfyNode):
                     round=0.001,
                     tooltip="How many times smaller the image becomes. 1 keeps its size.",
                 ),
-                io.DynamicCombo.Input(
-                    "degradation",
-                    tooltip="simple: blur, bicubic shrinking, Gaussian noise and JPEG of known strength. real-world: "
-                    "random kernels, resizes, Gaussian or Poisson noise and JPEG, once (first order) or twice.",
-                    options=[
-                        io.DynamicCombo.Option(SECOND_ORDER, []),
-                        io.DynamicCombo.Option(FIRST_ORDER, []),
-                        io.DynamicCombo.Option(SIMPLE, simple_inputs()),
-                    ],
-                ),
+                degradation_input(),
                 io.Combo.Input(
                     "output_size",
                     options=[LOW_RESOLUTION, INPUT_SIZE],
@@ -169,8 +160,22 @@ def simple_inputs() -> list[Any]:
     ]
 
 
+def degradation_input() -> io.DynamicCombo.Input:
+    return io.DynamicCombo.Input(
+        "degradation",
+        tooltip="simple: blur, bicubic shrinking, Gaussian noise and JPEG of known strength. real-world: "
+        "random kernels, resizes, Gaussian or Poisson noise and JPEG, once (first order) or twice.",
+        options=[
+            io.DynamicCombo.Option(SECOND_ORDER, []),
+            io.DynamicCombo.Option(FIRST_ORDER, []),
+            io.DynamicCombo.Option(SIMPLE, simple_inputs()),
+        ],
+    )
+
+
 def make_degradation(degradation: dict[str, Any], scale: float) -> SimpleDegradation | RealWorldDegradation:
-    """What the widget asks for."""
+    """What the widget asks for. Raises ValueError for no kind of degradation."""
+    degradation = read_choice(degradation_input(), degradation)
     mode = degradation["degradation"]
     if mode == SIMPLE:
         quality = degradation["jpeg_quality"]

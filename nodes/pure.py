@@ -13,7 +13,7 @@ from ..models.pure.logits import TokenSampling
 from ..models.pure.options import AnswerParts, GenerationOptions
 from ..models.pure.prompt import INSTRUCTION, PLACEHOLDER
 from ..models.pure.vocabulary import IMAGE_TOKENS
-from .inputs import MAX_SEED, resize_input, target_size
+from .inputs import MAX_SEED, read_choice, resize_input, target_size
 from .pure_loaders import CATEGORY
 from .sockets import ARRestorerSocket, TokenGridSocket
 
@@ -390,6 +390,7 @@ def text_error(description: str, guidance: str, instruction: str) -> str | None:
 
 
 def chosen_sampling(sampling: dict[str, Any], temperature: float) -> TokenSampling:
+    sampling = read_choice(sampling_input(), sampling)
     if sampling["sampling"] == FIXED_TOP_K:
         return TokenSampling(top_k=sampling["top_k"], temperature=temperature)
     k = {"k_min": sampling["k_min"], "k_max": sampling["k_max"], "temperature": temperature}
@@ -399,12 +400,14 @@ def chosen_sampling(sampling: dict[str, Any], temperature: float) -> TokenSampli
 
 
 def chosen_decoding(decoding: dict[str, Any]) -> dict[str, Any]:
+    decoding = read_choice(decoding_input(), decoding)
     if decoding["decoding"] == SEQUENTIAL:
         return {"decoding": "sequential"}
     return {"decoding": "jacobi", "window": decoding["window"]}
 
 
 def chosen_tiles(tiling: dict[str, Any]) -> Tiles:
+    tiling = read_choice(tiling_input(), tiling)
     if tiling["tiling"] == TILE_CUSTOM:
         return Tiles(tiling["tile_size"], tiling["tile_overlap"])
     return Tiles(whole=tiling["tiling"] == TILE_OFF)

@@ -12,7 +12,7 @@ import comfy.utils
 import torch
 
 from ...models.state_dict import require_keys, shapes_of, sizes_of
-from ...models.vosr.config import VOSRConfig, strip_wrapper_prefix
+from ...models.vosr.config import VOSRConfig, check_args, strip_wrapper_prefix
 from ...models.vosr.dit import VOSRDiT
 from ..files import load_state_dict_file
 from ..precision import WEIGHT_DTYPES
@@ -73,6 +73,10 @@ def load_vosr_model(
     chosen = find_model(name)
     state_dict, metadata = load_state_dict_file(chosen.path)
     args = chosen.args or stored_args(chosen.name, state_dict, metadata)
+    try:
+        check_args(args)
+    except ValueError as error:
+        raise ValueError(f"{chosen.name}: in args.json {error}. Take the file published with the weights.") from error
     state_dict = without_host_prefix(strip_wrapper_prefix(state_dict))
     state_dict, metadata = comfy.utils.convert_old_quants(state_dict, "", metadata=metadata)
     config = read_config(chosen.name, state_dict)

@@ -112,6 +112,25 @@ class VOSRConfig:
         return found
 
 
+def check_args(args: Mapping[str, Any]) -> None:
+    """Raises ValueError for a setting of an args.json that a run uses and no model can have been trained with."""
+    scale, downscale = args.get("ae_scale", 1.0), args.get("ae_downscale", 1)
+    strengths = args.get("weak_cond_strength_aelq_list") or []
+    if not isinstance(args.get("ae_type", ""), str):
+        raise ValueError(f"ae_type is {args['ae_type']!r:.60}: it must be a name")
+    if not is_number(scale) or not 1e-3 <= scale <= 1e3:
+        raise ValueError(f"ae_scale is {scale!r:.60}: it must be a number from 0.001 to 1000")
+    if type(downscale) is not int or not 1 <= downscale <= 64:
+        raise ValueError(f"ae_downscale is {downscale!r:.60}: it must be a whole number from 1 to 64")
+    if not isinstance(strengths, list) or not all(is_number(value) and 0 <= value <= 1 for value in strengths):
+        raise ValueError(f"weak_cond_strength_aelq_list is {strengths!r:.60}: it must be a list of numbers from 0 to 1")
+
+
+def is_number(value: Any) -> bool:
+    """bool is a number to Python, and NaN, which is in no range, a float."""
+    return type(value) in (int, float)
+
+
 def strip_wrapper_prefix(state_dict: Mapping[str, Any]) -> dict[str, Any]:
     """Drop the `module.` or `_orig_mod.` that data-parallel or compiled training puts before every name."""
     out = dict(state_dict)
