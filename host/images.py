@@ -72,14 +72,15 @@ def vae_tile_for(vae: VAE, shape: tuple[int, ...], memory_used, vae_tile: int) -
 def run_encode(vae: VAE, image: Tensor, vae_tile: int = 0) -> Tensor:
     """What the VAE makes of images `[B, H, W, 3]`.
 
-    vae_tile: side in pixels of the VAE's tiles, 0 to decide by free memory.
+    vae_tile: side in pixels of the VAE's tiles, 0 to decide by free memory. Raises ValueError when it is not finite.
     """
     batch, height, width, channels = image.shape
     frames = (1,) if vae.latent_dim == 3 else ()
     tile = vae_tile_for(vae, (batch, channels, *frames, height, width), vae.memory_used_encode, vae_tile)
-    if not tile:
-        return vae.encode(image)
-    return vae.encode_tiled(image, tile_x=tile, tile_y=tile, overlap=tile // 8)
+    whole = not tile
+    encoded = vae.encode(image) if whole else vae.encode_tiled(image, tile_x=tile, tile_y=tile, overlap=tile // 8)
+    require_finite(encoded, "The VAE's encoder")
+    return encoded
 
 
 def encode_image(vae: VAE, image: Tensor, vae_tile: int = 0) -> Tensor:
@@ -99,8 +100,28 @@ def require_image_latent(latent: Tensor) -> None:
         )
 
 
-def decode_latent(vae: VAE, latent: Tensor, vae_tile: int = 0) -> Tensor:
-    """Image `[B, H, W, 3]` in 0..1; vae_tile as in run_encode."""
+def require_finite(values: Tensor, made_by: str) -> None:
+    """Raises ValueError naming what made them unless all values are numbers: where a run's error becomes known."""
+    if not all(torch.stack(torch.aminmax(values)).isfinite()):
+        raise ValueError(
+            f"{made_by} made values that are not numbers (NaN or infinite), which would be a black picture. Its "
+            "weights are too large for the precision it runs in, or damaged: choose fp32 or bf16 (a loader's "
+            "weight_dtype; --fp32-vae for a VAE), leave LoRAs out, or download its file again."
+        )
+
+
+def decode_latent(vae: VAE, latent: Tensor, vae_tile: int = 0, made_by: str = "The diffusion model") -> Tensor:
+    """Image `[B, H, W, 3]` in 0..1; vae_tile as in run_encode.
+
+    Raises ValueError when the latent is not finite, naming the model that made it (made_by), or the image is not.
+    """
+    require_finite(latent, made_by)
+    image = decode_whole_or_tiled(vae, latent, vae_tile)
+    require_finite(image, "The VAE's decoder")
+    return image
+
+
+def decode_whole_or_tiled(vae: VAE, latent: Tensor, vae_tile: int) -> Tensor:
     tile = vae_tile_for(vae, tuple(latent.shape), vae.memory_used_decode, vae_tile)
     if not tile:
         return vae.decode(latent)

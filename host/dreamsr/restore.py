@@ -143,6 +143,8 @@ def restore_images(
         item_seed = (seed + index) % 2**64
         noise = comfy.sample.prepare_noise(latent, item_seed)
         restored = add_texture(method, grid, clean_latent(method, grid, latent), noise, item_seed)
-        decoded = decode_latent(vae, restored, vae_tile)[:, : size[1], : size[0], :3]
+        decoded = decode_latent(vae, restored, vae_tile, made_by="FLUX, or its MM-ControlNet or LoRA,")[
+            :, : size[1], : size[0], :3
+        ]
         results.append(torch.cat([align_colors(decoded, rgb.to(decoded), color), alpha.to(decoded)], dim=-1))
     return torch.cat(results)

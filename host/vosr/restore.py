@@ -111,7 +111,9 @@ def restore_item(
     """One image `[1, h, w, 3 or 4]` -> `[1, height, width, 3 or 4]`; alpha is resized by itself and rejoined."""
     upscaled = upscale(image, options.width, options.height)
     conditioning = build_conditioning(upscaled, vae, vision, options.encode)
-    restored = decode_latent(vae, sample(model, conditioning, options), options.encode.vae_tile)
+    restored = decode_latent(
+        vae, sample(model, conditioning, options), options.encode.vae_tile, made_by=vosr_info(model).name
+    )
     restored = restored[:, : options.height, : options.width, :3]
     restored = align_colors(restored, upscaled[..., :3].to(restored), options.color)
     return torch.cat([restored, upscaled[..., 3:].to(restored)], dim=-1)

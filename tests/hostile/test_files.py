@@ -20,6 +20,8 @@ from safetensors.torch import save_file
 from harness import autoencoders, checkpoints, pure
 from harness.damage import STRAY_INDEX, Content, damage, flat, write
 from harness.dreamsr import control_weights
+from harness.schemas import given_to
+from harness.vosr import TinyVOSR
 
 BARE = re.compile(
     r"object has no attribute|index out of range|unexpected keyword|not iterable|invalid literal|not subscriptable"
@@ -352,3 +354,24 @@ def test_an_index_names_files_of_its_folder_only(host, tmp_path, shard):
     (tmp_path / pure.INDEX).write_text(json.dumps({"weight_map": {"lm_head.weight": shard}}), encoding="utf-8")
     with pytest.raises(ValueError, match=r"names .* as a weight file of its folder"):
         weight_files("folder", tmp_path)
+
+
+def test_weights_that_overflow_while_they_run_are_named(host):
+    """Each value is a number by itself, and no picture of NaN comes of them."""
+    from realisr.nodes.vosr import RestorationCFGSampler
+
+    tiny = TinyVOSR.create(host, "hostile_loud")
+    weights = dict(tiny.weights)
+    weights["x_embedder.proj.weight"] = torch.full_like(weights["x_embedder.proj.weight"], 3e38)
+    save_file(weights, tiny.weight_file)
+    host.save_model("clip_vision", "hostile_dino.safetensors", checkpoints.dinov2(width=tiny.config.context_width))
+    inputs = given_to(RestorationCFGSampler, "image", torch.full((1, 32, 32, 3), 0.5))
+    inputs |= {
+        "model": tiny.load(),
+        "vae": load_vae("hostile_sd21.safetensors"),
+        "vision_encoder": load_vision("hostile_dino.safetensors"),
+        "resize": {"resize": "scale factor", "scale": 1.0},
+        "steps": 1,
+    }
+    with pytest.raises(ValueError, match=r"^hostile_loud made values that are not numbers"):
+        host.run(RestorationCFGSampler, **inputs)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from harness.schemas import pack_nodes
+from harness.schemas import given_to, pack_nodes
 
 GREY = torch.full((1, 16, 16, 3), 0.5)
 
@@ -73,44 +73,6 @@ def image_inputs() -> dict[str, tuple[Any, str]]:
         for given in schema.inputs
         if isinstance(given, io.Image.Input)
     }
-
-
-def given_to(node: Any, name: str, image: Any) -> dict[str, Any]:
-    """A node's inputs: widgets at their defaults, other images grey, nothing on the other sockets."""
-    from comfy_api.latest import io
-
-    schema = node.define_schema()
-    inputs = {given.id: image if given.id == name else value_of(given) for given in schema.inputs}
-    inputs |= {key: value for key, value in given_by_hand().items() if key in inputs}
-    if not schema.is_input_list:
-        return inputs
-    return {
-        given.id: {key: [value] for key, value in inputs[given.id].items()}
-        if isinstance(given, io.DynamicCombo.Input)
-        else [inputs[given.id]]
-        for given in schema.inputs
-    }
-
-
-def given_by_hand() -> dict[str, Any]:
-    """What a node reads before it looks at the image."""
-    from realisr.models.vicr.diptych import build_diptych
-
-    made = build_diptych(GREY, 16, 16, "side by side")
-    return {"metrics": "piqe", "previous_prompt": "a house", "prompt": "a house", "diptych": made.diptych}
-
-
-def value_of(given: Any) -> Any:
-    from comfy_api.latest import io
-
-    if isinstance(given, io.Image.Input):
-        return GREY
-    if isinstance(given, io.DynamicCombo.Input):
-        option = given.options[0]
-        return {given.id: option.key, **{inner.id: value_of(inner) for inner in option.inputs}}
-    if isinstance(given, io.Combo.Input):
-        return given.default or (given.options[0] if given.options else None)
-    return getattr(given, "default", None)
 
 
 def complaints(kind: str) -> list[str]:

@@ -137,5 +137,11 @@ def test_what_the_check_above_finds(source: str):
 
 
 def test_what_it_lets_pass():
-    allowed = "import os\nos.nice(1) if hasattr(os, 'nice') else 0\nimport os, signal\nos.replace(a, b)\nsignal.SIGTERM\npath.read_text(encoding='utf-8')\npath.read_bytes()"
-    assert posix_only(allowed) == []
+    allowed = """
+        import os, signal
+        os.nice(1) if hasattr(os, "nice") else 0
+        os.replace(a, b)
+        signal.SIGTERM
+        path.read_text(encoding="utf-8") + path.read_bytes()
+    """
+    assert posix_only(textwrap.dedent(allowed)) == []
