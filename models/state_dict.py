@@ -93,8 +93,11 @@ def sizes_of(what: str, source: str, state_dict: Mapping[str, Any], advice: str 
     except KeyError as error:
         raise ValueError(f"{source} is not a {what}: it lacks {error}. {looks} {advice}".rstrip()) from error
     except (ValueError, TypeError, IndexError, ArithmeticError, RuntimeError) as error:
+        # What Python says when a shape is read that is shorter or longer than it should be.
+        dimensions = isinstance(error, IndexError) or "values to unpack" in str(error)
+        why = "the number of dimensions of one is another" if dimensions else error
         raise ValueError(
-            f"{source} is not a {what}: its tensors do not make one ({error}). {looks} {advice}".rstrip()
+            f"{source} is not a {what}: its tensors do not make one ({why}). {looks} {advice}".rstrip()
         ) from error
 
 

@@ -25,7 +25,7 @@ from harness.vosr import TinyVOSR
 
 BARE = re.compile(
     r"object has no attribute|index out of range|unexpected keyword|not iterable|invalid literal|not subscriptable"
-    r"|must be (str|int|real number), not|cannot unpack|size mismatch|Error\(s\) in loading|^'.*'$"
+    r"|values to unpack|must be (str|int|real number), not|cannot unpack|size mismatch|Error\(s\) in loading|^'.*'$"
 )
 """What Python and torch say by themselves, were it all that a user is told."""
 
@@ -375,3 +375,23 @@ def test_weights_that_overflow_while_they_run_are_named(host):
     }
     with pytest.raises(ValueError, match=r"^hostile_loud made values that are not numbers"):
         host.run(RestorationCFGSampler, **inputs)
+
+
+@pytest.mark.parametrize("shape", [(), (4,), (4, 4, 4, 4, 4, 4)])
+@pytest.mark.parametrize("kind", BOMBS)
+def test_a_tensor_of_another_number_of_dimensions(host, kind, shape):
+    """Of every tensor in turn that a loader could read a size off."""
+    loader = LOADERS[kind]
+    path = host.models / loader.folder / loader.name
+    content = loader.content()
+    inner = flat(content)
+    for name in [name for name in inner if "1." not in name][:24]:
+        removed(path)
+        whole = inner[name]
+        inner[name] = torch.zeros(shape)
+        write(path, content)
+        inner[name] = whole
+        with pytest.raises(ValueError, match=loader.name) as error:
+            loader.load(loader.name)
+        assert complaint(error.value, loader.name) is None
+    removed(path)
