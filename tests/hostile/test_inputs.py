@@ -7,6 +7,7 @@ import json
 import math
 import random
 import re
+import shutil
 from contextlib import nullcontext
 from typing import Any
 
@@ -15,6 +16,7 @@ import torch
 
 from harness.checkpoints import vosr_args
 from harness.schemas import pack_nodes
+from harness.vosr import TinyVOSR
 
 ODD: list[Any] = [None, "", "no such option", 3, True, math.nan, math.inf, -math.inf, [], [1], {}, {"a": 1}, 1e400]
 
@@ -112,3 +114,41 @@ def test_an_args_json_that_no_model_was_trained_with(tiny_vosr, args):
     finally:
         file.write_text(json.dumps(whole_args), encoding="utf-8")
     assert tiny_vosr.load()
+
+
+ODD_FILES: dict[str, Any] = {
+    "folder": None,
+    "empty": b"",
+    "noise": b"\x00\xff\xfe",
+    "deep": b"[" * 100_000,
+    "list": b"[]",
+}
+
+
+@pytest.mark.parametrize("kind", ODD_FILES)
+def test_an_args_json_that_is_no_file_of_settings(host, kind):
+    """The folder stays in the list, and loading it names the file."""
+    from realisr.host.vosr.files import model_choices
+
+    tiny = TinyVOSR.create(host, f"hostile_args_{kind}")
+    file = tiny.folder / "args.json"
+    file.unlink()
+    if ODD_FILES[kind] is None:
+        file.mkdir()
+    else:
+        file.write_bytes(ODD_FILES[kind])
+    try:
+        assert tiny.name in model_choices()
+        with pytest.raises(ValueError, match=r"args\.json (cannot be read|is not valid JSON|holds a list)"):
+            tiny.load()
+    finally:
+        shutil.rmtree(tiny.folder)
+
+
+@pytest.mark.parametrize("stored", [torch.ones(3), torch.ones(2, 2, dtype=torch.uint8), torch.tensor(300)])
+def test_args_that_a_single_file_carries_and_are_no_text(host, tiny_vosr, stored):
+    from realisr.host.vosr.loader import load_vosr_model
+
+    host.save_model("diffusion_models", "hostile_single.safetensors", {**tiny_vosr.weights, "vosr_args": stored})
+    with pytest.raises(ValueError, match=r"vosr_args in hostile_single\.safetensors is no text"):
+        load_vosr_model("hostile_single.safetensors")
