@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from harness.checkpoints import vosr_args
-from harness.schemas import pack_nodes
+from harness.schemas import given_to, grey, pack_nodes
 from harness.vosr import TinyVOSR
 
 ODD: list[Any] = [None, "", "no such option", 3, True, math.nan, math.inf, -math.inf, [], [1], {}, {"a": 1}, 1e400]
@@ -77,6 +77,18 @@ def test_a_missing_dynamic_input_is_named_with_its_options(host, given):
         with pytest.raises(ValueError, match=rf"^The input {combo.id} is missing\. It takes '") as error:
             readers()[place](given)
         assert all(repr(option.key) in str(error.value) for option in combo.options)
+
+
+@pytest.mark.parametrize("given", [{}, None])
+def test_the_nodes_themselves_say_so(host, given):
+    """Before they touch a model: there is none on the sockets."""
+    for node in pack_nodes():
+        for place in combos():
+            node_id, _, name = place.partition(".")
+            if node.define_schema().node_id == node_id:
+                inputs = given_to(node, "image", grey()) | {name: given}
+                with pytest.raises(ValueError, match=rf"The input {name} is missing"):
+                    node.execute(**inputs)
 
 
 def test_an_odd_value_is_named(host, attacks):
