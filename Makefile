@@ -3,9 +3,10 @@
 PYTHON ?= python3
 HOST := $(PYTHON) dev/host_env.py run --
 ARGS ?=
+N ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast test-parity lint workflows locales bench clean
+.PHONY: help setup demo test test-fast test-hostile test-parity lint workflows locales bench clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -21,6 +22,9 @@ test: lint ## lint, type check and the whole test suite; ARGS="-k name" for a pa
 
 test-fast: ## the tests that need no server and no browser and are not marked slow
 	$(HOST) -m pytest -m "not e2e and not browser and not slow" $(ARGS)
+
+test-hostile: ## damaged files, odd pictures and inputs: N=5000 draws as many of each instead of a few
+	REALISR_ATTACKS=$(N) $(HOST) -m pytest tests/hostile --timeout 0 $(ARGS)
 
 test-parity: ## the golden tensor tests; REALISR_GOLDEN=DIR runs them on another folder of that format
 	$(HOST) -m pytest tests/parity $(ARGS)

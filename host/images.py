@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import comfy.model_management
 import torch
 from torch import Tensor
@@ -14,19 +16,43 @@ VAE_TILE_STEP = 64
 DEFAULT_VAE_TILE = 512
 
 
-def check_image(image: Tensor, where: str = "") -> None:
-    """Raises ValueError unless image is `[B, H, W, 3 or 4]` with finite values.
+IMAGE_RANGE = (-0.5, 1.5)
+"""What the values of an IMAGE may reach. The host's convention is 0 to 1; a bicubic or Lanczos edge and a VAE go beyond
+it by up to about 0.2. Pictures of -1 to 1 and of 0 to 255 are outside."""
 
-    where: what the message begins with, such as "Align Colors (reference): ".
+
+def checked_image(image: Tensor, where: str = "") -> Tensor:
+    """The IMAGE `[B, H, W, 3 or 4]` in float32: what every node of the pack that takes one begins with.
+
+    where: what the message begins with, such as "Align Colors (reference): ". Raises ValueError unless it is a tensor
+    of that shape and of real numbers in any precision, all finite and within IMAGE_RANGE, alpha too.
     """
+    if not isinstance(image, Tensor):
+        raise ValueError(f"{where}Expected images, got a {type(image).__name__}. Connect an IMAGE.")
     if image.ndim != 4 or image.shape[-1] not in (3, 4) or 0 in image.shape:
         raise ValueError(f"{where}Expected images [batch, height, width, 3 or 4 channels], got {list(image.shape)}.")
-    if not torch.isfinite(image).all():
+    if not image.is_floating_point():
+        raise ValueError(
+            f"{where}The image holds {str(image.dtype).removeprefix('torch.')} values; ComfyUI's images are real "
+            "numbers from 0 to 1. The node before this one has to divide by the largest value, 255 as a rule."
+        )
+    # Of an IMAGE in fp8, for which torch knows no extremes.
+    image = image.float() if image.itemsize == 1 else image
+    low, high = (float(value) for value in torch.aminmax(image))
+    if not (math.isfinite(low) and math.isfinite(high)):
         bad = int((~torch.isfinite(image)).sum())
         raise ValueError(
             f"{where}The image holds {bad} values that are not numbers (NaN or infinite). The node before this one "
             "made them: look at its output, often a half-precision VAE is the cause (--fp32-vae)."
         )
+    if low < IMAGE_RANGE[0] or high > IMAGE_RANGE[1]:
+        raise ValueError(
+            f"{where}The image's values go from {low:.3g} to {high:.3g}; ComfyUI's images have 0 to 1, alpha too, and "
+            f"{IMAGE_RANGE[0]} to {IMAGE_RANGE[1]} is taken for overshoot. The node before this one has to bring them "
+            "there: values of 0 to 255 are divided by 255, values of -1 to 1 halved and raised by 0.5, and an HDR "
+            "picture is tone-mapped."
+        )
+    return image.float()
 
 
 def check_vae_tile(vae_tile: int) -> None:
@@ -46,14 +72,15 @@ def vae_tile_for(vae: VAE, shape: tuple[int, ...], memory_used, vae_tile: int) -
 def run_encode(vae: VAE, image: Tensor, vae_tile: int = 0) -> Tensor:
     """What the VAE makes of images `[B, H, W, 3]`.
 
-    vae_tile: side in pixels of the VAE's tiles, 0 to decide by free memory.
+    vae_tile: side in pixels of the VAE's tiles, 0 to decide by free memory. Raises ValueError when it is not finite.
     """
     batch, height, width, channels = image.shape
     frames = (1,) if vae.latent_dim == 3 else ()
     tile = vae_tile_for(vae, (batch, channels, *frames, height, width), vae.memory_used_encode, vae_tile)
-    if not tile:
-        return vae.encode(image)
-    return vae.encode_tiled(image, tile_x=tile, tile_y=tile, overlap=tile // 8)
+    whole = not tile
+    encoded = vae.encode(image) if whole else vae.encode_tiled(image, tile_x=tile, tile_y=tile, overlap=tile // 8)
+    require_finite(encoded, "The VAE's encoder")
+    return encoded
 
 
 def encode_image(vae: VAE, image: Tensor, vae_tile: int = 0) -> Tensor:
@@ -73,8 +100,28 @@ def require_image_latent(latent: Tensor) -> None:
         )
 
 
-def decode_latent(vae: VAE, latent: Tensor, vae_tile: int = 0) -> Tensor:
-    """Image `[B, H, W, 3]` in 0..1; vae_tile as in run_encode."""
+def require_finite(values: Tensor, made_by: str) -> None:
+    """Raises ValueError naming what made them unless all values are numbers: where a run's error becomes known."""
+    if not all(torch.stack(torch.aminmax(values)).isfinite()):
+        raise ValueError(
+            f"{made_by} made values that are not numbers (NaN or infinite), which would be a black picture. Its "
+            "weights are too large for the precision it runs in, or damaged: choose fp32 or bf16 (a loader's "
+            "weight_dtype; --fp32-vae for a VAE), leave LoRAs out, or download its file again."
+        )
+
+
+def decode_latent(vae: VAE, latent: Tensor, vae_tile: int = 0, made_by: str = "The diffusion model") -> Tensor:
+    """Image `[B, H, W, 3]` in 0..1; vae_tile as in run_encode.
+
+    Raises ValueError when the latent is not finite, naming the model that made it (made_by), or the image is not.
+    """
+    require_finite(latent, made_by)
+    image = decode_whole_or_tiled(vae, latent, vae_tile)
+    require_finite(image, "The VAE's decoder")
+    return image
+
+
+def decode_whole_or_tiled(vae: VAE, latent: Tensor, vae_tile: int) -> Tensor:
     tile = vae_tile_for(vae, tuple(latent.shape), vae.memory_used_decode, vae_tile)
     if not tile:
         return vae.decode(latent)

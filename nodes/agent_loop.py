@@ -15,6 +15,7 @@ from comfy_api.latest import io
 
 from ..host.agent.history import RefinementHistory, RoundResult, circumstances
 from ..host.agent.loop import CANDIDATES_ID, LOOP_ID, RESULT_ID, ROUND_ID, START_ID, Expansion, Wiring
+from ..host.images import checked_image
 from ..host.progress import show_on_node
 from .agent import AgentPromptRefiner, check_previous, refiner_options
 from .inputs import vlm_input
@@ -366,6 +367,8 @@ def report(prompts: list[str], changes: list[str], reasons: list[str], rounds: i
 
 
 def check_single(image: torch.Tensor, what: str) -> None:
+    """Raises ValueError unless this is one IMAGE."""
+    checked_image(image, f"{what}: ")
     if image.shape[0] != 1:
         raise ValueError(
             f"{what} is a batch of {image.shape[0]}. The agent looks at one image at a time: put Rebatch Images (batch "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from comfy_api.latest import io
@@ -10,6 +11,7 @@ from ..host.dreamsr.control.conditioning import ApplyOptions
 from ..host.dreamsr.lora import AccelerationLoRA, with_forward_lora
 from ..host.dreamsr.removal import remove_degradation
 from ..host.dreamsr.restore import DreamSR, restore_images, tiles_over
+from ..host.images import checked_image
 from ..host.model_folders import model_files
 from ..models.color import METHODS
 from ..models.dreamsr.schedule import REMOVAL_TIME, TEXTURE_START, TEXTURE_STEPS, texture_sigmas
@@ -178,8 +180,10 @@ class DreamSRRestore(io.ComfyNode):
         def one(name: str, values: list[Any] | None) -> Any:
             return only(NAME, name, values)
 
-        images, lora = one("image", image), one("lora_name", lora_name)
-        size = target_size(images, {name: one(f"resize.{name}", values) for name, values in resize.items()})
+        images, lora = checked_image(one("image", image), f"{NAME}: "), one("lora_name", lora_name)
+        # Missing from a prompt it is None or a list like any other; target_size says so.
+        given = resize if isinstance(resize, Mapping) else {}
+        size = target_size(images, {name: one(f"resize.{name}", values) for name, values in given.items()})
         method = DreamSR(
             model=one("model", model),
             positive=one("positive", positive),

@@ -7,12 +7,12 @@ from typing import Any
 import torch
 from comfy_api.latest import io
 
-from ..host.images import check_image
+from ..host.images import checked_image
 from ..models.color import METHODS, Method, align_colors
 from ..models.degradation.real_world import FIRST_ROUND, SECOND_ROUND, RealWorldDegradation
 from ..models.degradation.simple import SimpleDegradation
 from ..models.image import upscale
-from .inputs import MAX_SEED, resize_input, target_size
+from .inputs import MAX_SEED, read_choice, resize_input, target_size
 
 CATEGORY = "RealISR/Image"
 
@@ -52,8 +52,8 @@ class AlignColors(io.ComfyNode):
 
     @classmethod
     def execute(cls, image: torch.Tensor, reference: torch.Tensor, method: Method) -> io.NodeOutput:
-        for name, images in (("image", image), ("reference", reference)):
-            check_image(images, f"Align Colors ({name}): ")
+        image = checked_image(image, "Align Colors (image): ")
+        reference = checked_image(reference, "Align Colors (reference): ")
         return io.NodeOutput(align_colors(image, reference, method))
 
 
@@ -96,16 +96,7 @@ class DegradeImage(io.ComfyNode):
                     round=0.001,
                     tooltip="How many times smaller the image becomes. 1 keeps its size.",
                 ),
-                io.DynamicCombo.Input(
-                    "degradation",
-                    tooltip="simple: blur, bicubic shrinking, Gaussian noise and JPEG of known strength. real-world: "
-                    "random kernels, resizes, Gaussian or Poisson noise and JPEG, once (first order) or twice.",
-                    options=[
-                        io.DynamicCombo.Option(SECOND_ORDER, []),
-                        io.DynamicCombo.Option(FIRST_ORDER, []),
-                        io.DynamicCombo.Option(SIMPLE, simple_inputs()),
-                    ],
-                ),
+                degradation_input(),
                 io.Combo.Input(
                     "output_size",
                     options=[LOW_RESOLUTION, INPUT_SIZE],
@@ -127,7 +118,7 @@ class DegradeImage(io.ComfyNode):
     def execute(
         cls, image: torch.Tensor, seed: int, scale: float, degradation: dict[str, Any], output_size: str
     ) -> io.NodeOutput:
-        check_image(image, "Degrade Image: ")
+        image = checked_image(image, "Degrade Image: ")
         degrade = make_degradation(degradation, scale)
         items = [degrade_item(item, degrade, (seed + i) % (MAX_SEED + 1)) for i, item in enumerate(image.split(1))]
         low = torch.cat(items)
@@ -169,8 +160,22 @@ def simple_inputs() -> list[Any]:
     ]
 
 
+def degradation_input() -> io.DynamicCombo.Input:
+    return io.DynamicCombo.Input(
+        "degradation",
+        tooltip="simple: blur, bicubic shrinking, Gaussian noise and JPEG of known strength. real-world: "
+        "random kernels, resizes, Gaussian or Poisson noise and JPEG, once (first order) or twice.",
+        options=[
+            io.DynamicCombo.Option(SECOND_ORDER, []),
+            io.DynamicCombo.Option(FIRST_ORDER, []),
+            io.DynamicCombo.Option(SIMPLE, simple_inputs()),
+        ],
+    )
+
+
 def make_degradation(degradation: dict[str, Any], scale: float) -> SimpleDegradation | RealWorldDegradation:
-    """What the widget asks for."""
+    """What the widget asks for. Raises ValueError for no kind of degradation."""
+    degradation = read_choice(degradation_input(), degradation)
     mode = degradation["degradation"]
     if mode == SIMPLE:
         quality = degradation["jpeg_quality"]
@@ -211,6 +216,7 @@ class UpscaleForRestoration(io.ComfyNode):
 
     @classmethod
     def execute(cls, image: torch.Tensor, resize: dict) -> io.NodeOutput:
+        image = checked_image(image, "Upscale for Restoration: ")
         return io.NodeOutput(upscale(image, *target_size(image, resize)))
 
 

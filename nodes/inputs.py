@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from comfy_api.latest import io
 
+from ..host.images import checked_image
 from ..models.tiles.weights import WEIGHTS, Weights
 from .sockets import VLMSocket
 
@@ -58,11 +60,47 @@ def resize_input() -> io.DynamicCombo.Input:
     )
 
 
+def read_choice(combo: io.DynamicCombo.Input, given: Any) -> dict[str, Any]:
+    """What a dynamic input was given, once it is known to hold an option of `combo` and all of that option's inputs.
+
+    The host checks ranges, and neither that the option is there nor that a number is one. Raises ValueError naming the
+    input, as the API knows it, and what it takes.
+    """
+    name, keys = combo.id, [option.key for option in combo.options]
+    takes = f"It takes {' or '.join(repr(key) for key in keys)}."
+    if not isinstance(given, Mapping) or name not in given:
+        raise ValueError(f"The input {name} is missing. {takes}")
+    option = next((option for option in combo.options if option.key == given[name]), None)
+    if option is None:
+        raise ValueError(f"The input {name} is {given[name]!r:.60}. {takes}")
+    for inner in option.inputs:
+        wanted = WIDGETS.get(type(inner))
+        if wanted is None:
+            continue
+        place, (kinds, described) = f"{name}.{inner.id}", wanted
+        if inner.id not in given:
+            raise ValueError(f"The input {place} is missing; {name} '{option.key}' takes {described}.")
+        value = given[inner.id]
+        if type(value) not in kinds or (isinstance(value, float) and not math.isfinite(value)):
+            raise ValueError(f"The input {place} is {value!r:.60}. It takes {described}.")
+    return dict(given)
+
+
+WIDGETS: dict[type, tuple[tuple[type, ...], str]] = {
+    io.Int.Input: ((int,), "a whole number"),
+    io.Float.Input: ((int, float), "a number"),
+    io.Boolean.Input: ((bool,), "true or false"),
+    io.String.Input: ((str,), "a text"),
+}
+"""Kind of a widget -> the types of its values, and in words."""
+
+
 def target_size(image: torch.Tensor, resize: dict[str, Any]) -> tuple[int, int]:
     """(width, height) in pixels that the widget asks for of images `[B, H, W, C]`.
 
-    Raises ValueError for a size that cannot be made.
+    Raises ValueError for a size that cannot be made, and for a widget without one.
     """
+    resize = read_choice(resize_input(), resize)
     height, width = image.shape[1:3]
     if resize["resize"] == BY_FACTOR:
         target = round(width * resize["scale"]), round(height * resize["scale"])
@@ -162,6 +200,7 @@ def vlm_input(tooltip: str) -> io.MultiType.Input:
 
 def one_image(node: str, name: str, image: torch.Tensor) -> torch.Tensor:
     """The only image `[H, W, C]` of a batch. Raises ValueError for several: each needs a prompt of its own."""
+    image = checked_image(image, f"{node} ({name}): ")
     if image.shape[0] != 1:
         raise ValueError(
             f"{node}: {name} is a batch of {image.shape[0]} images, and each image needs a prompt of its own. Put "

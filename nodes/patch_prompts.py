@@ -12,6 +12,7 @@ import comfy.utils
 import torch
 from comfy_api.latest import io
 
+from ..host.images import checked_image
 from ..host.progress import show_on_node
 from ..host.vlm import VLM, poll, vlm_of
 from ..models.tiles.layout import TileLayout
@@ -162,6 +163,7 @@ class PatchPromptCaptioner(io.ComfyNode):
     ) -> io.NodeOutput:
         """Raises ValueError for several images, without a global prompt, and as on_failure says for tiles that failed;
         SetupError for a missing key or library."""
+        image = checked_image(image, f"{NAME}: ")
         whole = only_image(image)
         tiles = [tile[0] for tile in tile_grid.tiles(image, NAME)]
         rows, columns = len(tile_grid.grid.rows), len(tile_grid.grid.columns)

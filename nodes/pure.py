@@ -7,12 +7,13 @@ from typing import Any
 
 from comfy_api.latest import io
 
+from ..host.images import checked_image
 from ..host.pure.restore import PURERestoreOptions, Tiles, restore
 from ..models.pure.logits import TokenSampling
 from ..models.pure.options import AnswerParts, GenerationOptions
 from ..models.pure.prompt import INSTRUCTION, PLACEHOLDER
 from ..models.pure.vocabulary import IMAGE_TOKENS
-from .inputs import MAX_SEED, resize_input, target_size
+from .inputs import MAX_SEED, read_choice, resize_input, target_size
 from .pure_loaders import CATEGORY
 from .sockets import ARRestorerSocket, TokenGridSocket
 
@@ -347,6 +348,7 @@ class ARTokenRestorer(io.ComfyNode):
     ) -> io.NodeOutput:
         if error := text_error(description, guidance, instruction):
             raise ValueError(error)
+        image = checked_image(image, "AR Token Restorer: ")
         width, height = target_size(image, resize)
         options = PURERestoreOptions(
             width=width,
@@ -388,6 +390,7 @@ def text_error(description: str, guidance: str, instruction: str) -> str | None:
 
 
 def chosen_sampling(sampling: dict[str, Any], temperature: float) -> TokenSampling:
+    sampling = read_choice(sampling_input(), sampling)
     if sampling["sampling"] == FIXED_TOP_K:
         return TokenSampling(top_k=sampling["top_k"], temperature=temperature)
     k = {"k_min": sampling["k_min"], "k_max": sampling["k_max"], "temperature": temperature}
@@ -397,12 +400,14 @@ def chosen_sampling(sampling: dict[str, Any], temperature: float) -> TokenSampli
 
 
 def chosen_decoding(decoding: dict[str, Any]) -> dict[str, Any]:
+    decoding = read_choice(decoding_input(), decoding)
     if decoding["decoding"] == SEQUENTIAL:
         return {"decoding": "sequential"}
     return {"decoding": "jacobi", "window": decoding["window"]}
 
 
 def chosen_tiles(tiling: dict[str, Any]) -> Tiles:
+    tiling = read_choice(tiling_input(), tiling)
     if tiling["tiling"] == TILE_CUSTOM:
         return Tiles(tiling["tile_size"], tiling["tile_overlap"])
     return Tiles(whole=tiling["tiling"] == TILE_OFF)

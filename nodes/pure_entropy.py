@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from comfy_api.latest import io
 
+from ..host.images import checked_image
 from ..models.pure.heatmap import heat
 from .pure_loaders import CATEGORY
 
@@ -66,11 +67,11 @@ class EntropyHeatmap(io.ComfyNode):
 
     @classmethod
     def execute(cls, entropy, value_range: str, opacity: float, image=None, direction: str = BRIGHT) -> io.NodeOutput:
+        image = None if image is None else checked_image(image, "Entropy Heatmap: ")[..., :3]
         values = stretched(entropy.float()) if value_range == AUTO_RANGE else entropy.float()
         values = 1 - values if direction == DARK else values
         if image is None:
             return io.NodeOutput(heat(values))
-        image = image[..., :3]
         return io.NodeOutput(torch.lerp(image, heat(fitted(values, image)).to(image), opacity))
 
 

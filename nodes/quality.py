@@ -6,6 +6,7 @@ from itertools import accumulate
 
 from comfy_api.latest import io
 
+from ..host.images import checked_image
 from ..host.iqa import score_all, weights_folder
 from ..models.best_of_n import best_of_n
 from ..models.candidates import ARRANGEMENTS, AUTO, group_candidates
@@ -72,7 +73,7 @@ class NRIQAScore(io.ComfyNode):
     @classmethod
     def execute(cls, images, metrics: str) -> io.NodeOutput:
         chosen = parse_metrics(metrics)
-        scores = score_all(list(images), chosen)
+        scores = score_all(list(checked_image(images, "NR-IQA Score: ")), chosen)
         table = ScoreTable(chosen, [Section("", scores)])
         return io.NodeOutput(table.text(), scores.flatten().tolist(), ui=table.ui())
 
@@ -154,6 +155,8 @@ class NRIQABestOfN(io.ComfyNode):
     @classmethod
     def execute(cls, images, metrics, candidates, image_count, prompts=None) -> io.NodeOutput:
         chosen = parse_metrics(metrics[0])
+        for image in images:
+            checked_image(image, "NR-IQA Best-of-N Selector: ")
         groups = group_candidates(images, prompts, candidates[0], image_count[0])
         subjects = [subject for group in groups for subject in group.subjects]
         scores = score_all([candidate for subject in subjects for candidate in subject], chosen)

@@ -8,6 +8,7 @@ from typing import Any, cast
 from comfy_api.latest import io
 from torch import Tensor
 
+from ..host.images import checked_image
 from ..host.types import Conditioning, Model
 from ..host.vicr.bridge import apply_bridge
 from ..models.vicr.diptych import LAYOUTS, Diptych, Layout, build_diptych, crop_target, nearest_to_square
@@ -73,6 +74,7 @@ class DiptychBuilder(io.ComfyNode):
     @classmethod
     def execute(cls, image: Tensor, resize: dict[str, Any], layout: str) -> io.NodeOutput:
         """image: `[B, H, W, 3 or 4]` in 0..1. Raises ValueError for a size that cannot be made."""
+        image = checked_image(image, "Diptych Builder: ")
         width, height = target_size(image, resize)
         chosen = nearest_to_square(width, height) if layout == AUTO_LAYOUT else cast(Layout, layout)
         made = build_diptych(image, width, height, chosen)
@@ -107,6 +109,7 @@ class DiptychCrop(io.ComfyNode):
     @classmethod
     def execute(cls, image: Tensor, diptych: Diptych) -> io.NodeOutput:
         """image: `[B, H, W, 3]` in 0..1. Raises ValueError for a canvas that the record does not belong to."""
+        image = checked_image(image, "Diptych Crop: ")
         try:
             return io.NodeOutput(crop_target(image, diptych))
         except ValueError as error:

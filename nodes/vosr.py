@@ -6,13 +6,14 @@ from typing import Any
 
 from comfy_api.latest import io
 
+from ..host.images import checked_image
 from ..host.vosr.conditioning import EncodeOptions, Posterior, SquareTiles, build_conditioning
 from ..host.vosr.guider import RestorationGuider
 from ..host.vosr.restore import VOSRRestoreOptions, restore, vosr_info
 from ..models.color import METHODS, Method
 from ..models.tiles.layout import TileLayout
 from ..models.vosr.sampling import DEFAULT_GUIDANCE_SCALE, RestorationGuidance
-from .inputs import MAX_SEED, error_of, resize_input, target_size, vae_tile_input
+from .inputs import MAX_SEED, error_of, read_choice, resize_input, target_size, vae_tile_input
 from .sockets import TileGridSocket
 
 CATEGORY = "RealISR/VOSR"
@@ -320,19 +321,7 @@ class RestorationCFGSampler(io.ComfyNode):
                         "default). wavelet: take the blurred colours. none: leave the result as it is."
                     ),
                 ),
-                io.DynamicCombo.Input(
-                    "tiling",
-                    tooltip=(
-                        "auto: square tiles of the model's training size, cut to the shorter side, with an eighth of "
-                        "overlap (16 pixels at least); a square no larger than one runs whole. off needs memory for "
-                        "the whole image and leaves the size the model was trained at."
-                    ),
-                    options=[
-                        io.DynamicCombo.Option(TILE_AUTO, []),
-                        io.DynamicCombo.Option(TILE_CUSTOM, list(tile_inputs(512, 64))),
-                        io.DynamicCombo.Option(TILE_OFF, []),
-                    ],
-                ),
+                tiling_input(),
                 weak_strength_input(),
                 *interval_inputs(),
                 posterior_input(),
@@ -373,6 +362,7 @@ class RestorationCFGSampler(io.ComfyNode):
         vision_encoder=None,
         tile_grid: TileLayout | None = None,
     ) -> io.NodeOutput:
+        image = checked_image(image, "Restoration-CFG Sampler: ")
         width, height = target_size(image, resize)
         options = VOSRRestoreOptions(
             width=width,
@@ -387,8 +377,25 @@ class RestorationCFGSampler(io.ComfyNode):
         return io.NodeOutput(restore(model, vae, vision_encoder, image, options))
 
 
+def tiling_input() -> io.DynamicCombo.Input:
+    return io.DynamicCombo.Input(
+        "tiling",
+        tooltip=(
+            "auto: square tiles of the model's training size, cut to the shorter side, with an eighth of "
+            "overlap (16 pixels at least); a square no larger than one runs whole. off needs memory for "
+            "the whole image and leaves the size the model was trained at."
+        ),
+        options=[
+            io.DynamicCombo.Option(TILE_AUTO, []),
+            io.DynamicCombo.Option(TILE_CUSTOM, list(tile_inputs(512, 64))),
+            io.DynamicCombo.Option(TILE_OFF, []),
+        ],
+    )
+
+
 def chosen_tiles(tiling: dict[str, Any]) -> SquareTiles | None:
-    """Tiles the widget asks for; None to follow the model's training size."""
+    """Tiles the widget asks for; None to follow the model's training size. Raises ValueError for none of them."""
+    tiling = read_choice(tiling_input(), tiling)
     if tiling["tiling"] == TILE_AUTO:
         return None
     if tiling["tiling"] == TILE_OFF:

@@ -21,7 +21,7 @@ from comfy.weight_adapter import LoRAAdapter
 from torch import Tensor, nn
 
 from ...models.state_dict import first_few
-from ..files import load_state_dict_file
+from ..files import first_line, load_state_dict_file
 from ..types import Model
 
 KEY = "realisr_forward_lora"
@@ -39,8 +39,11 @@ class AccelerationLoRA:
 
     @classmethod
     def load(cls, name: str, strength: float) -> AccelerationLoRA:
-        """A file of the `loras` folder. Raises ValueError when it is damaged."""
+        """A file of the `loras` folder. Raises ValueError when it is damaged or holds anything but tensors."""
         weights, _ = load_state_dict_file(folder_paths.get_full_path_or_raise("loras", name))
+        other = next((key for key, value in weights.items() if not isinstance(value, Tensor)), None)
+        if other is not None:
+            raise ValueError(f"{name} is not a LoRA: {other} is a {type(weights[other]).__name__}, no tensor.")
         return cls(weights, name, strength)
 
 
@@ -66,6 +69,8 @@ class Target:
             layer = network.get_submodule(self.layer)
         except AttributeError as error:
             raise ValueError(f"the model has no layer {self.layer}") from error
+        if not (up.is_floating_point() and down.is_floating_point() and down.shape[0]):
+            raise ValueError(f"its matrices for {self.layer} hold no real numbers")
         outputs, inputs = (getattr(layer, name, 0) for name in ("out_features", "in_features"))
         part = outputs if self.features is None else self.features[1]
         if (up.shape[0], down.shape[1], up.shape[1]) != (part, inputs, down.shape[0]):
@@ -160,6 +165,11 @@ def read_adapters(model: Model, lora: AccelerationLoRA) -> dict[Target, LoRAAdap
         loaded = comfy.lora.load_lora(comfy.lora_convert.convert_lora(dict(lora.weights)), keys)
     except KeyError as error:
         raise ValueError(f"{lora.name} is incomplete: it lacks {error}. Download it again.") from error
+    # What the host's readers of the many kinds of LoRA make of tensors in other sizes than they expect.
+    except (ValueError, TypeError, IndexError, RuntimeError, AttributeError) as error:
+        raise ValueError(
+            f"{lora.name} cannot be read as a LoRA: {first_line(error)}. Download it again, or choose another."
+        ) from error
     if not loaded:
         raise ValueError(
             f"No layer of {lora.name} belongs to this model ({type(model.model).__name__}). Its first names are "

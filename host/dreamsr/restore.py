@@ -19,7 +19,7 @@ from ...models.image import pad_to_multiple, upscale
 from ...models.tiles.grid import TileGrid
 from ...models.tiles.layout import TileLayout
 from ...models.tiles.weights import Weights
-from ..images import check_image, decode_latent, encode_image
+from ..images import checked_image, decode_latent, encode_image
 from ..tiling.sampling import Tiling
 from ..types import VAE, Conditioning, Model
 from .control.apply import apply_mm_control
@@ -132,7 +132,7 @@ def restore_images(
     itself and rejoined. Raises ValueError for images or parts that do not fit; an interrupt ends within one call of
     the model.
     """
-    check_image(images)
+    images = checked_image(images)
     require_flow(method.model)
     results = []
     for index, image in enumerate(images.split(1)):
@@ -143,6 +143,8 @@ def restore_images(
         item_seed = (seed + index) % 2**64
         noise = comfy.sample.prepare_noise(latent, item_seed)
         restored = add_texture(method, grid, clean_latent(method, grid, latent), noise, item_seed)
-        decoded = decode_latent(vae, restored, vae_tile)[:, : size[1], : size[0], :3]
+        decoded = decode_latent(vae, restored, vae_tile, made_by="FLUX, or its MM-ControlNet or LoRA,")[
+            :, : size[1], : size[0], :3
+        ]
         results.append(torch.cat([align_colors(decoded, rgb.to(decoded), color), alpha.to(decoded)], dim=-1))
     return torch.cat(results)

@@ -35,6 +35,9 @@ FP8 = torch.float8_e4m3fn
 COMPUTE_DTYPES = [torch.bfloat16, torch.float32]
 """What the host may choose from by itself: the released weights are bfloat16, whose range half precision lacks."""
 
+STORED_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+"""What a file's weights may be: a quantised one would need its scales."""
+
 CACHES = 7 * 2**30
 """Bytes of the caches of one image of 512 pixels in bfloat16."""
 
@@ -111,7 +114,15 @@ def read_shards(files: RestorerFiles) -> dict[str, Tensor]:
                 f"{shard.name} of {files.name} lacks {absent[0]} ({len(absent)} tensors that the index says it has). "
                 f"Download it again from {WHERE_FROM}."
             )
-        tensors |= {key: value for key, value in content.items() if not key.startswith(IGNORED_PREFIXES)}
+        used = {key: value for key, value in content.items() if not key.startswith(IGNORED_PREFIXES)}
+        odd = next((key for key, value in used.items() if value.dtype not in STORED_DTYPES), None)
+        if odd is not None:
+            raise ValueError(
+                f"{shard.name} of {files.name} holds {odd} as {str(used[odd].dtype).removeprefix('torch.')}; PURE's "
+                "weights are bfloat16, and half or full precision will do. Take the files of "
+                f"{WHERE_FROM}: weight_dtype makes fp8 of them when they are loaded."
+            )
+        tensors |= used
     return tensors
 
 

@@ -21,7 +21,7 @@ from ...models.pure.vqgan import to_image, to_pixels
 from ...models.tiles.grid import Box, TileGrid
 from ...models.tiles.layout import CELL, require_tile
 from ...models.tiles.merge import merge_tiles
-from ..images import check_image
+from ..images import checked_image
 from ..memory import MostTogether, within_memory
 from .model import ARRestorer
 from .progress import TEXT_ALLOWANCE, Canvas, RunObserver, TokenProgress
@@ -201,7 +201,7 @@ class Restoration:
     """One run of the node over a batch."""
 
     def __init__(self, restorer: ARRestorer, images: Tensor, options: PURERestoreOptions):
-        check_image(images)
+        images = checked_image(images)
         self.restorer, self.images = restorer, images
         self.grid = options.tiles.grid(options.width, options.height)
         patches = options.tiles.side // PATCH_PIXELS

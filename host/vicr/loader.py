@@ -11,7 +11,7 @@ import comfy.utils
 import folder_paths
 import torch
 
-from ...models.state_dict import describe_state_dict, require_keys, shapes_of
+from ...models.state_dict import require_keys, shapes_of, sizes_of
 from ...models.vicr.bridge import BridgeConfig, NoBridge, VisionContextBridge, strip_prefixes
 from ..files import load_state_dict_file
 from ..model_folders import model_files
@@ -42,15 +42,9 @@ def load_bridge(name: str) -> Model:
         return comfy.model_patcher.ModelPatcher(NoBridge(), **devices)
     original, _ = load_state_dict_file(folder_paths.get_full_path_or_raise(FOLDER, name))
     state_dict = strip_prefixes(original)
-    try:
+    advice = "A bridge holds norm, proj_in, proj_out and scale, and belongs in models/model_patches."
+    with sizes_of("Vision-Context Bridge", name, original, advice), torch.device("meta"):
         config = BridgeConfig.from_shapes(shapes_of(state_dict))
-    except (KeyError, ValueError) as error:
-        raise ValueError(
-            f"{name} is not a Vision-Context Bridge: it lacks {error.args[0]}. "
-            f"It looks like {describe_state_dict(original)}. "
-            "A bridge holds norm, proj_in, proj_out and scale, and belongs in models/model_patches."
-        ) from error
-    with torch.device("meta"):
         expected = VisionContextBridge(config).state_dict()
     require_keys("Vision-Context Bridge", name, expected, state_dict)
 

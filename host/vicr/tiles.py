@@ -21,6 +21,7 @@ from ...models.tiles.grid import Panes, TileGrid
 from ...models.tiles.layout import CELL, require_tile
 from ...models.tiles.weights import Weights
 from ...models.vicr.diptych import PANEL_MULTIPLE, Diptych, empty_target, seam_dim, split, target_mask
+from ..images import checked_image
 from ..tiling.conditions import TileOptions, with_tile_options
 from ..tiling.patch_prompts import prompts_of, text_options
 from ..tiling.sampling import Tiling
@@ -73,8 +74,9 @@ class TiledDiptych:
 
 def lq_panel(canvas: Tensor, diptych: Diptych) -> Tensor:
     """The LQ panel `[B, 3, H, W]` of canvases `[B, H, W, 3]`. Raises ValueError for a canvas of another size."""
+    canvas = checked_image(canvas, f"{NODE}: ")
     found, expected = tuple(canvas.shape[1:3]), (diptych.canvas_height, diptych.canvas_width)
-    if canvas.ndim != 4 or found != expected or canvas.shape[-1] != 3:
+    if found != expected or canvas.shape[-1] != 3:
         raise ValueError(
             f"{NODE}: the canvas is {list(canvas.shape)}, its record says {expected[0]}x{expected[1]} pixels (height x "
             "width) and 3 channels. Connect canvas and diptych of the same Diptych Builder."
@@ -172,11 +174,11 @@ def tile_diptych(
     canvas: `[B, H, W, 3]` in 0..1, as built with the record. negative: None for no text. tile_prompts: text of every
     tile of the positive, row by row (see prompts_of). With one tile the result is the untiled model's to the bit.
     """
+    panel = lq_panel(canvas, diptych)
     grid, panes = options.grid(diptych), Panes(2, seam_dim(diptych.layout))
     tiling = Tiling(grid, panes, options.weights, options.per_forward, own_images=True, node=NODE)
     tiled = tiling.apply(model)
     prompts = None if not tile_prompts else prompts_of(tile_prompts, len(grid), NODE)
-    panel = lq_panel(canvas, diptych)
     mask = target_mask(grid.tile_height * CELL, grid.tile_width * CELL, diptych.layout)[:, None]
     images: list[dict[str, Any]] = []
     for latent in encode_tiles(vae, panel, diptych, grid):

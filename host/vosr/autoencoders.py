@@ -18,10 +18,10 @@ import comfy.ops
 import comfy.sd
 import torch
 from comfy.ldm.models.autoencoder import AutoencoderKL
-from comfy.ldm.modules.diffusionmodules.model import vae_attention
+from comfy.ldm.modules.diffusionmodules.model import Decoder, vae_attention
 from torch import Tensor, nn
 
-from ...models.state_dict import require_keys, shapes_of
+from ...models.state_dict import count_layers, require_keys, shapes_of, sizes_of
 from ...models.vosr.pixel_vae import PixelUnshuffleVAE
 from ...models.vosr.qwen_vae import LOGVAR_RANGE, QwenImageVAE, QwenVAEConfig
 
@@ -81,31 +81,39 @@ def latent_diffusion_names(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor
 
 def stage_widths(shapes: Mapping[str, Sequence[int]], stages: str) -> list[int]:
     """Output widths of `encoder.down` or `decoder.up`, finest resolution first; empty without that half."""
-    widths: list[int] = []
-    while (shape := shapes.get(f"{stages}.{len(widths)}.block.0.conv1.weight")) is not None:
-        widths.append(shape[0])
-    return widths
+    count = count_layers(shapes, f"{stages}.")
+    return [shapes[f"{stages}.{stage}.block.0.conv1.weight"][0] for stage in range(count)]
 
 
 def blocks_in_stage(shapes: Mapping[str, Sequence[int]], stage: str) -> int:
-    return sum(key.startswith(f"{stage}.block.") and key.endswith(".conv1.weight") for key in shapes)
+    return count_layers(shapes, f"{stage}.block.")
 
 
-def kl_settings(source: str, shapes: Mapping[str, Sequence[int]]) -> dict[str, Any]:
-    """Arguments of the host's AutoencoderKL for tensors of these shapes, in latent-diffusion naming.
+def decoder_settings(shapes: Mapping[str, Sequence[int]]) -> dict[str, Any]:
+    """What the host's Decoder is told of these tensors beside what all decoders have; widths are given as they are.
 
-    Raises ValueError when they are no whole autoencoder of that family.
+    The light decoder's are no multiples of its first one.
     """
-    down, up = stage_widths(shapes, "encoder.down"), stage_widths(shapes, "decoder.up")
-    if not down or not up:
-        raise ValueError(f"{source} has no {'encoder' if not down else 'decoder'} of a KL autoencoder")
-    if len(down) != len(up):
-        raise ValueError(f"{source} pairs an encoder of {len(down)} resolutions with a decoder of {len(up)}")
-    base = math.gcd(*down)
-    if any(width % NORM_GROUPS for width in (*down, *up)) or down[0] != base:
-        raise ValueError(f"{source} has encoder widths {down} and decoder widths {up}, which no SD 2.1 VAE has")
-    latent_channels = shapes["decoder.conv_in.weight"][1]
-    shared = {
+    return {
+        "ch": 1,
+        "ch_mult": stage_widths(shapes, "decoder.up"),
+        "num_res_blocks": blocks_in_stage(shapes, "decoder.up.0") - 1,
+    }
+
+
+def check_decoder(what: str, source: str, state_dict: Mapping[str, Tensor]) -> None:
+    """Raises ValueError naming the file unless its `decoder.*`, in latent-diffusion naming, are a whole decoder."""
+    shapes = shapes_of(state_dict)
+    with sizes_of(what, source, state_dict), torch.device("meta"):
+        latent_channels = shapes["decoder.conv_in.weight"][1]
+        decoder = Decoder(**shared_settings(latent_channels), **decoder_settings(shapes))
+        expected = {f"decoder.{key}": value for key, value in decoder.state_dict().items()}
+    require_keys(what, source, expected, state_dict)
+
+
+def shared_settings(latent_channels: int) -> dict[str, Any]:
+    """What the host's Encoder and Decoder of an SD 2.1 VAE are both told."""
+    return {
         "double_z": True,
         "z_channels": latent_channels,
         "resolution": 256,
@@ -114,14 +122,30 @@ def kl_settings(source: str, shapes: Mapping[str, Sequence[int]]) -> dict[str, A
         "attn_resolutions": [],
         "dropout": 0.0,
     }
+
+
+def kl_settings(shapes: Mapping[str, Sequence[int]]) -> dict[str, Any]:
+    """Arguments of the host's AutoencoderKL for tensors of these shapes, in latent-diffusion naming.
+
+    Raises ValueError when they are no whole autoencoder of that family.
+    """
+    down, up = stage_widths(shapes, "encoder.down"), stage_widths(shapes, "decoder.up")
+    if not down or not up:
+        raise ValueError(f"there is no {'encoder' if not down else 'decoder'} of a KL autoencoder")
+    if len(down) != len(up):
+        raise ValueError(f"an encoder of {len(down)} resolutions beside a decoder of {len(up)}")
+    base = math.gcd(*down)
+    if any(width % NORM_GROUPS for width in (*down, *up)) or down[0] != base:
+        raise ValueError(f"encoder widths {down} and decoder widths {up}")
+    latent_channels = shapes["decoder.conv_in.weight"][1]
+    shared = shared_settings(latent_channels)
     encoder = {
         "ch": base,
         "ch_mult": [width // base for width in down],
         "num_res_blocks": blocks_in_stage(shapes, "encoder.down.0"),
     }
-    # The light decoder's widths are no multiples of its first one.
-    decoder = {"ch": 1, "ch_mult": up, "num_res_blocks": blocks_in_stage(shapes, "decoder.up.0") - 1}
-    return {"ddconfig": {**shared, **encoder}, "decoder_ddconfig": {**shared, **decoder}, "embed_dim": latent_channels}
+    decoder = {**shared, **decoder_settings(shapes)}
+    return {"ddconfig": {**shared, **encoder}, "decoder_ddconfig": decoder, "embed_dim": latent_channels}
 
 
 def checked_kl_settings(source: str, state_dict: Mapping[str, Tensor]) -> dict[str, Any]:
@@ -129,14 +153,15 @@ def checked_kl_settings(source: str, state_dict: Mapping[str, Tensor]) -> dict[s
 
     Raises ValueError naming the first tensors that do not fit, or for another number of latent channels.
     """
-    settings = kl_settings(source, shapes_of(state_dict))
+    with sizes_of("SD 2.1 VAE", source, state_dict):
+        settings = kl_settings(shapes_of(state_dict))
     if settings["embed_dim"] != SD_LATENT_CHANNELS:
         raise ValueError(
             f"{source} is a KL autoencoder with {settings['embed_dim']} latent channels; the SD 2.1 VAE has "
             f"{SD_LATENT_CHANNELS}. VOSR 0.5B models need stable-diffusion-2-1-base's VAE, 1.4B models the "
             "Qwen-Image VAE."
         )
-    with torch.device("meta"):
+    with sizes_of("SD 2.1 VAE", source, state_dict), torch.device("meta"):
         expected = AutoencoderKL(**settings).state_dict()
     require_keys("SD 2.1 VAE", source, expected, state_dict)
     return settings
@@ -154,8 +179,10 @@ def kl_vae(source: str, state_dict: Mapping[str, Tensor]) -> comfy.sd.VAE:
 
 def qwen_vae(source: str, state_dict: Mapping[str, Tensor]) -> ModuleVAE:
     """VAE of the Qwen-Image 2D autoencoder. Raises ValueError naming the first tensors that do not fit."""
-    config = QwenVAEConfig.from_shapes(shapes_of(state_dict))
-    require_keys("Qwen-Image 2D VAE", source, QwenImageVAE(config, device="meta").state_dict(), state_dict)
+    with sizes_of("Qwen-Image 2D VAE", source, state_dict):
+        config = QwenVAEConfig.from_shapes(shapes_of(state_dict))
+        expected = QwenImageVAE(config, device="meta").state_dict()
+    require_keys("Qwen-Image 2D VAE", source, expected, state_dict)
     module = QwenImageVAE(config, operations=comfy.ops.disable_weight_init, attention=vae_attention())
     share = config.base_dim / QWEN_BASE_DIM
 

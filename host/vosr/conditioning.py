@@ -21,7 +21,7 @@ from torch import Tensor
 from ...models.image import pad_to_multiple
 from ...models.tiles.grid import TileGrid, vosr_tile_grid
 from ...models.tiles.layout import CELL, TileLayout, require_tile
-from ..images import check_image, check_vae_tile, encode_image, require_image_latent
+from ..images import check_vae_tile, checked_image, encode_image, require_image_latent
 from ..tiling.conditions import TileOptions, with_tile_options
 from ..types import VAE, ClipVision, Conditioning
 from .vae import encode_moments
@@ -167,7 +167,7 @@ def build_conditioning(image: Tensor, vae: VAE, vision: ClipVision | None, optio
     vae: the autoencoder the model was trained with. vision: a DINOv2, or None for models without. Raises ValueError
     for images that are not finite, for a VAE of video latents and for tiles laid over another size.
     """
-    check_image(image)
+    image = checked_image(image)
     height, width = image.shape[1:3]
     downscale = vae.spacial_compression_encode()
     padded = pad_to_multiple(image[..., :3], downscale * PATCH_SIZE)

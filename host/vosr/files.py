@@ -70,7 +70,7 @@ def folder_weights(folder: Path) -> Path:
 def parse_args(text: str, source: str) -> dict[str, Any]:
     try:
         args = json.loads(text)
-    except json.JSONDecodeError as error:
+    except (json.JSONDecodeError, RecursionError) as error:
         raise ValueError(f"{source} is not valid JSON ({error}). Download it again.") from error
     if not isinstance(args, dict):
         raise ValueError(f"{source} holds a {type(args).__name__}, not a table of settings. Download it again.")
@@ -78,7 +78,11 @@ def parse_args(text: str, source: str) -> dict[str, Any]:
 
 
 def read_args(path: Path) -> dict[str, Any]:
-    return parse_args(path.read_text(encoding="utf-8", errors="replace"), str(path))
+    try:
+        text = path.read_text(encoding="utf-8", errors="replace")
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read ({error.strerror}). Put the published file in its place.") from error
+    return parse_args(text, str(path))
 
 
 def find_model(name: str) -> VOSRFile:
@@ -101,5 +105,7 @@ def stored_args(name: str, state_dict: dict[str, Any], metadata: Mapping[str, st
     Raises ValueError when they cannot be read.
     """
     tensor = state_dict.pop(ARGS_KEY, None)
+    if tensor is not None and (not isinstance(tensor, Tensor) or tensor.dtype != torch.uint8 or tensor.ndim != 1):
+        raise ValueError(f"{ARGS_KEY} in {name} is no text in bytes. Save the model again.")
     text = metadata.get(ARGS_KEY, "{}") if tensor is None else bytes(tensor.tolist()).decode(errors="replace")
     return parse_args(text, f"{ARGS_KEY} in {name}")

@@ -11,8 +11,8 @@ import comfy.patcher_extension
 import comfy.utils
 import torch
 
-from ...models.state_dict import describe_state_dict, require_keys, shapes_of
-from ...models.vosr.config import VOSRConfig, strip_wrapper_prefix
+from ...models.state_dict import require_keys, shapes_of, sizes_of
+from ...models.vosr.config import VOSRConfig, check_args, strip_wrapper_prefix
 from ...models.vosr.dit import VOSRDiT
 from ..files import load_state_dict_file
 from ..precision import WEIGHT_DTYPES
@@ -46,15 +46,9 @@ def without_host_prefix(state_dict: dict[str, Any]) -> dict[str, Any]:
 
 def read_config(source: str, state_dict: dict[str, Any]) -> VOSRConfig:
     """The architecture of a state dict. Raises ValueError when it is not a complete VOSR DiT."""
-    try:
+    advice = "Choose a VOSR folder (args.json + checkpoints/ema_model.safetensors) or its ema_model.safetensors."
+    with sizes_of("VOSR diffusion model", source, state_dict, advice), torch.device("meta"):
         config = VOSRConfig.from_shapes(shapes_of(state_dict))
-    except (KeyError, ValueError) as error:
-        raise ValueError(
-            f"{source} is not a VOSR diffusion model: it lacks {error}. "
-            f"It looks like {describe_state_dict(state_dict)}. "
-            "Choose a VOSR folder (args.json + checkpoints/ema_model.safetensors) or its ema_model.safetensors."
-        ) from error
-    with torch.device("meta"):
         expected = VOSRDiT(config).state_dict()
     require_keys("VOSR diffusion model", source, expected, state_dict, OPTIONAL_KEYS)
     return config
@@ -79,6 +73,10 @@ def load_vosr_model(
     chosen = find_model(name)
     state_dict, metadata = load_state_dict_file(chosen.path)
     args = chosen.args or stored_args(chosen.name, state_dict, metadata)
+    try:
+        check_args(args)
+    except ValueError as error:
+        raise ValueError(f"{chosen.name}: in args.json {error}. Take the file published with the weights.") from error
     state_dict = without_host_prefix(strip_wrapper_prefix(state_dict))
     state_dict, metadata = comfy.utils.convert_old_quants(state_dict, "", metadata=metadata)
     config = read_config(chosen.name, state_dict)

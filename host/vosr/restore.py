@@ -17,7 +17,7 @@ from ...models.color import Method, align_colors
 from ...models.image import upscale
 from ...models.tiles.layout import TileLayout
 from ...models.vosr.sampling import MULTI_STEP, RestorationGuidance, euler_times
-from ..images import check_image, decode_latent
+from ..images import checked_image, decode_latent
 from ..types import VAE, ClipVision, Model
 from .conditioning import EncodeOptions, SquareTiles, VOSRConditioning, build_conditioning
 from .guider import RestorationGuider
@@ -111,7 +111,9 @@ def restore_item(
     """One image `[1, h, w, 3 or 4]` -> `[1, height, width, 3 or 4]`; alpha is resized by itself and rejoined."""
     upscaled = upscale(image, options.width, options.height)
     conditioning = build_conditioning(upscaled, vae, vision, options.encode)
-    restored = decode_latent(vae, sample(model, conditioning, options), options.encode.vae_tile)
+    restored = decode_latent(
+        vae, sample(model, conditioning, options), options.encode.vae_tile, made_by=vosr_info(model).name
+    )
     restored = restored[:, : options.height, : options.width, :3]
     restored = align_colors(restored, upscaled[..., :3].to(restored), options.color)
     return torch.cat([restored, upscaled[..., 3:].to(restored)], dim=-1)
@@ -124,7 +126,7 @@ def restore(model: Model, vae: VAE, vision: ClipVision | None, images: Tensor, o
     an interrupt ends within one call of the model.
     """
     info = vosr_info(model)
-    check_image(images)
+    images = checked_image(images)
     check_parts(info, vae, vision)
     tiles = options.tiles or training_tiles(info, vae)
     results = []

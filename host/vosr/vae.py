@@ -13,7 +13,7 @@ import torch
 from comfy.ldm.models.autoencoder import AutoencodingEngine, AutoencodingEngineLegacy, DiagonalGaussianRegularizer
 from torch import Tensor, nn
 
-from ...models.state_dict import describe_state_dict
+from ...models.state_dict import describe_state_dict, shapes_of, sizes_of
 from ...models.vosr.config import strip_wrapper_prefix
 from ...models.vosr.qwen_vae import LATENTS_MEAN, LATENTS_STD, LOGVAR_RANGE
 from ...models.vosr.qwen_vae_video import from_video, is_video
@@ -21,7 +21,7 @@ from ..files import load_state_dict_file
 from ..images import run_encode
 from ..model_folders import model_files
 from ..types import VAE
-from .autoencoders import kl_vae, latent_diffusion_names, pixel_vae, qwen_vae
+from .autoencoders import check_decoder, kl_vae, latent_diffusion_names, pixel_vae, qwen_vae, stage_widths
 from .files import read_args
 
 PIXEL_UNSHUFFLE = "pixel unshuffle x2 (no file)"
@@ -67,7 +67,8 @@ def load_vae_files(vae_path: str | Path, decoder_path: str | Path | None = None)
     path = weights_in(Path(vae_path))
     state_dict = strip_wrapper_prefix(load_state_dict_file(path)[0])
     if is_video(state_dict):
-        state_dict = from_video(state_dict)
+        with sizes_of("Qwen-Image VAE", path.name, state_dict):
+            state_dict = from_video(state_dict)
     if "encoder.down_blocks.0.norm1.gamma" in state_dict:
         check_statistics(path)
         vae: VAE = qwen_vae(path.name, without_decoder_choice(path, decoder_path, state_dict))
@@ -123,7 +124,9 @@ def check_statistics(path: Path) -> None:
         values = stated.get(key)
         if values is None:
             continue
-        if len(values) != len(standard) or any(abs(a - b) > 1e-4 for a, b in zip(values, standard, strict=True)):
+        numbers = isinstance(values, list) and all(isinstance(value, int | float) for value in values)
+        alike = numbers and len(values) == len(standard)
+        if not alike or any(abs(a - b) > 1e-4 for a, b in zip(values, standard, strict=True)):
             raise ValueError(
                 f"{config} states {key} {values}, the Qwen-Image VAE of VOSR has {list(standard)}. Latents would be "
                 "normalised wrongly: use the VAE published with the model."
@@ -134,7 +137,8 @@ def kl_tensors(
     source: str, state_dict: Mapping[str, Tensor], decoder: Mapping[str, Tensor] | None
 ) -> dict[str, Tensor]:
     """Tensors of a whole KL autoencoder in latent-diffusion naming, with the light decoder in place if one is given."""
-    own = latent_diffusion_names(state_dict)
+    with sizes_of("SD 2.1 VAE", source, state_dict):
+        own = latent_diffusion_names(state_dict)
     if decoder is None:
         if not any(key.startswith("decoder.") for key in own):
             raise ValueError(f"{source} holds an encoder only. Choose sd21_lwdecoder.pth as decoder.")
@@ -155,28 +159,35 @@ def read_light_decoder(path: str | Path | None) -> dict[str, Tensor] | None:
 
 def is_light_decoder(state_dict: Mapping[str, Any]) -> bool:
     tensors = state_dict.get("model_state_dict", state_dict)
-    return "conv_in.weight" in tensors and "up_blocks.0.resnets.0.norm1.weight" in tensors
+    return (
+        isinstance(tensors, Mapping) and "conv_in.weight" in tensors and "up_blocks.0.resnets.0.norm1.weight" in tensors
+    )
 
 
 def light_decoder_tensors(source: str, content: Mapping[str, Any]) -> dict[str, Tensor]:
     """Tensors of a light decoder file's content as `decoder.*` in latent-diffusion naming.
 
-    Raises ValueError for another file, or one whose own config disagrees with its tensors.
+    Raises ValueError for another file, an incomplete one, or one whose own config disagrees with its tensors.
     """
+    what = "VOSR light decoder"
     if not is_light_decoder(content):
         raise ValueError(
             f"{source} is not VOSR's light decoder (sd21_lwdecoder.pth). It looks like {describe_state_dict(content)}."
         )
     tensors = strip_wrapper_prefix(content.get("model_state_dict", content))
-    widths = content.get("config", {}).get("block_out_channels")
+    with sizes_of(what, source, tensors):
+        decoder = latent_diffusion_names({f"decoder.{key}": value for key, value in tensors.items()})
+    check_decoder(what, source, decoder)
+    stated = content.get("config")
+    widths = stated.get("block_out_channels") if isinstance(stated, Mapping) else None
     if widths is not None:
-        stages = [tensors[f"up_blocks.{stage}.resnets.0.conv1.weight"].shape[0] for stage in range(len(widths))]
-        if stages != list(widths)[::-1]:
+        stages = stage_widths(shapes_of(decoder), "decoder.up")
+        if stages != widths:
             raise ValueError(
-                f"{source} says its widths are {list(widths)}, its tensors have {stages[::-1]}: the file is damaged. "
+                f"{source} says its widths are {widths}, its tensors have {stages}: the file is damaged. "
                 "Download it again."
             )
-    return latent_diffusion_names({f"decoder.{key}": value for key, value in tensors.items()})
+    return decoder
 
 
 def posterior_of(model: nn.Module) -> Callable[[Tensor], Tensor]:

@@ -14,7 +14,7 @@ import torch
 from comfy.image_encoders.dino2 import Dinov2Model
 from torch import Tensor
 
-from ...models.state_dict import describe_state_dict, require_keys, shapes_of
+from ...models.state_dict import describe_state_dict, require_keys, require_layers, shapes_of, sizes_of
 from ...models.vosr.config import strip_wrapper_prefix
 from ...models.vosr.vision import IMAGE_MEAN, IMAGE_STD, INPUT_SIZE, feature_block, preprocess
 from ..files import load_state_dict_file
@@ -83,8 +83,9 @@ def dinov2_from_tensors(source: str, state_dict: Mapping[str, Tensor], num_heads
 
 def checked_config(source: str, tensors: Mapping[str, Tensor], num_heads: int | None = None) -> dict[str, Any]:
     """The host's settings for these tensors, when they are exactly a DINOv2's. Raises ValueError when they are not."""
-    config = dinov2_config(tensors, num_heads)
-    expected = Dinov2Model(config, torch.float32, torch.device("meta"), comfy.ops.manual_cast).state_dict()
+    with sizes_of("DINOv2 encoder", source, tensors, f"Use {WANTED_FILES}."):
+        config = dinov2_config(tensors, num_heads)
+        expected = Dinov2Model(config, torch.float32, torch.device("meta"), comfy.ops.manual_cast).state_dict()
     require_keys("DINOv2 encoder", source, expected, tensors)
     return config
 
@@ -100,7 +101,8 @@ def transformers_names(source: str, state_dict: Mapping[str, Tensor]) -> dict[st
     if "encoder.layer.0.layer_scale1.lambda1" in state_dict:
         return dict(state_dict)
     if "blocks.0.ls1.gamma" in state_dict:
-        return from_hub(state_dict)
+        with sizes_of("DINOv2 encoder", source, state_dict, f"Use {WANTED_FILES}."):
+            return from_hub(state_dict)
     raise ValueError(
         f"{source} is not a DINOv2 encoder. It looks like {describe_state_dict(state_dict)}. Use {WANTED_FILES}."
     )
@@ -136,7 +138,7 @@ def dinov2_config(tensors: Mapping[str, Tensor], num_heads: int | None = None) -
         "model_type": "dinov2",
         "hidden_size": width,
         "num_attention_heads": num_heads or max(1, width // HEAD_DIM),
-        "num_hidden_layers": 1 + max(int(key.split(".")[2]) for key in shapes if key.startswith("encoder.layer.")),
+        "num_hidden_layers": require_layers(shapes, "encoder.layer."),
         "layer_norm_eps": 1e-6,
         "use_swiglu_ffn": any(".mlp.weights_in." in key for key in shapes),
         "use_mask_token": "embeddings.mask_token" in shapes,

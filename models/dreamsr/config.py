@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ..state_dict import require_layers
+
 Shape = Sequence[int]
 
 METADATA_KEY = "realisr.mm_controlnet"
@@ -46,10 +48,9 @@ class MMControlNetConfig:
     def from_shapes(cls, shapes: Mapping[str, Shape]) -> MMControlNetConfig:
         """Read the sizes off tensor shapes. Raises KeyError naming the first tensor that is not there."""
         hidden, in_features = shapes["x_embedder.weight"]
-        blocks = {int(key.split(".")[1]) for key in shapes if key.startswith("transformer_blocks.")}
         return cls(
             hidden_size=hidden,
-            layers=1 + max(blocks, default=0),
+            layers=require_layers(shapes, "transformer_blocks."),
             in_features=in_features,
             text_width=shapes["context_embedder.weight"][1],
             pooled_width=shapes["time_text_embed.text_embedder.linear_1.weight"][1],

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from ..state_dict import MOST_LAYERS
 from .vocabulary import VOCABULARY
+
+MOST_WIDE = 2**20
+"""Far beyond every decoder's widths and vocabulary."""
 
 
 @dataclass(frozen=True)
@@ -33,8 +38,13 @@ class ChameleonConfig:
         sizes = ("vocab_size", "hidden_size", "intermediate_size", "num_layers", "num_heads", "num_kv_heads")
         for name in (*sizes, "qk_norm_rows"):
             value = getattr(self, name)
-            if not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name} is {value!r}: it must be a whole number of at least 1")
+            most = MOST_LAYERS if name == "num_layers" else MOST_WIDE
+            if type(value) is not int or not 1 <= value <= most:
+                raise ValueError(f"{name} is {value!r:.40}: it must be a whole number from 1 to {most}")
+        for name in ("rms_norm_eps", "rope_theta"):
+            value = getattr(self, name)
+            if type(value) not in (int, float) or not 0 < value < math.inf:
+                raise ValueError(f"{name} is {value!r:.40}: it must be a number above 0")
         for name, divisor in (("hidden_size", self.num_heads), ("num_heads", self.num_kv_heads)):
             if getattr(self, name) % divisor:
                 raise ValueError(f"{name} is {getattr(self, name)}, which {divisor} heads do not divide")
@@ -81,6 +91,8 @@ class ChameleonConfig:
         if missing:
             raise ValueError(f"config.json lacks {', '.join(missing)}")
         rope = values.get("rope_parameters") or {}
+        if not isinstance(rope, Mapping):
+            raise ValueError(f"config.json has rope_parameters {rope!r:.40}: it must be a table")
         unsupported = {
             "hidden_act": (values.get("hidden_act", "silu"), "silu"),
             "rope_scaling": (values.get("rope_scaling"), None),

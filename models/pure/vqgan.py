@@ -15,7 +15,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from ..image import from_bytes, truncate_to_bytes
-from ..state_dict import describe_state_dict, require_keys, shapes_of
+from ..state_dict import require_keys, require_layers, shapes_of, sizes_of
 from .vocabulary import IMAGE_TOKENS
 
 CODE_CHANNELS = 8
@@ -50,16 +50,14 @@ class VQConfig:
     def from_shapes(cls, shapes: Mapping[str, Sequence[int]]) -> VQConfig:
         """Read the sizes off tensor shapes. Raises KeyError naming the first tensor that is absent."""
         base = shapes["encoder.conv_in.weight"][0]
-        blocks = [key.split(".") for key in shapes if key.startswith("encoder.conv_blocks.")]
-        levels = 1 + max((int(parts[2]) for parts in blocks), default=0)
-        first = {parts[4] for parts in blocks if parts[2] == "0" and parts[3] == "res"}
+        levels = require_layers(shapes, "encoder.conv_blocks.")
         codes, channels = shapes["quantize.embedding.weight"]
         return cls(
             base=base,
             multipliers=tuple(
                 shapes[f"encoder.conv_blocks.{level}.res.0.conv1.weight"][0] // base for level in range(levels)
             ),
-            res_blocks=len(first),
+            res_blocks=require_layers(shapes, "encoder.conv_blocks.0.res."),
             latent_channels=shapes["quant_conv.weight"][1],
             codebook_size=codes,
             code_channels=channels,
@@ -314,17 +312,13 @@ def check_released(name: str, state_dict: Mapping[str, Any]) -> tuple[VQConfig, 
     if not isinstance(tensors, Mapping):
         raise ValueError(f"'model' in {name} is a {type(tensors).__name__}, not a table of tensors.")
     shapes = shapes_of(tensors)
-    try:
+    with sizes_of("LlamaGen VQ autoencoder", name, tensors):
         config = VQConfig.from_shapes(shapes)
-    except KeyError as error:
-        raise ValueError(
-            f"{name} is no LlamaGen VQ autoencoder: it has no tensor {error.args[0]}. It looks like "
-            f"{describe_state_dict(tensors)}."
-        ) from error
     try:
         config.require_codebook()
     except ValueError as error:
         raise ValueError(f"{name}: {error}.") from error
-    wanted = VQGAN(config, device="meta").state_dict()
+    with sizes_of("LlamaGen VQ autoencoder", name, tensors):
+        wanted = VQGAN(config, device="meta").state_dict()
     require_keys("LlamaGen VQ autoencoder", name, wanted, tensors, optional=UNUSED)
     return config, {key: tensors[key] for key in wanted}

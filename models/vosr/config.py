@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ..state_dict import require_layers
+
 Shape = Sequence[int]
 
 ARGS_KEY = "vosr_args"
@@ -52,7 +54,7 @@ class VOSRConfig:
         """
         hidden, in_channels, patch, _ = shapes["x_embedder.proj.weight"]
         head_dim = shapes["blocks.0.attn.q_norm.weight"][0]
-        depth = 1 + max(int(key.split(".")[1]) for key in shapes if key.startswith("blocks."))
+        depth = require_layers(shapes, "blocks.")
         context_width = shapes["layer_norm.weight"][0] if "layer_norm.weight" in shapes else 0
         # A merge or a fine-tune may drop the derived rotary table; every released model trained at 512 px.
         table = shapes.get("feat_rope.freqs_cos")
@@ -108,6 +110,25 @@ class VOSRConfig:
                 f"but the tensors have {self.latent_channels}"
             )
         return found
+
+
+def check_args(args: Mapping[str, Any]) -> None:
+    """Raises ValueError for a setting of an args.json that a run uses and no model can have been trained with."""
+    scale, downscale = args.get("ae_scale", 1.0), args.get("ae_downscale", 1)
+    strengths = args.get("weak_cond_strength_aelq_list") or []
+    if not isinstance(args.get("ae_type", ""), str):
+        raise ValueError(f"ae_type is {args['ae_type']!r:.60}: it must be a name")
+    if not is_number(scale) or not 1e-3 <= scale <= 1e3:
+        raise ValueError(f"ae_scale is {scale!r:.60}: it must be a number from 0.001 to 1000")
+    if type(downscale) is not int or not 1 <= downscale <= 64:
+        raise ValueError(f"ae_downscale is {downscale!r:.60}: it must be a whole number from 1 to 64")
+    if not isinstance(strengths, list) or not all(is_number(value) and 0 <= value <= 1 for value in strengths):
+        raise ValueError(f"weak_cond_strength_aelq_list is {strengths!r:.60}: it must be a list of numbers from 0 to 1")
+
+
+def is_number(value: Any) -> bool:
+    """bool is a number to Python, and NaN, which is in no range, a float."""
+    return type(value) in (int, float)
 
 
 def strip_wrapper_prefix(state_dict: Mapping[str, Any]) -> dict[str, Any]:

@@ -15,6 +15,8 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from ..state_dict import require_layers
+
 LATENTS_MEAN = (
     -0.7571, -0.7089, -0.9113, 0.1075, -0.1745, 0.9653, -0.1517, 1.5508,
     0.4134, -0.0715, 0.5517, -0.3632, -0.1922, -0.9497, 0.2503, -0.2921,
@@ -57,9 +59,8 @@ class QwenVAEConfig:
     def from_shapes(cls, shapes: Mapping[str, Sequence[int]]) -> QwenVAEConfig:
         """Read the sizes off tensor shapes. Raises KeyError naming the first tensor that is absent."""
         base = shapes["encoder.conv_in.weight"][0]
-        blocks = sorted({int(key.split(".")[2]) for key in shapes if key.startswith("encoder.down_blocks.")})
         stages: list[list[int]] = [[]]
-        for block in blocks:
+        for block in range(require_layers(shapes, "encoder.down_blocks.")):
             if f"encoder.down_blocks.{block}.resample.1.weight" in shapes:
                 stages.append([])
             else:

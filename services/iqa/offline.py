@@ -23,7 +23,7 @@ import torch
 from torch import nn
 
 from .metrics import MetricInfo, install_command
-from .weights import MissingWeights, require_weights
+from .weights import WEIGHT_URLS, MissingWeights, UnpublishedWeights, require_published, require_weights
 
 ARGUMENTS: dict[str, dict[str, Any]] = {"CFANet": {"backbone_pretrain": False}}
 """What architectures are told. TOPIQ's checkpoint (CFANet) holds its backbone. `pretrained_model_path` is left alone:
@@ -39,8 +39,9 @@ MODULES = {"LIQE": "pyiqa.archs.liqe_arch", "CFANet": "pyiqa.archs.topiq_arch", 
 def create_network(metric: MetricInfo, folder: Path, **options: Any) -> nn.Module:
     """The metric's network in float32 on the CPU, ready to score; weights come from `folder` only.
 
-    options: pyiqa's own, for the metric's architecture. Raises MissingWeights, ValueError for a file that does not
-    fit or runs code when opened, ImportError for a Python package that this metric needs besides pyiqa.
+    options: pyiqa's own, for the metric's architecture. Raises MissingWeights, UnpublishedWeights for a CLIP that is
+    not OpenAI's, ValueError for a file that does not fit or runs code when opened, ImportError for a Python package
+    that this metric needs besides pyiqa.
     """
     require_weights([metric], folder)
     try:
@@ -48,7 +49,7 @@ def create_network(metric: MetricInfo, folder: Path, **options: Any) -> nn.Modul
             from pyiqa import create_metric
 
             return create_metric(metric.name, device="cpu", **ARGUMENTS.get(metric.architecture, {}), **options)
-    except MissingWeights:
+    except (MissingWeights, UnpublishedWeights):
         raise
     except ModuleNotFoundError as error:
         raise ImportError(
@@ -57,15 +58,21 @@ def create_network(metric: MetricInfo, folder: Path, **options: Any) -> nn.Modul
         ) from error
     except pickle.UnpicklingError as error:
         raise ValueError(
-            f"A weight file of '{metric.name}' in {folder} runs code when opened, so it was not opened. Use the file "
-            f"pyiqa publishes. Details: {first_line(error)}"
+            f"A weight file of '{metric.name}' in {folder} ({file_names(metric)}) runs code when opened, so it was not "
+            f"opened. Use the file pyiqa publishes. Details: {first_line(error)}"
         ) from error
-    except (KeyError, RuntimeError, OSError, EOFError) as error:
+    # pyiqa checks nothing: a damaged file ends in whatever its networks and readers stumble over.
+    except Exception as error:
         raise ValueError(
-            f"The metric '{metric.name}' cannot be loaded from the files in {folder}: one is damaged or belongs to "
-            "another metric, or a Hugging Face repository it needs is not in this machine's cache. Details: "
-            f"{first_line(error)}"
+            f"The metric '{metric.name}' cannot be loaded from the files in {folder} ({file_names(metric)}): one is "
+            "damaged or belongs to another metric, or a Hugging Face repository it needs is not in this machine's "
+            f"cache. Download again what is damaged. Details: {first_line(error)}"
         ) from error
+
+
+def file_names(metric: MetricInfo) -> str:
+    """The files a metric is known to need, for messages."""
+    return ", ".join(url.rpartition("/")[2] for url in WEIGHT_URLS.get(metric.name, ())) or "see pyiqa's list"
 
 
 def first_line(error: Exception) -> str:
@@ -172,6 +179,7 @@ def offline(metric: str, architecture: str, folder: Path) -> Iterator[None]:
         path = folder / url.rpartition("/")[2]
         if not path.is_file():
             raise MissingWeights({metric: [url]}, folder)
+        require_published(path, url)
         return str(path)
 
     with contextlib.ExitStack() as stack:
@@ -185,8 +193,7 @@ def offline(metric: str, architecture: str, folder: Path) -> Iterator[None]:
         # Neither has a setting that keeps it from downloading. pyiqa imported torch's function by name.
         for owner in (torch.hub, download_util):
             stack.enter_context(exchanged(owner, "download_url_to_file", refuse))
-        # Metrics name their CLIP (LIQE insists on it) and never pass download_root on; a file whose hash is not the
-        # published one would be downloaded over.
+        # Metrics name their CLIP (LIQE insists on it) and never pass download_root on.
         for owner in (clip_model, afineclip_model, *([module] if architecture == "LAIONAes" else [])):
             stack.enter_context(exchanged(owner, "_download", find_clip))
         if architecture == "LIQE":

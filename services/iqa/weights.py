@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -31,6 +33,35 @@ WEIGHT_URLS: Mapping[str, tuple[str, ...]] = {
     "brisque": (HUGGING_FACE + "brisque_svm_weights.pth",),
 }
 """Only what can be said before a run; other metrics say which file they miss when they are loaded."""
+
+
+class UnpublishedWeights(ValueError):
+    """A file that is only opened when it is the published one, and is not."""
+
+
+def published_hash(url: str) -> str:
+    """The SHA-256 that an address names in its path, as OpenAI's do; "" where it names none."""
+    folder = url.rpartition("/")[0].rpartition("/")[2].lower()
+    return folder if re.fullmatch("[0-9a-f]{64}", folder) else ""
+
+
+def require_published(path: Path, url: str) -> None:
+    """Raises UnpublishedWeights unless `path` is byte for byte what is published under `url`.
+
+    CLIP's archives are TorchScript, programs that run when they are read and may write files; so only the known ones
+    are opened.
+    """
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while part := file.read(2**20):
+            digest.update(part)
+    found = digest.hexdigest()
+    if found != published_hash(url):
+        raise UnpublishedWeights(
+            f"{path} is not the file that OpenAI publishes (its SHA-256 is {found[:12]}..., "
+            f"{published_hash(url)[:12] or 'none'}... was expected), so it was not opened: files of this kind can run "
+            f"code. Download it again from {url}"
+        )
 
 
 class MissingWeights(ValueError):

@@ -39,3 +39,47 @@ def every_input(inputs: list[Any]) -> Iterator[Any]:
                 yield from every_input(option.inputs)
         elif isinstance(item, io.Autogrow.Input):
             yield from every_input([item.template.input])
+
+
+def grey() -> Any:
+    import torch
+
+    return torch.full((1, 16, 16, 3), 0.5)
+
+
+def given_to(node: Any, name: str, image: Any) -> dict[str, Any]:
+    """A node's inputs: widgets at their defaults, other images grey, nothing on the other sockets."""
+    from comfy_api.latest import io
+
+    schema = node.define_schema()
+    inputs = {given.id: image if given.id == name else value_of(given) for given in schema.inputs}
+    inputs |= {key: value for key, value in given_by_hand().items() if key in inputs}
+    if not schema.is_input_list:
+        return inputs
+    return {
+        given.id: {key: [value] for key, value in inputs[given.id].items()}
+        if isinstance(given, io.DynamicCombo.Input)
+        else [inputs[given.id]]
+        for given in schema.inputs
+    }
+
+
+def given_by_hand() -> dict[str, Any]:
+    """What a node reads before it looks at the image."""
+    from realisr.models.vicr.diptych import build_diptych
+
+    made = build_diptych(grey(), 16, 16, "side by side")
+    return {"metrics": "piqe", "previous_prompt": "a house", "prompt": "a house", "diptych": made.diptych}
+
+
+def value_of(given: Any) -> Any:
+    from comfy_api.latest import io
+
+    if isinstance(given, io.Image.Input):
+        return grey()
+    if isinstance(given, io.DynamicCombo.Input):
+        option = given.options[0]
+        return {given.id: option.key, **{inner.id: value_of(inner) for inner in option.inputs}}
+    if isinstance(given, io.Combo.Input):
+        return given.default or (given.options[0] if given.options else None)
+    return getattr(given, "default", None)

@@ -309,7 +309,9 @@ def test_wrong_files(host, flux_weights, weights):
     def load(state, stated=None):
         return load_control(host, "wrong.safetensors", state, stated)
 
-    with pytest.raises(ValueError, match=r"not an MM-ControlNet: it lacks 'x_embedder.weight'.*a FLUX diffusion model"):
+    with pytest.raises(
+        ValueError, match=r"not a DreamSR MM-ControlNet: it lacks 'x_embedder.weight'.*a FLUX diffusion model"
+    ):
         load(flux_weights)
     ordinary = {name: value for name, value in weights.items() if not name.startswith(("context_attn", "context_mlp"))}
     with pytest.raises(ValueError, match=r"lacks 'context_mlp.0.net.0.proj.weight'"):

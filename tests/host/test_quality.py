@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,12 @@ def weights(host) -> Path:
     quality.save_clipiqa(folder)
     quality.save_musiq(folder)
     return folder
+
+
+@pytest.fixture(autouse=True)
+def _small_clips() -> Iterator[None]:
+    with quality.small_clips_are_published():
+        yield
 
 
 @pytest.fixture(autouse=True)

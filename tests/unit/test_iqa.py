@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.machinery
 import importlib.util
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -44,6 +45,12 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> list[object]:
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
     monkeypatch.setattr(socket.socket, "connect", refuse)
     return asked
+
+
+@pytest.fixture(autouse=True)
+def _small_clips() -> Iterator[None]:
+    with quality.small_clips_are_published():
+        yield
 
 
 def metric(name: str) -> MetricInfo:

@@ -127,7 +127,7 @@ def test_autoencoder_has_exactly_the_released_tensors():
     ("change", "message"),
     [
         (lambda keys: keys.update({"quantize.embedding.weight": [8192, 8]}), "codebook is 8192 x 8"),
-        (lambda keys: keys.pop("encoder.conv_in.weight"), "no tensor encoder.conv_in.weight"),
+        (lambda keys: keys.pop("encoder.conv_in.weight"), "lacks 'encoder.conv_in.weight'"),
         (lambda keys: keys.pop("decoder.mid.1.q.bias"), "missing decoder.mid.1.q.bias"),
         (lambda keys: keys.update({"decoder.extra": [1]}), "unexpected decoder.extra"),
     ],

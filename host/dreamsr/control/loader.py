@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ....models.dreamsr.config import Injection, MMControlNetConfig
 from ....models.dreamsr.mm_controlnet import MMControlNet
-from ....models.state_dict import describe_state_dict, require_keys, shapes_of
+from ....models.state_dict import require_keys, shapes_of, sizes_of
 from ...files import load_state_dict_file
 from ...model_folders import model_files
 from ...precision import WEIGHT_DTYPES
@@ -62,15 +62,12 @@ def control_choices() -> list[str]:
 
 def read_control_config(source: str, state_dict: dict[str, Any]) -> MMControlNetConfig:
     """Sizes of a state dict. Raises ValueError when it is not a complete MM-ControlNet."""
-    try:
+    advice = (
+        "Choose a DreamSR MM-ControlNet, or make one with Initialise MM-ControlNet. Ordinary ControlNets go through "
+        "ComfyUI's own Load ControlNet Model."
+    )
+    with sizes_of("DreamSR MM-ControlNet", source, state_dict, advice), torch.device("meta"):
         config = MMControlNetConfig.from_shapes(shapes_of(state_dict))
-    except (KeyError, ValueError) as error:
-        raise ValueError(
-            f"{source} is not an MM-ControlNet: it lacks {error}. It looks like {describe_state_dict(state_dict)}. "
-            "Choose a DreamSR MM-ControlNet, or make one with Initialise MM-ControlNet. Ordinary ControlNets go "
-            "through ComfyUI's own Load ControlNet Model."
-        ) from error
-    with torch.device("meta"):
         expected = MMControlNet(config).state_dict()
     require_keys("DreamSR MM-ControlNet", source, expected, state_dict, QUANTISATION_KEYS)
     return config
