@@ -81,6 +81,15 @@ def first_few(names: list[str], count: int = 3) -> str:
     return ", ".join(names[:count]) + (f" and {rest} more" if rest > 0 else "")
 
 
+def require_tensors(what: str, source: str, state_dict: Mapping[str, Any]) -> None:
+    """Raises ValueError naming what in the file `source` is no tensor, before the tensors of `what` are rearranged."""
+    others = [
+        f"{key} is a {type(value).__name__}" for key, value in state_dict.items() if not isinstance(value, torch.Tensor)
+    ]
+    if others:
+        raise ValueError(f"{source} is not a {what}: not all it holds are tensors: {first_few(others)}.")
+
+
 @contextmanager
 def sizes_of(what: str, source: str, state_dict: Mapping[str, Any], advice: str = "") -> Iterator[None]:
     """While the sizes of `what` are read off the tensors of the file `source`, and a network of them is made without

@@ -20,7 +20,7 @@ from comfy.patcher_extension import PatcherInjection
 from comfy.weight_adapter import LoRAAdapter
 from torch import Tensor, nn
 
-from ...models.state_dict import first_few
+from ...models.state_dict import first_few, require_tensors
 from ..files import first_line, load_state_dict_file
 from ..types import Model
 
@@ -41,9 +41,7 @@ class AccelerationLoRA:
     def load(cls, name: str, strength: float) -> AccelerationLoRA:
         """A file of the `loras` folder. Raises ValueError when it is damaged or holds anything but tensors."""
         weights, _ = load_state_dict_file(folder_paths.get_full_path_or_raise("loras", name))
-        other = next((key for key, value in weights.items() if not isinstance(value, Tensor)), None)
-        if other is not None:
-            raise ValueError(f"{name} is not a LoRA: {other} is a {type(weights[other]).__name__}, no tensor.")
+        require_tensors("LoRA", name, weights)
         return cls(weights, name, strength)
 
 

@@ -13,7 +13,7 @@ import torch
 from comfy.ldm.models.autoencoder import AutoencodingEngine, AutoencodingEngineLegacy, DiagonalGaussianRegularizer
 from torch import Tensor, nn
 
-from ...models.state_dict import describe_state_dict, shapes_of, sizes_of
+from ...models.state_dict import describe_state_dict, require_tensors, shapes_of, sizes_of
 from ...models.vosr.config import strip_wrapper_prefix
 from ...models.vosr.qwen_vae import LATENTS_MEAN, LATENTS_STD, LOGVAR_RANGE
 from ...models.vosr.qwen_vae_video import from_video, is_video
@@ -66,6 +66,8 @@ def load_vae_files(vae_path: str | Path, decoder_path: str | Path | None = None)
     """
     path = weights_in(Path(vae_path))
     state_dict = strip_wrapper_prefix(load_state_dict_file(path)[0])
+    if not is_light_decoder(state_dict):
+        require_tensors("VAE", path.name, state_dict)
     if is_video(state_dict):
         with sizes_of("Qwen-Image VAE", path.name, state_dict):
             state_dict = from_video(state_dict)
@@ -175,6 +177,7 @@ def light_decoder_tensors(source: str, content: Mapping[str, Any]) -> dict[str, 
             f"{source} is not VOSR's light decoder (sd21_lwdecoder.pth). It looks like {describe_state_dict(content)}."
         )
     tensors = strip_wrapper_prefix(content.get("model_state_dict", content))
+    require_tensors(what, source, tensors)
     with sizes_of(what, source, tensors):
         decoder = latent_diffusion_names({f"decoder.{key}": value for key, value in tensors.items()})
     check_decoder(what, source, decoder)

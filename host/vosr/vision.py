@@ -14,7 +14,7 @@ import torch
 from comfy.image_encoders.dino2 import Dinov2Model
 from torch import Tensor
 
-from ...models.state_dict import describe_state_dict, require_keys, require_layers, shapes_of, sizes_of
+from ...models.state_dict import describe_state_dict, require_keys, require_layers, require_tensors, shapes_of, sizes_of
 from ...models.vosr.config import strip_wrapper_prefix
 from ...models.vosr.vision import IMAGE_MEAN, IMAGE_STD, INPUT_SIZE, feature_block, preprocess
 from ..files import load_state_dict_file
@@ -72,6 +72,7 @@ def _file_patcher(path: Path, num_heads: int | None, disable_dynamic: bool = Fal
 
 def dinov2_from_tensors(source: str, state_dict: Mapping[str, Tensor], num_heads: int | None = None) -> ClipVision:
     """The same from tensors; source names them in errors."""
+    require_tensors("DINOv2 encoder", source, state_dict)
     tensors = transformers_names(source, strip_wrapper_prefix(state_dict))
     vision = comfy.clip_vision.ClipVisionModel(checked_config(source, tensors, num_heads))
     # The host computes in float32 and would store half precision: keep what the file has.

@@ -395,3 +395,22 @@ def test_a_tensor_of_another_number_of_dimensions(host, kind, shape):
             loader.load(loader.name)
         assert complaint(error.value, loader.name) is None
     removed(path)
+
+
+@pytest.mark.parametrize("value", [None, 3, "text", [1], {"a": 1}], ids=str)
+@pytest.mark.parametrize("kind", ["bridge", "DINOv2", "light decoder", "VQGAN"])
+def test_an_entry_that_is_no_tensor(host, kind, value):
+    """In place of every kind of tensor, some of which are rearranged before they are counted."""
+    loader = LOADERS[kind]
+    path = host.models / loader.folder / loader.name
+    content = loader.content()
+    inner = flat(content)
+    for name in [name for name in inner if "1." not in name][:24]:
+        whole = inner[name]
+        inner[name] = value
+        write(path, content)
+        inner[name] = whole
+        with pytest.raises(ValueError, match=loader.name) as error:
+            loader.load(loader.name)
+        assert complaint(error.value, loader.name) is None
+    removed(path)
