@@ -129,17 +129,21 @@ def exchanged(owner: Any, name: str, value: Any) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def environment(name: str, value: str) -> Iterator[None]:
-    """Set an environment variable, for the length of a `with` block."""
+def environment(name: str, value: str | None) -> Iterator[None]:
+    """Set an environment variable, or take it away, for the length of a `with` block."""
+
+    def change(to: str | None) -> None:
+        if to is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = to
+
     before = os.environ.get(name)
-    os.environ[name] = value
+    change(value)
     try:
         yield
     finally:
-        if before is None:
-            del os.environ[name]
-        else:
-            os.environ[name] = before
+        change(before)
 
 
 @contextlib.contextmanager
@@ -186,6 +190,8 @@ def offline(metric: str, architecture: str, folder: Path) -> Iterator[None]:
         # Settings: torch's own folder, and its refusal of pickles that run code, over pyiqa's weights_only=False.
         stack.enter_context(hub_folder(folder))
         stack.enter_context(environment("TORCH_FORCE_WEIGHTS_ONLY_LOAD", "1"))
+        # torch refuses to load anything while both are set.
+        stack.enter_context(environment("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", None))
         # Read from the environment when huggingface_hub is imported, which was long ago.
         stack.enter_context(exchanged(constants, "HF_HUB_OFFLINE", True))
         # pyiqa's folder for every file it publishes is a constant, made on import.

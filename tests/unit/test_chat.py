@@ -238,7 +238,7 @@ def test_trouble_that_asking_again_does_not_help(chat, trouble, told):
 
 def test_a_timeout(chat):
     chat.script(Answer(ANSWER, delay=30.0))
-    assert refine(chat, timeout=0.5) == REFINED
+    assert refine(chat, timeout=3.0) == REFINED
     chat.default = Hang()
     error = fail(chat, timeout=0.3, retries=1)
     assert "did not answer within 0.3 s" in str(error)

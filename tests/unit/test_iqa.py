@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.machinery
 import importlib.util
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -354,3 +355,11 @@ def test_musiq_from_its_file(tmp_path: Path, no_network):
     first, second = scores(network, info)
     assert first != second
     assert no_network == []
+
+
+def test_a_setting_that_turns_torchs_guard_off_does_not_reach_metrics(tmp_path: Path, monkeypatch):
+    """With both of torch's settings it loads nothing, and the metric's file was blamed."""
+    monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
+    quality.save_topiq(tmp_path)
+    create_network(metric("topiq_nr"), tmp_path)
+    assert os.environ["TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"] == "1"
