@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator
 
 import pytest
@@ -33,14 +32,13 @@ PROMPTS = ["a house", "a house, cue 1", "a house, cue 1, cue 2", "a house, cue 1
 
 @pytest.fixture(scope="module")
 def comfy(start_server) -> Iterator[ComfyServer]:
-    """A ComfyUI with a key in its environment and the small models in its folders."""
-    os.environ["REALISR_TEST_KEY"] = KEY
-    try:
+    """A ComfyUI with a key in its environment, allowed for this machine, and the small models in its folders."""
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("REALISR_TEST_KEY", KEY)
+        environment.setenv("REALISR_KEY_VARIABLES", "REALISR_TEST_KEY")
         with start_server() as running:
             save_models(running.models)
             yield running
-    finally:
-        del os.environ["REALISR_TEST_KEY"]
 
 
 @pytest.fixture

@@ -111,14 +111,14 @@ CONFIGS = [
 def test_a_damaged_config_is_offered_and_says_so_when_it_is_loaded(models: Path, content: bytes):
     from realisr.host.vlm_folders import find_vlm
 
-    folder = models / "LLM" / "damaged"
+    folder = models / "LLM" / "bad config"
     folder.mkdir()
     (folder / "config.json").write_bytes(content)
     for name in ("tokenizer.json", "processor_config.json", "model.safetensors"):
         (folder / name).touch()
-    assert "damaged" in schemas()["LoadLocalVLM"]
+    assert "bad config" in schemas()["LoadLocalVLM"]
     with pytest.raises(ValueError, match=r"config\.json (is not valid JSON|holds a)"):
-        find_vlm("damaged")
+        find_vlm("bad config")
 
 
 INDEXES = [
@@ -266,11 +266,11 @@ def test_a_tokenizer_that_panics_when_it_is_used(models: Path, llava: Path, part
 
 
 def test_a_template_that_runs_for_days(models: Path, llava: Path):
-    folder = Path(shutil.copytree(llava, models / "LLM" / "endless"))
+    folder = Path(shutil.copytree(llava, models / "LLM" / "for days"))
     loops = "{% for i in range(99999) %}" * 3 + "{% endfor %}" * 3
     (folder / "chat_template.jinja").write_text(loops + CHAT_TEMPLATE)
     with pytest.raises(ValueError, match="chat template in the model's folder cannot be used"):
-        inputs_of(load("endless"))
+        inputs_of(load("for days"))
 
 
 def with_number(folder: Path, file: str, *names: str, value: Any) -> None:
