@@ -20,8 +20,8 @@ demo: ## restore a degraded photo with the bundled model through a headless Comf
 test: lint ## lint, type check and the whole test suite; ARGS="-k name" for a part of it
 	$(HOST) -m pytest $(ARGS)
 
-test-fast: ## the tests that need no server and no browser and are not marked slow
-	$(HOST) -m pytest -m "not e2e and not browser and not slow" $(ARGS)
+test-fast: ## the tests that need no server and no browser and are not marked slow, without the attacks of tests/hostile
+	$(HOST) -m pytest --ignore=tests/hostile -m "not e2e and not browser and not slow" $(ARGS)
 
 test-hostile: ## damaged files, odd pictures and inputs: N=5000 draws as many of each instead of a few
 	REALISR_ATTACKS=$(N) $(HOST) -m pytest tests/hostile --timeout 0 $(ARGS)

@@ -144,6 +144,7 @@ def test_lora_on_the_model(host, model, flux_weights, weights, control, scene):
     assert relative_error(velocity(*apply_control(model, control, scene)[:2], scene), reference) > 0.01
 
 
+@pytest.mark.slow
 def test_torch_compile_equals_eager(host, scene, monkeypatch):
     """Control network and DiT in one graph, for all steps and whichever node comes first."""
     import comfy.ldm.flux.math

@@ -70,6 +70,7 @@ def start_up(comfyui, tmp_path_factory) -> StartUp:
     return StartUp(of_pack, of_broken, log)
 
 
+@pytest.mark.slow
 def test_the_archive_loads_from_a_folder_with_dots_spaces_and_hyphens(start_up, host):
     assert start_up.pack["loaded"] is True, start_up.log
     assert start_up.pack["nodes"] == sorted(node.GET_SCHEMA().node_id for node in pack_nodes())

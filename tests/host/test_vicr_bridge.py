@@ -319,6 +319,7 @@ def test_copies_the_host_makes_by_loading_again(plain, bridge):
         assert torch.equal(sample(copy, SCENE, wire=wire), expected)
 
 
+@pytest.mark.slow
 def test_torch_compile(host, plain, bridge, monkeypatch):
     """A compiled model is traced anew once the network has the patch, and gives plain results after."""
     import comfy.ldm.modules.attention as attention
