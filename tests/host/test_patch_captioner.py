@@ -419,6 +419,26 @@ def test_a_batch_answers_as_one_by_one(host, chat_template):
     assert vlm.local.answers(questions, device, lambda: None) == alone
 
 
+def test_a_local_model_asks_no_more_at_once_than_memory_has_held(host, monkeypatch):
+    import comfy.model_management
+
+    from realisr.services.vlm.questions import caption_question
+
+    vlm = load_llava(host, "short_of_memory", 0.0, 4)
+    asked, answers = [], type(vlm.local).answers
+
+    def answering(self, questions, *rest):
+        asked.append(len(questions))
+        if len(questions) > 1:
+            raise comfy.model_management.OOM_EXCEPTION("pretended")
+        return answers(self, questions, *rest)
+
+    monkeypatch.setattr(type(vlm.local), "answers", answering)
+    questions = [caption_question(torch.rand(10, 10, 3), "tags")] * 4
+    assert len(list(vlm.answers(questions, lambda: None, in_flight=2))) == 4
+    assert asked[0] == 2 and set(asked[1:]) == {1}
+
+
 def test_a_slow_tile_does_not_hold_up_the_others(chat):
     """The next request leaves as soon as one is answered, not when all of a group are."""
     lock, asked_for, all_others = threading.Lock(), set(), threading.Event()

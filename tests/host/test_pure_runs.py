@@ -295,6 +295,24 @@ def test_a_batch_that_does_not_fit_after_all_is_drawn_in_halves(model, monkeypat
     assert torch.equal(result[4].codes, expected[4].codes) and torch.equal(result[0], expected[0])
 
 
+def test_a_batch_that_did_not_fit_is_not_tried_again(model, monkeypatch):
+    import comfy.model_management
+
+    from realisr.host.pure import restore as module
+
+    batches, generate = [], module.generate
+
+    def generating(network, prompts, *inputs, **named):
+        batches.append(len(prompts))
+        if len(prompts) > 1:
+            raise comfy.model_management.OOM_EXCEPTION("pretended")
+        return generate(network, prompts, *inputs, **named)
+
+    monkeypatch.setattr(module, "generate", generating)
+    run_restorer(model, picture(width=32, height=32, batch=4), **pure.QUICK, batch_size=2, preview=False)
+    assert batches == [2, 1, 1, 1, 1]
+
+
 @pytest.mark.parametrize("weight_dtype", ["fp32", "bf16", "fp8_e4m3fn"])
 @pytest.mark.parametrize("keep", [0.0, 0.5])
 def test_partly_offloaded_gives_the_same_tokens(host, model, monkeypatch, keep, weight_dtype):

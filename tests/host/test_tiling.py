@@ -397,3 +397,19 @@ def test_prompts_of_tiles_are_refused_by_a_model_without(fill):
     """They would be passed over, which nobody would notice."""
     with pytest.raises(ValueError, match=r"was made for tiles\. Sample it with the model output of the node"):
         run(fill, noise(), in_tiles(text(0.0), own_texts(tiling().grid)))
+
+
+def test_kept_conditions_make_room_for_a_tile_that_would_not_fit_beside_them(fill):
+    calls = []
+
+    def rule(x, c):
+        calls.append(x.shape[0])
+        if len(calls) == 3:  # when those of two tiles are kept
+            raise torch.OutOfMemoryError("no room")
+        return scaled(x, c)
+
+    x, tiled = noise(), tiling(per_forward=1)
+    conditioning = in_tiles(text(0.0), own_texts(tiled.grid))
+    found = run(tiled.apply(Network(rule).on(fill)), x, conditioning)
+    assert torch.equal(found, run(tiled.apply(Network(scaled).on(fill)), x, conditioning))
+    assert len(calls) == 3 * 6 + 1
