@@ -114,6 +114,7 @@ class ExportSettings(Settings):
     file: str | None = "vosr.safetensors"
     """Its name; null: the folder alone."""
     dtype: Literal["fp16", "fp32"] = "fp16"
+    """Of that file; a tensor whose values fp16 cannot hold stays in fp32."""
     one_step: bool = False
     """Mark a model of flow matching as one to run in one unguided step."""
 

@@ -54,7 +54,7 @@ class VOSRMethod(Method[VOSRRunConfig]):
     """What of the network's state dict is not trained."""
 
     def build(self, device: torch.device) -> None:
-        self.degradations = Degradations(self.config.data)
+        self.degradations = Degradations(self.config.data.degradation)
         if self.config.distillation is None:
             self.build_flow(device)
         else:

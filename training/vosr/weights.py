@@ -35,13 +35,15 @@ def write_folder(folder: Path, args: Mapping[str, Any], tensors: Mapping[str, Te
 
 
 def write_file(path: Path, args: Mapping[str, Any], tensors: Mapping[str, Tensor], dtype: torch.dtype) -> Path:
-    """One safetensors file with the args in its metadata. Raises ValueError for values that `dtype` cannot hold."""
+    """One safetensors file with the args in its metadata; float32 where a value is too large for `dtype`."""
     metadata = {"format": "pt", ARGS_KEY: json.dumps(args)}
-    narrow = {name: tensor.detach().cpu().to(dtype).contiguous() for name, tensor in tensors.items()}
-    overflown = [name for name, tensor in narrow.items() if not tensor.isfinite().all()]
-    if overflown:
-        raise ValueError(f"{overflown[0]} holds values that {str(dtype).removeprefix('torch.')} cannot: use fp32")
-    return write_atomically(path, lambda partial: save_file(narrow, partial, metadata=metadata))
+    stored = {name: narrowed(tensor.detach().cpu(), dtype) for name, tensor in tensors.items()}
+    return write_atomically(path, lambda partial: save_file(stored, partial, metadata=metadata))
+
+
+def narrowed(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    narrow = tensor.to(dtype)
+    return (narrow if narrow.isfinite().all() else tensor.float()).contiguous()
 
 
 def one_step(args: Mapping[str, Any]) -> dict[str, Any]:
