@@ -26,8 +26,8 @@ Qualities = Annotated[
     tuple[Annotated[int, Field(ge=1, le=100)], Annotated[int, Field(ge=1, le=100)]], AfterValidator(rising)
 ]
 
-Scale = Annotated[float, Field(ge=1)]
-"""How many times smaller the degraded image is."""
+Scales = Annotated[tuple[Annotated[float, Field(ge=1)], ...], Field(min_length=1)]
+Weights = Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(min_length=1)]
 
 Weight = Annotated[float, Field(gt=0)]
 
@@ -84,13 +84,29 @@ class SecondRoundSettings(RoundSettings):
     poisson: Strengths = (0.05, 2.5)
 
 
-class RealWorldSettings(Settings):
+class ScaledSettings(Settings):
+    """What every kind of degradation has."""
+
+    weight: Weight = 1.0
+    """A kind's chance, for every photo, is its weight over the sum of all."""
+    scales: Scales
+    """How many times smaller the degraded image is: one of these."""
+    scale_weights: Weights
+    """One for each of the scales; a scale's chance is its weight over the sum of all."""
+
+    @model_validator(mode="after")
+    def weight_for_each(self) -> ScaledSettings:
+        if len(self.scales) != len(self.scale_weights):
+            raise ValueError(f"there are {len(self.scales)} scales and {len(self.scale_weights)} scale_weights")
+        return self
+
+
+class RealWorldSettings(ScaledSettings):
     """The second-order model of Real-ESRGAN (arXiv 2107.10833), with VOSR's numbers (arXiv 2604.03225) as defaults."""
 
     kind: Literal["real_world"] = "real_world"
-    weight: Weight = 1.0
-    """A kind's chance, for every photo, is its weight over the sum of all."""
-    scale: Scale = 4.0
+    scales: Scales = (4,)
+    scale_weights: Weights = (1,)
     first: RoundSettings = RoundSettings()
     second: SecondRoundSettings | None = SecondRoundSettings()
     """null: one round only."""
@@ -102,50 +118,37 @@ class RealWorldSettings(Settings):
     upscale: Enlarging = "random"
 
 
-class SimpleSettings(Settings):
+class SimpleSettings(ScaledSettings):
     """Blur, one antialiased bicubic reduction, Gaussian noise and JPEG, drawn for every photo."""
 
     kind: Literal["simple"] = "simple"
-    weight: Weight = 1.0
-    scales: Annotated[tuple[Scale, ...], Field(min_length=1)] = (1, 2, 3, 4)
-    scale_weights: Annotated[tuple[float, ...], Field(min_length=1)] = (0.1, 0.45, 0.1, 0.35)
-    """One for each of the scales."""
+    scales: Scales = (1, 2, 3, 4)
+    scale_weights: Weights = (0.1, 0.45, 0.1, 0.35)
     blur_chance: Chance = 0.25
     blur: Strengths = (0.3, 1.2)
     """Standard deviations in pixels of the clean photo."""
     noise: Strengths = (0.0, 22.0)
+    """Standard deviations."""
     clean_chance: Chance = 0.05
     """Of neither noise nor JPEG."""
     quality: Qualities = (45, 95)
     upscale: Enlarging = "bicubic"
 
-    @model_validator(mode="after")
-    def weight_for_each(self) -> SimpleSettings:
-        if len(self.scales) != len(self.scale_weights):
-            raise ValueError(f"there are {len(self.scales)} scales and {len(self.scale_weights)} scale_weights")
-        return self
 
-
-class CameraSettings(Settings):
-    """What a camera with a shorter lens does to the picture: mostly optical blur, drawn for every photo."""
+class CameraSettings(ScaledSettings):
+    """What a shorter focal length makes of a scene: mostly lens blur, drawn for every photo."""
 
     kind: Literal["camera"] = "camera"
-    weight: Weight = 1.0
-    scale: Scale = 4.0
-    sigma: PositiveRange = (1.2, 3.6)
-    """Standard deviations of the blur in pixels of the clean photo."""
-    aspect: PositiveRange = (0.7, 1.0)
-    """The kernel's shorter axis over its longer one, at a random angle."""
-    read_noise: Strengths = (0.0, 2.0)
+    scales: Scales = (4,)
+    scale_weights: Weights = (1,)
+    sigma: PositiveRange = (0.2, 0.8)
+    """Standard deviations of the blur along its two axes, in pixels of the small picture."""
+    round_chance: Chance = 0.5
+    """Of a blur that is alike along both axes."""
+    noise: Strengths = (0.0, 3.0)
     """Standard deviations."""
-    shot_noise: Strengths = (0.0, 0.3)
-    """Variance in 8-bit levels for each level of brightness."""
-    noise_smoothing: Strengths = (0.0, 0.7)
-    """Standard deviations, in pixels of the small picture, of the blur that demosaicing leaves in noise."""
-    sharpen: Strengths = (0.0, 0.6)
-    """Amount of the camera's own sharpening of the small picture."""
     jpeg_chance: Chance = 0.5
-    quality: Qualities = (75, 98)
+    quality: Qualities = (85, 100)
     upscale: Enlarging = "bicubic"
 
 

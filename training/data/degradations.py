@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ...models.degradation.camera import CameraDegradation
-from ...models.degradation.draws import happens, pick, uniform, weighted_pick
+from ...models.degradation.draws import happens, pick, uniform, uniforms, weighted_pick
 from ...models.degradation.kernels import KernelOptions
 from ...models.degradation.real_world import RealWorldDegradation, Round, random_resize
 from ...models.degradation.simple import SimpleDegradation
@@ -22,6 +22,7 @@ from .degradation_config import (
     Enlarging,
     RealWorldSettings,
     RoundSettings,
+    ScaledSettings,
     SimpleSettings,
 )
 
@@ -98,17 +99,21 @@ def enlarge(low: Tensor, size: tuple[int, int], mode: Enlarging, generator: torc
 def draw_degradation(settings: DegradationSettings, generator: torch.Generator) -> Degradation:
     """A degradation with the numbers that are drawn before it runs."""
     if isinstance(settings, RealWorldSettings):
-        return real_world(settings)
+        return real_world(settings, draw_scale(settings, generator))
     if isinstance(settings, SimpleSettings):
         return draw_simple(settings, generator)
     return draw_camera(settings, generator)
 
 
-def real_world(settings: RealWorldSettings) -> RealWorldDegradation:
-    """Draws everything itself, when it runs."""
+def draw_scale(settings: ScaledSettings, generator: torch.Generator) -> float:
+    return settings.scales[weighted_pick(generator, settings.scale_weights)]
+
+
+def real_world(settings: RealWorldSettings, scale: float) -> RealWorldDegradation:
+    """Draws everything but the scale itself, when it runs."""
     rounds = (settings.first,) if settings.second is None else (settings.first, settings.second)
     return RealWorldDegradation(
-        scale=settings.scale,
+        scale=scale,
         rounds=tuple(map(make_round, rounds)),
         sinc_chance=settings.final_sinc_chance,
         jpeg_last_chance=settings.jpeg_last_chance,
@@ -141,7 +146,7 @@ def make_round(settings: RoundSettings) -> Round:
 def draw_simple(settings: SimpleSettings, generator: torch.Generator) -> SimpleDegradation:
     clean = happens(generator, settings.clean_chance)
     return SimpleDegradation(
-        scale=settings.scales[weighted_pick(generator, settings.scale_weights)],
+        scale=draw_scale(settings, generator),
         blur_sigma=uniform(generator, settings.blur) if happens(generator, settings.blur_chance) else 0.0,
         noise_sigma=0.0 if clean else uniform(generator, settings.noise) / 255,
         jpeg_quality=None if clean else draw_quality(settings.quality, generator),
@@ -149,16 +154,15 @@ def draw_simple(settings: SimpleSettings, generator: torch.Generator) -> SimpleD
 
 
 def draw_camera(settings: CameraSettings, generator: torch.Generator) -> CameraDegradation:
+    scale = draw_scale(settings, generator)
+    along, across = (scale * sigma for sigma in uniforms(generator, settings.sigma, 2).tolist())
+    compressed = happens(generator, settings.jpeg_chance)
     return CameraDegradation(
-        scale=settings.scale,
-        sigma=uniform(generator, settings.sigma),
-        aspect=uniform(generator, settings.aspect),
-        angle=uniform(generator, (0.0, math.pi)),
-        read_noise=uniform(generator, settings.read_noise) / 255,
-        shot_noise=uniform(generator, settings.shot_noise) / 255,
-        noise_smoothing=uniform(generator, settings.noise_smoothing),
-        sharpen=uniform(generator, settings.sharpen),
-        jpeg_quality=draw_quality(settings.quality, generator) if happens(generator, settings.jpeg_chance) else None,
+        scale=scale,
+        sigma=(along, along if happens(generator, settings.round_chance) else across),
+        rotation=uniform(generator, (0.0, math.pi)),
+        noise_sigma=uniform(generator, settings.noise) / 255,
+        jpeg_quality=draw_quality(settings.quality, generator) if compressed else None,
     )
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from ..engine.batches import SKIPPED
 from ..engine.method import Samples
 from .augment import augment, changes
 from .config import DataSettings
@@ -17,7 +18,6 @@ from .crop_prompts import read_crop_prompts
 from .crops import Crop, cut, draw_crop
 from .order import Order
 from .reading import PhotoError
-from .skips import Skips
 from .sources import Source, make_source
 
 ATTEMPTS = 100
@@ -31,9 +31,10 @@ class Photos(Samples):
     * `prompt`: str, "" where there is none;
     * `crop_prompt`: str, with `needs_crop_prompts` alone;
     * `name`: str, equal for equal `hq`: the photo's path or place in its archive, its crop, and what changed it;
-    * `number`: int, n.
+    * `number`: int, n;
+    * `skipped`: list of (name, reason): photos that were drawn before this one and cannot be used, and archives that
+      break off. The engine takes it out, says each once and counts them.
 
-    A photo that cannot be used stands back for another, and is in `skipped()`.
     crop: side in pixels in place of that of the settings. needs_prompt: leave out photos without a prompt.
     needs_crop_prompts: take crops that have prompts of their own (crop_prompts.py), with the whole photo's as `prompt`.
     Raises what `make_source` raises.
@@ -49,8 +50,9 @@ class Photos(Samples):
     ):
         self.settings, self.seed, self.crop = settings, seed, crop or settings.crop
         self.needs_prompt, self.needs_crop_prompts = needs_prompt, needs_crop_prompts
-        self.skips = Skips()
-        self.sources: list[Source] = [make_source(each, seed, self.skips.add) for each in settings.sources]
+        self.found: dict[str, str] = {}
+        self.sources: list[Source] = [make_source(each, seed, self.found.setdefault) for each in settings.sources]
+        self.broken = list(self.found.items())
         sizes = [len(source) for source in self.sources]
         self.order = Order(sizes, [source.weight for source in settings.sources], seed)
         self.pictures = PictureMemory(settings.memory * 1_000_000)
@@ -61,18 +63,19 @@ class Photos(Samples):
 
     def __getitem__(self, number: int) -> dict[str, Any]:
         """Raises RuntimeError when many photos in a row cannot be used, with the last reason."""
-        reason = ""
+        skipped = list(self.broken)
         for attempt in range(ATTEMPTS):
             rng = np.random.default_rng((self.seed, number, attempt))
             place = self.order.place(number) if attempt == 0 else self.order.another(rng)
             try:
-                return {**self.sample(*place, rng), "number": number}
+                return {**self.sample(*place, rng), "number": number, SKIPPED: skipped}
             except PhotoError as error:
-                name, reason = self.sources[place[0]].name(place[1]), str(error)
-                self.skips.add(name, reason)
+                skipped.append((self.sources[place[0]].name(place[1]), str(error)))
+                self.found.setdefault(*skipped[-1])
+        name, reason = skipped[-1]
         raise RuntimeError(
-            f"{ATTEMPTS} photos in a row cannot be used. {len(self.skipped())} have been left out so far, the last one "
-            f"{name}: {reason}"
+            f"{ATTEMPTS} photos in a row cannot be used; {len(self.found)} different ones so far. The last is {name}: "
+            f"{reason}"
         )
 
     @property
@@ -81,8 +84,8 @@ class Photos(Samples):
         return not changes(self.settings.augment) and (self.settings.fixed_crops > 0 or self.needs_crop_prompts)
 
     def skipped(self) -> dict[str, str]:
-        """Photos (and broken archives) that were left out by this and all reading processes, with the reasons."""
-        return self.skips.all()
+        """Photos that this process has left out, and archives that break off, with the reasons."""
+        return dict(self.found)
 
     def sample(self, source_number: int, index: int, rng: np.random.Generator) -> dict[str, Any]:
         """A crop of one photo. Raises PhotoError for one that cannot be used."""

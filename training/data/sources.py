@@ -17,7 +17,7 @@ from .config import ProceduralSettings, SourceSettings
 from .reading import IMAGE_SUFFIXES, PhotoError, read_photo
 from .tars import TarPhotos
 
-Note = Callable[[str, str], None]
+Note = Callable[[str, str], object]
 """Told the name of what is left out, and why."""
 
 

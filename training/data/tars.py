@@ -24,7 +24,7 @@ class Member:
     size: int
 
 
-@dataclass
+@dataclass(slots=True)
 class TarPhoto:
     """The files of one sample: those that have a name up to its first dot in common."""
 
@@ -50,14 +50,14 @@ class TarPhotos:
     Raises FileNotFoundError for a pattern without archives, ValueError for files that are none and for no photo in any.
     """
 
-    def __init__(self, pattern: str, note: Callable[[str, str], None]):
+    def __init__(self, pattern: str, note: Callable[[str, str], object]):
         self.photos: list[TarPhoto] = []
         for archive in find_archives(pattern):
-            for photo in samples(archive, note):
-                if photo.image is None:
-                    note(photo.name, "there is no image in this sample")
-                else:
-                    self.photos.append(photo)
+            found = samples(archive, note)
+            self.photos += [photo for photo in found if photo.image is not None]
+            empty = [photo for photo in found if photo.image is None]
+            if empty:
+                note(empty[0].name, f"there is no image in this sample, nor in {len(empty) - 1} others of its archive")
         if not self.photos:
             raise ValueError(f"there is no photo in the archives of {pattern}")
 
@@ -100,7 +100,7 @@ def find_archives(pattern: str) -> list[Path]:
     return found
 
 
-def samples(archive: Path, note: Callable[[str, str], None]) -> list[TarPhoto]:
+def samples(archive: Path, note: Callable[[str, str], object]) -> list[TarPhoto]:
     """What an archive holds, in its order."""
     found: dict[str, TarPhoto] = {}
     for name, member in members(archive, note):
@@ -112,7 +112,7 @@ def samples(archive: Path, note: Callable[[str, str], None]) -> list[TarPhoto]:
     return list(found.values())
 
 
-def members(archive: Path, note: Callable[[str, str], None]) -> Iterator[tuple[str, Member]]:
+def members(archive: Path, note: Callable[[str, str], object]) -> Iterator[tuple[str, Member]]:
     """Names and places of the files that are wholly there. Reads the headers alone.
 
     Raises ValueError for a file that is no uncompressed archive.
