@@ -59,7 +59,11 @@ def main(argv: Sequence[str] | None = None) -> None:
             dry_run(method)
         else:
             train(method)
-    except (ValueError, OSError, ArithmeticError, ModuleNotFoundError) as error:
+    except ModuleNotFoundError as error:
+        if error.name is None:  # raised by the pack, with the command in its text
+            raise SystemExit(f"error: {error}") from error
+        raise SystemExit(f"training needs {error.name}: {INSTALL}") from error
+    except (ValueError, OSError, ArithmeticError) as error:
         if os.environ.get("REALISR_TRACEBACK"):
             raise
         raise SystemExit(f"error: {error}") from error

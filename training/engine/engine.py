@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
-from torch import Tensor, nn
+from torch import nn
 
 from .average import Average
 from .batches import SKIPPED, MicroBatches, micro_batches
@@ -135,14 +135,14 @@ class Engine:
 
     # --- a step --------------------------------------------------------------------------------------------------
 
-    def train_step(self, parts: list[tuple[int, Batch]]) -> dict[str, Tensor | float]:
+    def train_step(self, parts: list[tuple[int, Batch]]) -> dict[str, float]:
         """Take this step's turns on the process's (number, collated micro-batch) pairs. Returns what the log takes."""
         prepared = []
         for number, batch in parts:
             draws = Draws(self.config.seed, number, self.accelerator.device)
             with torch.no_grad():
                 prepared.append((number, self.method.prepare(batch, draws), draws))
-        figures: dict[str, Tensor | float] = {}
+        figures: dict[str, float] = {}
         turns = self.method.turns(self.step)
         for turn in turns:
             prefix = f"{turn}/" if len(self.turns) > 1 else ""
@@ -153,9 +153,9 @@ class Engine:
         self.step += 1
         return figures
 
-    def take_turn(self, turn: str, prepared: list[tuple[int, Batch, Draws]]) -> dict[str, Tensor | float]:
+    def take_turn(self, turn: str, prepared: list[tuple[int, Batch, Draws]]) -> dict[str, float]:
         """Accumulate a turn's gradients and take its step. Raises Diverged when they are no numbers."""
-        sums: dict[str, Tensor] = {}
+        sums: dict[str, Any] = {}
         optimizer = self.optimizers[turn]
         with frozen(self.parameters_of_others(turn)):
             for index, (number, batch, draws) in enumerate(prepared):
@@ -165,9 +165,10 @@ class Engine:
                     losses = self.network(turn, batch, draws)
                     self.accelerator.backward(losses["loss"] / len(prepared))
                 for name, value in losses.items():
-                    sums[name] = sums.get(name, torch.zeros(())) + value.detach().float().cpu() / len(prepared)
+                    sums[name] = sums.get(name, 0) + value.detach().float() / len(prepared)
         norm = self.clip(optimizer.parameters)
-        loss = float(self.accelerator.reduce(sums["loss"].to(self.accelerator.device), "mean"))
+        means = dict(zip(sums, self.accelerator.reduce(torch.stack(list(sums.values())), "mean").tolist(), strict=True))
+        loss = means["loss"]
         if not math.isfinite(norm) or not math.isfinite(loss):
             raise Diverged(
                 f"step {self.step + 1}: the {turn} loss is {loss}, the norm of its gradient {norm}. Nothing of this "
@@ -175,7 +176,7 @@ class Engine:
                 "schedule.warmup, and start the same command again."
             )
         rate = optimizer.step(self.step, self.config.steps)
-        return {**sums, "loss": loss, "gradient_norm": norm, "learning_rate": rate}
+        return {**means, "gradient_norm": norm, "learning_rate": rate}
 
     def parameters_of_others(self, turn: str) -> list[nn.Parameter]:
         """What other turns train and this one does not."""
@@ -277,6 +278,7 @@ def make_accelerator(method: Method[Any]) -> Accelerator:
 
         kwargs.append(DistributedDataParallelKwargs(find_unused_parameters=True))
     accelerator = Accelerator(
+        cpu=not torch.accelerator.is_available(),
         mixed_precision="no" if config.precision == "fp32" else config.precision,
         log_with=list(config.log.trackers) or None,
         project_dir=str(config.out),

@@ -27,16 +27,15 @@ class Records:
         self.bar = tqdm(
             total=steps, initial=first, unit="step", dynamic_ncols=True, disable=not accelerator.is_main_process
         )
-        self.sums: dict[str, Tensor] = {}
+        self.sums: dict[str, float] = {}
         self.count = 0
         self.skipped: set[str] = set()
         self.started = time.monotonic()
 
-    def step(self, step: int, figures: Mapping[str, Tensor | float]) -> None:
+    def step(self, step: int, figures: Mapping[str, float]) -> None:
         """Take the figures of a step; `step` counts from 1."""
         for name, value in figures.items():
-            value = torch.as_tensor(value).detach().float().cpu()
-            self.sums[name] = self.sums.get(name, torch.zeros(())) + value
+            self.sums[name] = self.sums.get(name, 0.0) + value
         self.count += 1
         self.bar.update()
         if step % self.every == 0:
@@ -44,12 +43,13 @@ class Records:
 
     def flush(self, step: int) -> None:
         seconds = (time.monotonic() - self.started) / self.count
-        means = {name: float(value) / self.count for name, value in self.sums.items()}
+        means = {name: value / self.count for name, value in self.sums.items()}
         speed = {"seconds_per_step": seconds, "images_per_second": self.images / seconds}
         memory = {"memory_gb": peak_memory()} if torch.cuda.is_available() else {}
         skipped = {"skipped": float(len(self.skipped))} if self.skipped else {}
         self.log(step, {**means, **speed, **memory, **skipped})
-        shown = {"loss": f"{means.get('loss', float('nan')):.4g}", "images/s": f"{speed['images_per_second']:.3g}"}
+        losses = {name: f"{value:.4g}" for name, value in means.items() if name.rpartition("/")[2] == "loss"}
+        shown = {**losses, "images/s": f"{speed['images_per_second']:.3g}"}
         self.bar.set_postfix({**shown, **{name: f"{value:.3g}" for name, value in {**memory, **skipped}.items()}})
         self.sums, self.count, self.started = {}, 0, time.monotonic()
 
