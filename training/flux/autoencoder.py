@@ -4,16 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ...models.state_dict import require_layers
 from .files import WeightFiles, assemble, check, not_a
-
-if TYPE_CHECKING:
-    from diffusers import AutoencoderKL
 
 WHAT = "FLUX autoencoder"
 PREFIXES = ("first_stage_model.", "vae.")
@@ -22,9 +19,9 @@ LATENT_CHANNELS, LATENT_SCALE, LATENT_SHIFT = 16, 0.3611, 0.1159
 
 
 class Autoencoder:
-    """Images in -1..1 to latents as FLUX's network takes them, and back. Frozen."""
+    """Images in -1..1 to latents as FLUX's network takes them, and back, by a frozen AutoencoderKL."""
 
-    def __init__(self, network: AutoencoderKL):
+    def __init__(self, network: Any):
         self.network = network
 
     @property
@@ -74,6 +71,9 @@ def load_autoencoder(path: Path, device: torch.device, dtype: torch.dtype) -> Au
     from diffusers import AutoencoderKL
     from diffusers.loaders.single_file_utils import convert_ldm_vae_checkpoint
 
+    # diffusers takes its models' common methods from bases it gives no types for.
+    network: Any = AutoencoderKL
+
     files = WeightFiles(path, "vae")
     names = files.without_prefix(*PREFIXES)
     shapes = {name: files.shapes[stored] for name, stored in names.items()}
@@ -84,7 +84,7 @@ def load_autoencoder(path: Path, device: torch.device, dtype: torch.dtype) -> Au
     if config["latent_channels"] != LATENT_CHANNELS:
         raise not_a(WHAT, files, f"its latents have {config['latent_channels']} channels, FLUX's {LATENT_CHANNELS}")
     with torch.device("meta"):
-        expected = AutoencoderKL(**config)
+        expected = network(**config)
     own = "encoder.down.0.block.0.conv1.weight" in shapes
 
     def renamed(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -93,4 +93,4 @@ def load_autoencoder(path: Path, device: torch.device, dtype: torch.dtype) -> Au
     empty = renamed({name: torch.empty(shape, device="meta") for name, shape in shapes.items()})
     check(WHAT, files, expected, {name: tuple(value.shape) for name, value in empty.items()})
     tensors = {} if device.type == "meta" else renamed({name: files.read(stored) for name, stored in names.items()})
-    return Autoencoder(assemble(lambda: AutoencoderKL(**config), None, tensors.__getitem__, device, dtype))
+    return Autoencoder(assemble(lambda: network(**config), None, tensors.__getitem__, device, dtype))

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...models.state_dict import require_layers
-from .files import WeightFiles, assemble, not_a, part_of
+from .files import WeightFiles, assemble, not_a
 
 log = logging.getLogger(__name__)
 
@@ -137,7 +137,8 @@ def load_encoder(kind: Kind, path: Path, device: torch.device, dtype: torch.dtyp
         arguments = kind.sizes(shapes)
         with torch.device("meta"):
             # transformers 4 keeps CLIP's text network one level further in.
-            expected = {name.removeprefix(kind.prefix): value.shape for name, value in kind.make(arguments).state_dict().items()}
+            made = kind.make(arguments).state_dict()
+            expected = {name.removeprefix(kind.prefix): tuple(value.shape) for name, value in made.items()}
     except KeyError as error:
         raise not_a(kind.what, files, f"it lacks {error}") from error
     except (ValueError, TypeError, RuntimeError) as error:
@@ -147,7 +148,7 @@ def load_encoder(kind: Kind, path: Path, device: torch.device, dtype: torch.dtyp
         home = name if name in shapes else kind.aliases.get(name, name)
         if home not in shapes:
             raise not_a(kind.what, files, f"it lacks {name}")
-        if shapes[home] != tuple(shape):
+        if shapes[home] != shape:
             raise not_a(kind.what, files, f"{name} is {list(shapes[home])}, expected {list(shape)}")
         homes[name] = names[home]
 
@@ -199,15 +200,12 @@ class Tokenizers:
 
         Raises FileNotFoundError when it is neither.
         """
-        from transformers import CLIPTokenizer, T5TokenizerFast
+        from transformers import AutoTokenizer
 
         for clip, t5 in (("tokenizer", "tokenizer_2"), ("comfy/sd1_tokenizer", "comfy/text_encoders/t5_tokenizer")):
             if (folder / clip).is_dir() and (folder / t5).is_dir():
-                options = {"local_files_only": True}
-                return cls(
-                    CLIPTokenizer.from_pretrained(folder / clip, **options),
-                    T5TokenizerFast.from_pretrained(folder / t5, **options),
-                )
+                read = AutoTokenizer.from_pretrained
+                return cls(read(folder / clip, local_files_only=True), read(folder / t5, local_files_only=True))
         raise FileNotFoundError(
             f"{folder} has no tokenizers. Name ComfyUI's folder (with comfy/sd1_tokenizer in it) or a FLUX.1 folder of "
             "diffusers (with tokenizer and tokenizer_2)."
@@ -233,12 +231,12 @@ class TextEncoders:
     """
 
     def __init__(
-        self, t5: Path, clip: Path, tokenizers: Path, device: torch.device, dtype: torch.dtype, tokens: int, rest: str
+        self, t5: Path, clip: Path, tokenizers: Path, device: torch.device, dtype: torch.dtype, tokens: int, rest: torch.device
     ):
         self.paths = (t5, clip)
         self.tokenizers = Tokenizers.read(tokenizers)
         self.device, self.dtype, self.tokens = device, dtype, tokens
-        self.rest = torch.device(rest)
+        self.rest = rest
         self.networks: list[nn.Module] = []
 
     def read(self) -> list[nn.Module]:
@@ -260,7 +258,3 @@ class TextEncoders:
         clip.to(self.rest)
         return text, pooled
 
-
-def tokenizers_of(*folders: Path | None) -> Path | None:
-    """The first folder that has tokenizers beside its networks."""
-    return next((folder for folder in folders if folder is not None and part_of(folder, "tokenizer_2") != folder), None)

@@ -9,16 +9,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ...models.state_dict import require_layers
 from .files import WeightFiles, assemble, check, not_a
-
-if TYPE_CHECKING:
-    from diffusers import FluxTransformer2DModel
 
 WHAT = "FLUX.1 model"
 PREFIXES = ("model.diffusion_model.", "diffusion_model.", "transformer.")
@@ -139,12 +136,15 @@ def sizes(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
     }
 
 
-def load_transformer(path: Path, device: torch.device, dtype: torch.dtype) -> FluxTransformer2DModel:
-    """The frozen transformer of a file or folder, in `dtype`; on the meta device from the headers alone.
+def load_transformer(path: Path, device: torch.device, dtype: torch.dtype) -> Any:
+    """The frozen FluxTransformer2DModel of a file or folder, in `dtype`; on the meta device from the headers alone.
 
     Raises FileNotFoundError; ValueError for a file that is no FLUX.1, naming what is missing.
     """
     from diffusers import FluxTransformer2DModel
+
+    # diffusers takes its models' common methods from bases it gives no types for.
+    network: Any = FluxTransformer2DModel
 
     files = WeightFiles(path, "transformer")
     names = files.without_prefix(*PREFIXES)
@@ -152,7 +152,7 @@ def load_transformer(path: Path, device: torch.device, dtype: torch.dtype) -> Fl
     try:
         config = sizes(shapes)
         with torch.device("meta"):
-            expected = FluxTransformer2DModel(**config)
+            expected = network(**config)
     except KeyError as error:
         raise not_a(WHAT, files, f"it lacks {error}") from error
     except (ValueError, TypeError, IndexError, RuntimeError) as error:
@@ -171,4 +171,4 @@ def load_transformer(path: Path, device: torch.device, dtype: torch.dtype) -> Fl
     def read(name: str) -> Tensor:
         return places[name].of(files.read(names[places[name].name], dtype))
 
-    return assemble(lambda: FluxTransformer2DModel(**config), None, read, device, dtype)
+    return assemble(lambda: network(**config), None, read, device, dtype)

@@ -1,21 +1,21 @@
-"""What VICR trains: FLUX.1 Fill with a LoRA, and the Vision-Context Bridge beside it (arXiv 2606.00704)."""
+"""What VICR trains: FLUX.1 Fill with a LoRA, and the Vision-Context Bridge beside it (arXiv 2606.00704).
+
+Transformers here are diffusers' FluxTransformer2DModel.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ...models.vicr.bridge import BridgeConfig, VisionContextBridge
+from ...models.vicr.bridge import BridgeConfig, VisionContextBridge, untrained_bridge
 from ...models.vicr.diptych import split
 from ..engine.draws import Draws
 from ..engine.method import Batch
 from ..flux.latent import noisy, pack, pack_mask, token_ids, unpack
 from .losses import LAYOUT, right_panel_loss
-
-if TYPE_CHECKING:
-    from diffusers import FluxTransformer2DModel
 
 ADAPTED = (
     r"x_embedder"
@@ -24,6 +24,10 @@ ADAPTED = (
 )
 """The layers with a LoRA, a regular expression for diffusers' whole names. With rank 32 and the bridge they make the
 paper's 127M parameters."""
+
+
+VELOCITY = "velocity"
+"""The turn of sampling; through forward, where FSDP gathers the weights."""
 
 
 class GivenVector(nn.Module):
@@ -36,7 +40,7 @@ class GivenVector(nn.Module):
 class DiptychFill(nn.Module):
     """FLUX Fill on diptychs, with the bridge's vector in the modulation vector or the pooled text, by its width."""
 
-    def __init__(self, transformer: FluxTransformer2DModel, bridge: VisionContextBridge | None, guidance: float):
+    def __init__(self, transformer: Any, bridge: VisionContextBridge | None, guidance: float):
         """guidance: what FLUX is told.
 
         Raises ValueError for a FLUX that reads no mask, and a bridge of no fitting width.
@@ -98,9 +102,15 @@ class DiptychFill(nn.Module):
         return unpack(out.float(), height, width)
 
     def forward(self, turn: str, batch: Batch, draws: Draws) -> dict[str, Tensor]:
-        """The loss of a prepared batch: clean, masked and noise `[B, C, h, 2 w]`, time `[B]`, text, pooled, embeds."""
-        x = noisy(batch["clean"], batch["noise"], batch["time"])
-        velocity = self.velocity(x, batch["masked"], batch["time"], batch["text"], batch["pooled"], batch["embeds"])
+        """The loss of a prepared batch: clean, masked and noise `[B, C, h, 2 w]`, time `[B]`, text, pooled, embeds.
+
+        turn VELOCITY: the `velocity` at `x` in place of clean and noise.
+        """
+        x = batch["x"] if turn == VELOCITY else noisy(batch["clean"], batch["noise"], batch["time"])
+        conditions = (batch["time"], batch["text"], batch["pooled"], batch.get("embeds"))
+        velocity = self.velocity(x, batch["masked"], *conditions)
+        if turn == VELOCITY:
+            return {"velocity": velocity}
         return {"loss": right_panel_loss(velocity, batch["clean"], batch["noise"])}
 
 
@@ -119,7 +129,7 @@ def fill_cell(inputs: int, latent_channels: int) -> int:
     return cell
 
 
-def add_lora(transformer: FluxTransformer2DModel, rank: int, seed: int) -> None:
+def add_lora(transformer: Any, rank: int, seed: int) -> None:
     """Put an untrained LoRA of factor 1 (alpha = rank) on the layers of ADAPTED, in float32. It changes nothing yet."""
     from peft import LoraConfig
 
@@ -135,13 +145,11 @@ def add_lora(transformer: FluxTransformer2DModel, rank: int, seed: int) -> None:
 
 def new_bridge(config: BridgeConfig, seed: int, device: torch.device | str = "cpu") -> VisionContextBridge:
     """An untrained bridge: its output is zero, so that it changes nothing yet, and it learns from the first step."""
-    from ...models.vicr.bridge import untrained_bridge
-
     return untrained_bridge(config, seed).to(device)
 
 
 def build_network(
-    transformer: FluxTransformer2DModel, rank: int, bridge: BridgeConfig | None, guidance: float, seed: int
+    transformer: Any, rank: int, bridge: BridgeConfig | None, guidance: float, seed: int
 ) -> DiptychFill:
     """The network for training: the transformer frozen, LoRA and bridge not."""
     device = next(transformer.parameters()).device

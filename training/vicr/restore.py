@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ...models.vicr.sigmas import BASE_SHIFT, BASE_TOKENS, MAX_SHIFT, MAX_TOKENS, dynamic_shift
-from ..engine.method import Batch
 
-if TYPE_CHECKING:
-    from .network import DiptychFill
+Velocity = Callable[[Tensor, Tensor], Tensor]
+"""x `[B, C, h, 2 w]` and time `[B]` -> the velocity there."""
 
 
-def schedule(steps: int, tokens: int):
+def schedule(steps: int, tokens: int) -> Any:
     """diffusers' scheduler set to `steps` Euler steps of a canvas of that many image tokens."""
     from diffusers import FlowMatchEulerDiscreteScheduler
 
@@ -30,15 +30,12 @@ def schedule(steps: int, tokens: int):
 
 
 @torch.no_grad()
-def sample(network: DiptychFill, conditions: Batch, noise: Tensor, steps: int) -> Tensor:
-    """Diptych latents `[B, C, h, 2 w]` from noise of that shape, under the conditions of a prepared batch."""
+def sample(velocity: Velocity, noise: Tensor, steps: int) -> Tensor:
+    """Diptych latents `[B, C, h, 2 w]` from noise of that shape."""
     height, width = noise.shape[-2:]
     scheduler = schedule(steps, height * width // 4)
     x = noise
-    for time in scheduler.timesteps:
-        level = (time / scheduler.config.num_train_timesteps).to(x).expand(len(x))
-        velocity = network.velocity(
-            x, conditions["masked"], level, conditions["text"], conditions["pooled"], conditions["embeds"]
-        )
-        x = scheduler.step(velocity, time, x, return_dict=False)[0]
+    for now in scheduler.timesteps:
+        time = (now / scheduler.config.num_train_timesteps).to(x).expand(len(x))
+        x = scheduler.step(velocity(x, time), now, x, return_dict=False)[0]
     return x
