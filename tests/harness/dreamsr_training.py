@@ -1,4 +1,4 @@
-"""A tiny DreamSR in training: FLUX, autoencoder, text encoders and LPIPS as files, photos with prompts, a run's settings.
+"""A tiny DreamSR in training: FLUX, autoencoder, text encoders and LPIPS as files, photos with prompts, settings.
 
 Every architecture is the real one, with random weights from a seed.
 """
@@ -139,15 +139,14 @@ def settings(models: Path, photos: Path, tokenizers: Path, out: Path, **changes:
             "crop": SIDE,
             "degradation": [{"kind": "simple", "scales": [2], "scale_weights": [1.0]}],
         },
-        "flux": {
-            "transformer": str(models / "flux.safetensors"),
+        "models": {
+            "flux": str(models / "flux.safetensors"),
             "vae": str(models / "vae"),
             "t5": str(models / "t5.safetensors"),
             "clip": str(models / "clip.safetensors"),
             "tokenizers": str(tokenizers),
-            "dtype": "fp32",
-            "text_tokens": 6,
         },
+        "prompt_tokens": 6,
         "control": {"layers": 2},
         "lpips": {"backbone": str(models / "vgg16.pth"), "head": str(models / "lpips.pth")},
         "discriminator": {"width": 8},

@@ -14,27 +14,22 @@ Factor = Annotated[float, Field(ge=0)]
 Time = Annotated[float, Field(gt=0, le=1)]
 
 
-class FluxSettings(Settings):
-    """FLUX.1-dev's files; ComfyUI's single files and diffusers' folders alike."""
+class ModelFiles(Settings):
+    """The frozen networks: single files as ComfyUI's users have them, or folders of diffusers and transformers.
 
-    transformer: UserPath
-    """flux1-dev.safetensors, or the folder."""
-    vae: UserPath
-    """ae.safetensors, or the folder."""
-    t5: UserPath
-    """t5xxl_fp16.safetensors, or the folder."""
-    clip: UserPath
-    """clip_l.safetensors, or the folder."""
-    tokenizers: UserPath
-    """ComfyUI's folder, or a FLUX.1 folder of diffusers: where the tokenizers are."""
-    dtype: Literal["bf16", "fp32"] = "bf16"
-    """Of the frozen weights."""
-    guidance: Factor = 3.5
-    """The distilled guidance scale that FLUX and the control are told: that of the texture stage."""
-    text_tokens: PositiveInt = 512
-    """T5 tokens of a prompt; what is longer is cut."""
-    text_device: Literal["cpu", "device"] = "device"
-    """Where the text encoders wait between prompts."""
+    Where `flux` is a whole diffusers folder (FLUX.1-dev), the others are taken from it unless they are named.
+    """
+
+    flux: UserPath
+    """FLUX.1-dev: flux1-dev.safetensors or the folder."""
+    vae: UserPath | None = None
+    """ae.safetensors, or a folder."""
+    t5: UserPath | None = None
+    """t5xxl_fp16.safetensors, or a folder."""
+    clip: UserPath | None = None
+    """clip_l.safetensors, or a folder."""
+    tokenizers: UserPath | None = None
+    """ComfyUI's folder, which has them, or a FLUX.1 folder of diffusers."""
 
 
 class ControlSettings(Settings):
@@ -128,7 +123,15 @@ class DreamSRConfig(RunConfig):
     """A DreamSR run. Defaults are the paper's; batch x accumulate x devices is to be 64."""
 
     data: DataSettings
-    flux: FluxSettings
+    models: ModelFiles
+    base: Literal["full", "int8", "nf4"] = "full"
+    """How FLUX's frozen weights are kept: in the run's precision, or quantised by bitsandbytes (a GPU)."""
+    guidance: Factor = 3.5
+    """The distilled scale that FLUX and the control are told in training: that of the texture stage."""
+    prompt_tokens: PositiveInt = 256
+    """T5 tokens that prompts are filled up to, as ComfyUI does; longer ones are cut, with a warning."""
+    encoders: Literal["device", "main memory"] = "main memory"
+    """Where the text encoders (10 GB in bf16) are when they are not computing."""
     control: ControlSettings = ControlSettings()
     erased: ErasedSettings | None = None
     """null: photos and their degradation alone."""

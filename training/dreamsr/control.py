@@ -38,9 +38,10 @@ def sizes_for(transformer: nn.Module, layers: int) -> MMControlNetConfig:
 
 
 def new_control(transformer: nn.Module, layers: int, blocks: tuple[int, ...], seed: int) -> MMControlNet:
-    """An untrained control, float32 on the transformer's device: with it FLUX computes what it did without.
+    """An untrained control, float32 on the CPU: with it FLUX computes what it did without.
 
-    blocks: the two-stream blocks that are copied, and acted on. The transformer has no LoRA yet.
+    blocks: the two-stream blocks that are copied, and acted on. The transformer is whole and on the CPU, or on the meta
+    device, where nothing is copied.
     """
     config = sizes_for(transformer, layers)
     device = next(transformer.parameters()).device
@@ -54,7 +55,7 @@ def new_control(transformer: nn.Module, layers: int, blocks: tuple[int, ...], se
     for name, value in network.state_dict().items():
         theirs = copied_name(name, blocks)
         if theirs not in source:
-            weights[name] = untrained(name, tuple(value.shape), generator).to(device)
+            weights[name] = untrained(name, tuple(value.shape), generator)
             continue
         # A Fill or control variant of FLUX reads more after the noisy latent's features.
         columns = config.in_features if name == "x_embedder.weight" else None
@@ -83,10 +84,10 @@ def untrained(name: str, shape: tuple[int, ...], generator: torch.Generator) -> 
 
 
 def read_control(path: Path, transformer: nn.Module) -> tuple[MMControlNet, Injection]:
-    """The control of a file, in float32 on the transformer's device, and where it acts.
+    """The control of a file, in float32 on the CPU, and where it acts.
 
-    On the meta device only the header is read. Raises FileNotFoundError; ValueError for a file that is none, or one for
-    another FLUX.
+    With a transformer on the meta device only the header is read.
+    Raises FileNotFoundError; ValueError for a file that is none, or one for another FLUX.
     """
     files = WeightFiles(path)
     device = next(transformer.parameters()).device
@@ -102,7 +103,6 @@ def read_control(path: Path, transformer: nn.Module) -> tuple[MMControlNet, Inje
     require_same_flux(path, config, sizes_for(transformer, config.layers))
     if device.type != "meta":
         network.load_state_dict({name: files.read(name, torch.float32) for name in files.shapes}, assign=True)
-        network = network.to(device)
     return network, injection
 
 

@@ -64,18 +64,21 @@ class LPIPS(nn.Module):
 
         Raises FileNotFoundError for a missing file, ValueError for one that is something else.
         """
-        network = cls()
-        network.features.load_state_dict(backbone_weights(backbone))
-        for weight, value in zip(network.weights, head_weights(head), strict=True):
-            weight.data.copy_(value)
-        return network
+        with torch.device("meta"):
+            network = cls()
+        weights = {f"features.{name}": value for name, value in backbone_weights(backbone).items()}
+        weights |= {f"weights.{stage}": value for stage, value in enumerate(head_weights(head))}
+        network.load_state_dict({name: value.float() for name, value in weights.items()}, assign=True)
+        return network.requires_grad_(False)
 
 
 def backbone_weights(path: Path) -> dict[str, Tensor]:
     content = read_pickle(path, "lpips.backbone", BACKBONE_URL)
     prefix = "features."
-    found = {name.removeprefix(prefix): value for name, value in content.items() if name.startswith(prefix)}
-    wanted = {name: value.shape for name, value in LPIPS().features.state_dict().items()}
+    names = [name for name in content if name.startswith(prefix)]
+    found = {name.removeprefix(prefix): content[name] for name in names}
+    with torch.device("meta"):
+        wanted = {name: value.shape for name, value in LPIPS().features.state_dict().items()}
     if {name: value.shape for name, value in found.items()} != wanted:
         raise ValueError(
             f"lpips.backbone: {path} is not torchvision's VGG-16; it is {describe_state_dict(content)}. "

@@ -21,7 +21,11 @@ from ..engine.draws import Draws
 from ..engine.method import Batch, Method
 from ..flux.autoencoder import LATENT_CHANNELS, Autoencoder, load_autoencoder
 from ..flux.encoders import TextEncoders
+from ..flux.files import part_of
+from ..flux.quantise import quantise
 from ..flux.transformer import load_transformer
+from ..vicr.conditions import Prompts as EncodedPrompts
+from ..vicr.conditions import fingerprint
 from .config import DreamSRConfig
 from .control import new_control, read_control
 from .decoder import LatentDecoder, encode
@@ -33,7 +37,7 @@ from .lpips import LPIPS
 from .network import CONTROL, DISCRIMINATOR, LORA, RESTORE, DreamSRNetwork, Objective, Sampling
 from .samples import DreamSRSamples, ErasedPairs
 
-DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 PREFIXES = {CONTROL: "flux.control.", LORA: "flux.transformer.", DISCRIMINATOR: "discriminator."}
 """Of what each turn trains."""
 
@@ -45,31 +49,46 @@ class DreamSRMethod(Method[DreamSRConfig]):
     network: DreamSRNetwork
     injection: Injection
     autoencoder: Autoencoder
-    text: TextEncoders
 
     def build(self, device: torch.device) -> None:
-        config, files = self.config, self.config.flux
-        dtype = DTYPES[files.dtype]
-        transformer = load_transformer(files.transformer, device, dtype)
-        self.autoencoder = load_autoencoder(files.vae, device, dtype)
+        config = self.config
+        dtype = DTYPES[config.precision]
+        self.degradations = Degradations(config.data.degradation)
+        self.autoencoder = load_autoencoder(self.file("vae", "vae"), device, dtype)
         if config.data.crop % (2 * self.autoencoder.cell):
             raise ValueError(f"data.crop is {config.data.crop}; it must be a multiple of {2 * self.autoencoder.cell}")
-        self.width, self.pooled_width = transformer.config.joint_attention_dim, transformer.config.pooled_projection_dim
-        control = self.build_control(transformer)
+        # The control is copied from whole weights, before any are quantised.
+        first = device if device.type == "meta" else torch.device("cpu")
+        transformer: Any = load_transformer(config.models.flux, first, dtype)
+        control = self.build_control(transformer).to(device)
+        transformer = quantise(transformer, config.base, device)
+        self.text_sizes = transformer.config.joint_attention_dim, transformer.config.pooled_projection_dim
+        discriminator = self.build_adversary(transformer, device)
         flux = ControlledFlux(transformer, control, self.injection.dit_blocks or (), self.injection.text_residual)
         flux.recompute = config.gradient_checkpointing
         self.network = DreamSRNetwork(
             flux,
             LatentDecoder(self.autoencoder, config.gradient_checkpointing),
             self.build_lpips(device),
-            self.build_adversary(transformer, device),
+            discriminator,
             self.objective(),
             Sampling(config.restore.texture_start, config.restore.texture_steps),
         )
+        turns = self.turns_of_the_run()
         for name, parameter in self.network.named_parameters():
-            parameter.requires_grad_(any(self.trains(turn, name) for turn in self.turns_of_the_run()))
+            parameter.requires_grad_(any(self.trains(turn, name) for turn in turns))
         if device.type != "meta":
-            self.build_encoders(device, dtype)
+            self.open_caches(device, dtype)
+
+    def file(self, name: str, part: str) -> Path:
+        """A model's file or folder. Raises ValueError when it is neither named nor in the folder of FLUX."""
+        named = getattr(self.config.models, name)
+        whole = self.config.models.flux
+        if named is not None:
+            return named
+        if part_of(whole, part) == whole:
+            raise ValueError(f"models.{name} is needed: {whole} is no diffusers folder with a {part} in it")
+        return whole
 
     def build_control(self, transformer: nn.Module) -> MMControlNet:
         settings = self.config.control
@@ -113,13 +132,16 @@ class DreamSRMethod(Method[DreamSRConfig]):
             torch.manual_seed(self.config.seed)
             return PatchDiscriminator(self.config.discriminator.width).to(device)
 
-    def build_encoders(self, device: torch.device, dtype: torch.dtype) -> None:
-        config, files = self.config, self.config.flux
-        rest = "cpu" if files.text_device == "cpu" else str(device)
-        self.text = TextEncoders(files.t5, files.clip, files.tokenizers, device, dtype, files.text_tokens, rest)
+    def open_caches(self, device: torch.device, dtype: torch.dtype) -> None:
+        config = self.config
         folder = config.cache or config.out / "cache"
-        self.prompts = FeatureCache(folder / "prompts", files.model_dump(mode="json", exclude={"transformer", "vae"}))
-        self.latents = FeatureCache(folder / "latents", {"vae": str(files.vae), "dtype": files.dtype})
+        t5, clip = self.file("t5", "text_encoder_2"), self.file("clip", "text_encoder")
+        tokenizers = config.models.tokenizers or self.file("tokenizers", "tokenizer_2")
+        rest = device if config.encoders == "device" else torch.device("cpu")
+        encoders = TextEncoders(t5, clip, tokenizers, device, dtype, config.prompt_tokens, rest)
+        self.prompts = EncodedPrompts(encoders, folder)
+        settings = {"files": fingerprint(self.file("vae", "vae")), "dtype": str(dtype)}
+        self.latents = FeatureCache(folder / "latents", settings)
 
     def objective(self) -> Objective:
         losses, lora = self.config.losses, self.config.lora
@@ -129,7 +151,7 @@ class DreamSRMethod(Method[DreamSRConfig]):
             pixel=losses.pixel,
             lpips=losses.lpips,
             adversarial=losses.adversarial,
-            guidance=self.config.flux.guidance,
+            guidance=self.config.guidance,
             logit_normal=losses.logit_normal,
             **removal,
         )
@@ -170,7 +192,7 @@ class DreamSRMethod(Method[DreamSRConfig]):
 
     def pictures(self, batch: Batch, draws: Draws) -> dict[str, Tensor]:
         hq = batch["hq"].to(draws.device)
-        lq = Degradations(self.config.data.degradation)(hq, draws)
+        lq = self.degradations(hq, draws)
         is_erased = batch["is_erased"].to(draws.device).view(-1, 1, 1, 1)
         return {"lq": lq, "hq": hq, "condition": torch.where(is_erased, batch["erased"].to(hq), lq)}
 
@@ -202,37 +224,24 @@ class DreamSRMethod(Method[DreamSRConfig]):
 
     def embedded(self, prompts: Sequence[str], local: Sequence[str], device: torch.device) -> dict[str, Tensor]:
         """Global and local prompts as the network reads them."""
-        both = [*prompts, *local]
-
-        def compute(indices: list[int]) -> dict[str, Tensor]:
-            tokens, pooled = self.text.encode([both[index] for index in indices])
-            return {"tokens": tokens, "pooled": pooled}
-
-        found = {name: value.to(device) for name, value in self.prompts.fetch(both, compute).items()}
+        found = self.prompts([*prompts, *local], device)
         count = len(prompts)
         return {
-            "tokens": found["tokens"][:count],
+            "tokens": found["text"][:count],
             "pooled": found["pooled"][:count],
-            "local_tokens": found["tokens"][count:],
+            "local_tokens": found["text"][count:],
             "local_pooled": found["pooled"][count:],
         }
 
     def example_batch(self) -> Batch:
-        config, files = self.config, self.config.flux
-        side = config.data.crop // self.autoencoder.cell
-        dtype = DTYPES[files.dtype]
-        latent = (config.batch, LATENT_CHANNELS, side, side)
-        tokens, pooled = (config.batch, files.text_tokens, self.width), (config.batch, self.pooled_width)
-        return {
-            "hq": torch.zeros(latent),
-            "lq": torch.zeros(latent),
-            "condition": torch.zeros(latent),
-            "hq_image": torch.zeros(config.batch, 3, config.data.crop, config.data.crop),
-            "tokens": torch.zeros(tokens, dtype=dtype),
-            "pooled": torch.zeros(pooled, dtype=dtype),
-            "local_tokens": torch.zeros(tokens, dtype=dtype),
-            "local_pooled": torch.zeros(pooled, dtype=dtype),
-        }
+        config, (width, pooled_width) = self.config, self.text_sizes
+        dtype, side = DTYPES[config.precision], config.data.crop // self.autoencoder.cell
+        batch = {name: torch.zeros(config.batch, LATENT_CHANNELS, side, side) for name in ("hq", "lq", "condition")}
+        batch["hq_image"] = torch.zeros(config.batch, 3, config.data.crop, config.data.crop)
+        for prefix in ("", "local_"):
+            batch[f"{prefix}tokens"] = torch.zeros(config.batch, config.prompt_tokens, width, dtype=dtype)
+            batch[f"{prefix}pooled"] = torch.zeros(config.batch, pooled_width, dtype=dtype)
+        return batch
 
     # --- results -------------------------------------------------------------------------------------------------
 

@@ -39,7 +39,7 @@ def method(models: Path, photos: Path, comfyui: Host, tmp_path: Path) -> Callabl
         from realisr.training.dreamsr.config import DreamSRConfig
         from realisr.training.dreamsr.method import DreamSRMethod
 
-        content = settings(models, photos, comfyui.comfyui, tmp_path / "run", **changes)
+        content = settings(models, photos, comfyui.comfyui, tmp_path / changes.pop("run", "run"), **changes)
         made = DreamSRMethod(DreamSRConfig.model_validate(content))
         made.build(torch.device(device))
         return made
