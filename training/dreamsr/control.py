@@ -28,7 +28,7 @@ def sizes_for(transformer: nn.Module, layers: int) -> MMControlNetConfig:
     return MMControlNetConfig(
         hidden_size=hidden,
         layers=layers,
-        in_features=config.out_channels,
+        in_features=transformer.out_channels,
         text_width=config.joint_attention_dim,
         pooled_width=config.pooled_projection_dim,
         mlp_hidden=4 * hidden,
