@@ -298,7 +298,9 @@ def run(options: argparse.Namespace) -> None:
     print(f"pre-trained in {time.monotonic() - started:.0f} s")
     pairs = experiment.held_out()
     ceiling = {
-        name: psnr(experiment.autoencoder.decode(experiment.autoencoder.encode(pair["hq"] * 2 - 1)) / 2 + 0.5, pair["hq"])
+        name: psnr(
+            experiment.autoencoder.decode(experiment.autoencoder.encode(pair["hq"] * 2 - 1)) / 2 + 0.5, pair["hq"]
+        )
         for name, pair in pairs.items()
     }
     rows = {

@@ -231,7 +231,14 @@ class TextEncoders:
     """
 
     def __init__(
-        self, t5: Path, clip: Path, tokenizers: Path, device: torch.device, dtype: torch.dtype, tokens: int, rest: torch.device
+        self,
+        t5: Path,
+        clip: Path,
+        tokenizers: Path,
+        device: torch.device,
+        dtype: torch.dtype,
+        tokens: int,
+        rest: torch.device,
     ):
         self.paths = (t5, clip)
         self.tokenizers = Tokenizers.read(tokenizers)
@@ -257,4 +264,3 @@ class TextEncoders:
         pooled = clip.to(self.device)(clip_ids.to(self.device)).pooler_output
         clip.to(self.rest)
         return text, pooled
-

@@ -110,7 +110,7 @@ def check(what: str, files: WeightFiles, module: nn.Module, shapes: dict[str, tu
 
 
 def not_a(what: str, files: WeightFiles, why: object) -> ValueError:
-    looks = describe_state_dict({name: None for name in files.shapes})
+    looks = describe_state_dict(dict.fromkeys(files.shapes))
     return ValueError(f"{files.path} is not a {what}: {why}. It looks like {looks}.")
 
 
@@ -131,7 +131,7 @@ def assemble(
         module = make()
     module.eval().requires_grad_(False)
     if device.type == "meta":
-        return module.to(device="meta", dtype=dtype)
+        return nn.Module.to(module, device="meta", dtype=dtype)
     wanted = list(module.state_dict()) if names is None else list(names)
     module.load_state_dict({name: read(name).to(dtype) for name in wanted}, strict=names is None, assign=True)
-    return module.requires_grad_(False).to(device)
+    return nn.Module.to(module.requires_grad_(False), device)

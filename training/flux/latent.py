@@ -21,7 +21,9 @@ def pack(latent: Tensor) -> Tensor:
 
 def unpack(tokens: Tensor, height: int, width: int) -> Tensor:
     """The reverse, to a latent of `height` x `width` cells."""
-    return rearrange(tokens, "b (h w) (c p q) -> b c (h p) (w q)", h=height // PATCH, w=width // PATCH, p=PATCH, q=PATCH)
+    return rearrange(
+        tokens, "b (h w) (c p q) -> b c (h p) (w q)", h=height // PATCH, w=width // PATCH, p=PATCH, q=PATCH
+    )
 
 
 def pack_mask(mask: Tensor, cell: int = 8) -> Tensor:

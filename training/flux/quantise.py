@@ -50,4 +50,6 @@ def quantise(transformer: Any, kind: str, device: torch.device) -> Any:
             new.weight = bnb.nn.Params4bit(layer.weight.data, requires_grad=False, quant_type="nf4")
         new.bias = layer.bias
         transformer.set_submodule(name, new.to(device))
+    # What peft asks before it puts a LoRA on such layers.
+    setattr(transformer, "is_loaded_in_8bit" if kind == "int8" else "is_loaded_in_4bit", True)
     return transformer.to(device)

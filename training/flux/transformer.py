@@ -129,9 +129,7 @@ def sizes(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
         "attention_head_dim": head,
         "num_attention_heads": hidden // head,
         "joint_attention_dim": shape("txt_in.weight", "context_embedder.weight")[1],
-        "pooled_projection_dim": shape(
-            "vector_in.in_layer.weight", "time_text_embed.text_embedder.linear_1.weight"
-        )[1],
+        "pooled_projection_dim": shape("vector_in.in_layer.weight", "time_text_embed.text_embedder.linear_1.weight")[1],
         "guidance_embeds": any("guidance_in." in name or "guidance_embedder." in name for name in shapes),
     }
 

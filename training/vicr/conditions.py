@@ -1,4 +1,4 @@
-"""What the frozen networks make of a batch: latents of diptychs, CLIP's view of the LQ, prompts. Computed once where it can be."""
+"""What the frozen networks make of a batch: latents of diptychs, CLIP's view of the LQ, prompts; once where that can be."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class Diptychs:
         return masked if self.vision is None else {**masked, "embeds": self.vision.encode(lq)}
 
     def __call__(self, lq: Tensor, hq: Tensor) -> dict[str, Tensor]:
-        """For training. The pair is encoded as one picture, as the masked one is: the autoencoder looks across the seam."""
+        """For training. The pair is encoded as one picture, for the autoencoder looks across the seam."""
         return {"clean": self.autoencoder.encode(join(lq, hq, LAYOUT) * 2 - 1), **self.conditions(lq)}
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +51,7 @@ def write_files(
     for place, part in files.items():
         if part:
             whole = {key: value.detach().to("cpu", dtype).contiguous() for key, value in part.items()}
-            paths.append(write_atomically(folder / place, lambda path, whole=whole: save_file(whole, path, metadata)))
+            paths.append(write_atomically(folder / place, partial(save_file, whole, metadata=metadata)))
     return paths
 
 

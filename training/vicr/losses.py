@@ -1,4 +1,4 @@
-"""VICR's objective: flow matching on the diptych's latent, with the loss on the right panel alone (arXiv 2606.00704, eq. 7).
+"""VICR's objective: flow matching on the diptych's latent, loss on the right panel alone (arXiv 2606.00704, eq. 7).
 
 The whole diptych goes to noise, as FLUX Fill's sampler starts from, but the LQ half is given and is not to be learned.
 """

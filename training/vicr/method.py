@@ -1,4 +1,4 @@
-"""VICR in training (arXiv 2606.00704): a LoRA and the Vision-Context Bridge on FLUX.1 Fill, by flow matching on diptychs.
+"""VICR in training (arXiv 2606.00704): LoRA and Vision-Context Bridge on FLUX.1 Fill, by flow matching on diptychs.
 
 The paper leaves open, and here is: the autoencoder's mean, not a sample, for both latents, as the nodes encode; noise
 levels as FLUX's sampler visits them; FLUX's guidance 30, as in restoring; CLIP sees the LQ panel.
@@ -63,8 +63,7 @@ class VICRMethod(Method[VICRConfig]):
         if weights and self.network.bridge is not None and device.type != "meta":
             self.network.bridge.load_state_dict(weights)
         self.diptychs = Diptychs(autoencoder, vision)
-        if device.type != "meta":
-            self.open_caches(device, dtype)
+        self.open_caches(device, dtype)
 
     def file(self, name: str, part: str) -> Path:
         """A model's file or folder. Raises ValueError when it is neither named nor in the folder of FLUX."""
@@ -120,9 +119,7 @@ class VICRMethod(Method[VICRConfig]):
             files = [fingerprint(path) for path in (self.file("vae", "vae"), *seen) if path is not None]
             kinds = [kind.model_dump(mode="json") for kind in config.data.degradation]
             stated = {"files": files, "degradation": kinds, "dtype": str(dtype)}
-            self.fixed = FixedDegradations(
-                self.degradations, config.fixed_degradations, config.seed, stated, folder
-            )
+            self.fixed = FixedDegradations(self.degradations, config.fixed_degradations, config.seed, stated, folder)
 
     # --- data ----------------------------------------------------------------------------------------------------
 

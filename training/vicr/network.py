@@ -31,7 +31,7 @@ VELOCITY = "velocity"
 
 
 class GivenVector(nn.Module):
-    """In place of FLUX's embedding of time, guidance and pooled text: the modulation vector itself, given as the text's."""
+    """In place of FLUX's embedding of time, guidance and pooled text: the finished vector, given as the text's."""
 
     def forward(self, *vectors: Tensor) -> Tensor:
         return vectors[-1]
@@ -64,7 +64,7 @@ class DiptychFill(nn.Module):
         self.bridge = bridge
 
     def vector(self, time: Tensor, pooled: Tensor, embeds: Tensor | None) -> Tensor:
-        """The modulation vector `[B, hidden]` for times `[B]`, pooled text `[B, 768]` and CLIP's embeddings `[B, 768]`."""
+        """The modulation vector `[B, hidden]`, of times `[B]`, pooled text `[B, 768]` and CLIP's `embeds`."""
         context = None if embeds is None or self.bridge is None else self.bridge(embeds)
         if context is not None and not self.joins_modulation:
             pooled = pooled + context.to(pooled)
@@ -148,9 +148,7 @@ def new_bridge(config: BridgeConfig, seed: int, device: torch.device | str = "cp
     return untrained_bridge(config, seed).to(device)
 
 
-def build_network(
-    transformer: Any, rank: int, bridge: BridgeConfig | None, guidance: float, seed: int
-) -> DiptychFill:
+def build_network(transformer: Any, rank: int, bridge: BridgeConfig | None, guidance: float, seed: int) -> DiptychFill:
     """The network for training: the transformer frozen, LoRA and bridge not."""
     device = next(transformer.parameters()).device
     transformer.requires_grad_(False)

@@ -18,7 +18,8 @@ def schedule(steps: int, tokens: int) -> Any:
     """diffusers' scheduler set to `steps` Euler steps of a canvas of that many image tokens."""
     from diffusers import FlowMatchEulerDiscreteScheduler
 
-    scheduler = FlowMatchEulerDiscreteScheduler(
+    # diffusers takes its classes' common methods from bases it gives no types for.
+    scheduler: Any = FlowMatchEulerDiscreteScheduler(
         use_dynamic_shifting=True,
         base_shift=BASE_SHIFT,
         max_shift=MAX_SHIFT,
