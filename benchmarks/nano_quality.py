@@ -32,7 +32,8 @@ from realisr.models.tiles.grid import vosr_tile_grid  # noqa: E402
 from realisr.models.vosr.dit import VOSRDiT  # noqa: E402
 from realisr.models.vosr.pixel_vae import PixelUnshuffleVAE  # noqa: E402
 from realisr.models.vosr.sampling import RestorationGuidance, euler_times  # noqa: E402
-from realisr.training.data import EVALUATION_PHOTOS, builtin_photos, degrade_and_upscale, read_image, to_signed  # noqa: E402
+from realisr.training.data.builtin import EVALUATION_PHOTOS, builtin_photos  # noqa: E402
+from realisr.training.vosr_pairs import degrade_and_upscale, read_image, to_signed  # noqa: E402
 from realisr.training.vosr_weights import load_model  # noqa: E402
 
 WEIGHTS = ROOT / "weights" / "vosr_nano.safetensors"

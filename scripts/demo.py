@@ -27,7 +27,7 @@ try:
     from _scores import Score
     from comfy_server import ComfyClient, ComfyServer
     from host_env import HostError, make_host
-    from realisr.training.data import EVALUATION_PHOTOS, builtin_photos
+    from realisr.training.data.builtin import EVALUATION_PHOTOS, builtin_photos
 except ModuleNotFoundError as missing:
     sys.exit(
         f"The demo needs {missing.name}. Start it with `make demo`, not by itself. For a ComfyUI of your own "

@@ -21,18 +21,16 @@ from _pack import load_pack
 
 load_pack()
 from realisr.models.vosr.dit import VOSRDiT  # noqa: E402
-from realisr.training.data import (  # noqa: E402
-    TRAINING_PHOTOS,
-    VALIDATION_PHOTOS,
+from realisr.training.data.builtin import TRAINING_PHOTOS, VALIDATION_PHOTOS, builtin_photos  # noqa: E402
+from realisr.training.data.sources import folder_images  # noqa: E402
+from realisr.training.vosr_losses import Distillation  # noqa: E402
+from realisr.training.vosr_pairs import (  # noqa: E402
     DegradationRange,
     PairBatches,
-    builtin_photos,
-    folder_images,
     procedural_pool,
     read_image,
     validation_sets,
 )
-from realisr.training.vosr_losses import Distillation  # noqa: E402
 from realisr.training.vosr_setup import PRESETS, make_latents, new_network, new_student, student_args  # noqa: E402
 from realisr.training.vosr_start import start_from_condition  # noqa: E402
 from realisr.training.vosr_trainer import LatentSpace, Trainer, TrainOptions, Validation, cpu_threads  # noqa: E402

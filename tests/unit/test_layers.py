@@ -128,7 +128,7 @@ def test_imports_point_one_way(path: Path):
         ("services/vlm/answers.py", "import folder_paths"),
         ("services/vlm/answers.py", "from ...nodes import agent"),
         ("host/vosr/model.py", "from ...nodes.vosr import CATEGORY"),
-        ("training/data.py", "from ..host import images"),
+        ("training/data/photos.py", "from ...host import images"),
         ("services/vlm/answers.py", "from ...models import image"),
         ("nodes/vosr.py", "import realisr.models"),
     ],

@@ -9,7 +9,7 @@ from types import ModuleType
 import pytest
 
 from _pack import ROOT
-from realisr.training.data import EVALUATION_PHOTOS, TRAINING_PHOTOS, VALIDATION_PHOTOS
+from realisr.training.data.builtin import EVALUATION_PHOTOS, TRAINING_PHOTOS, VALIDATION_PHOTOS
 
 LARGEST_FILE = 8_000_000
 

@@ -14,9 +14,9 @@ from safetensors.torch import load_file
 
 import train_vosr
 from realisr.models.vosr.dit import VOSRDiT
-from realisr.training.data import DegradationRange, PairBatches
-from realisr.training.procedural_images import make_image
+from realisr.training.data.procedural_images import make_image
 from realisr.training.vosr_losses import Conditions, ConditionScheme, Distillation
+from realisr.training.vosr_pairs import DegradationRange, PairBatches
 from realisr.training.vosr_setup import PRESETS, make_latents, make_model
 from realisr.training.vosr_start import start_from_condition
 from realisr.training.vosr_trainer import TrainOptions, make_optimizers

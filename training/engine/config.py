@@ -59,6 +59,8 @@ class CheckpointSettings(Settings):
     """Steps."""
     keep: PositiveInt = 2
     """The newest ones; older are deleted."""
+    export: bool = True
+    """Write the files for the nodes with every checkpoint, not only at the end."""
 
 
 class LogSettings(Settings):
@@ -90,8 +92,8 @@ class RunConfig(Settings):
     """Samples of a micro-batch on one device."""
     accumulate: PositiveInt = 1
     """Micro-batches of a step on each device."""
-    precision: Literal["fp32", "bf16", "fp16"] = "bf16"
-    """`bf16` and `fp16`: mixed precision; trained parameters stay in float32."""
+    precision: Literal["fp32", "bf16"] = "bf16"
+    """`bf16`: mixed precision; trained parameters stay in float32."""
     compile: bool = False
     gradient_checkpointing: bool = False
     """Compute activations again in the backward pass: less memory, about a third more time."""
@@ -102,7 +104,7 @@ class RunConfig(Settings):
     workers: Count = 2
     """Processes of each device that read data; 0: the training process itself."""
     threads: PositiveInt | None = None
-    """Of torch on the CPU."""
+    """Of torch on the CPU; null: torch decides."""
     optimizer: OptimizerSettings = OptimizerSettings()
     schedule: ScheduleSettings = ScheduleSettings()
     checkpoints: CheckpointSettings = CheckpointSettings()

@@ -1,4 +1,4 @@
-"""Random numbers of training: functions of (seed, number), so that a resumed run, and one on other devices, draws alike."""
+"""Random numbers of training: functions of (seed, number), alike in a resumed run and on other devices."""
 
 from __future__ import annotations
 

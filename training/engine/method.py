@@ -77,14 +77,26 @@ class Method(ABC, Generic[ConfigT]):
         """Items as a micro-batch."""
         return dict(torch.utils.data.default_collate(list(items)))
 
-    def prepare(self, batch: Batch, draws: Draws) -> Batch:
-        """What needs no gradient, on `draws.device`: degradation, encoding, embeddings. Runs under no_grad.
+    @abstractmethod
+    def pictures(self, batch: Batch, draws: Draws) -> dict[str, Tensor]:
+        """A collated batch as pictures, `lq` and `hq` `[B, 3, H, W]` in [0, 1] on `draws.device`, without any network.
 
-        The batch comes on the CPU; what this returns is on the device.
+        `prepare` starts from these, and a dry run writes them to look at.
+        """
+
+    @abstractmethod
+    def example_batch(self) -> Batch:
+        """Zeros in the shapes of a prepared batch, on the CPU, to measure a forward pass: no file, no number read."""
+
+    def prepare(self, batch: Batch, draws: Draws) -> Batch:
+        """What needs no gradient, on `draws.device`: degradation, encoding, embeddings.
+
+        The batch comes on the CPU; what this returns is on the device. Runs under no_grad and without autocast: the
+        method knows which of its parts stand half precision.
         """
         return batch
 
-    def after_step(self, step: int) -> None:  # noqa: B027 - most methods have nothing to do here
+    def after_step(self, step: int) -> None:
         """Called when step `step` has been taken by the optimizers."""
 
     @abstractmethod

@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -19,53 +18,17 @@ from torch.utils.data import Dataset
 
 from ..models.degradation.simple import SimpleDegradation
 from ..models.image import BICUBIC, from_bytes, resize_bytes, to_bytes
-from . import procedural_images
+from .data import procedural_images
+from .data.augment import augment
+from .data.config import AugmentSettings
 
-IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"}
-EVALUATION_PHOTOS = ("astronaut.png", "chelsea.png", "coffee.png")
-"""scikit-image photos kept for benchmarks/nano_quality.py; training never reads them."""
-VALIDATION_PHOTOS = ("rocket.jpg",)
-"""scikit-image photo that validation during training uses; training never reads it."""
-TRAINING_PHOTOS = (
-    "motorcycle_left.png",
-    "motorcycle_right.png",
-    "camera.png",
-    "brick.png",
-    "grass.png",
-    "gravel.png",
-    "coins.png",
-    "moon.png",
-    "hubble_deep_field.jpg",
-    "ihc.png",
-    "retina.jpg",
-    "page.png",
-    "text.png",
-    "clock_motion.png",
-    "color.png",
-)
-
-
-def builtin_photos(names: Sequence[str]) -> list[np.ndarray]:
-    """Photos that the scikit-image package itself carries, as uint8 `[H, W, 3]`."""
-    spec = find_spec("skimage")
-    if spec is None or spec.origin is None:
-        raise ModuleNotFoundError("built-in photos need scikit-image: pip install scikit-image")
-    folder = Path(spec.origin).parent / "data"
-    return [read_image(folder / name) for name in names]
+EVERY_CHANGE = AugmentSettings(flip=True, rotate=True, channels=True, recolour=True)
 
 
 def read_image(path: Path) -> np.ndarray:
     """An image file as uint8 RGB `[H, W, 3]`."""
     with Image.open(path) as image:
         return np.array(image.convert("RGB"))
-
-
-def folder_images(folder: Path) -> list[Path]:
-    """Image files under a folder, sorted. Raises FileNotFoundError when there is none."""
-    found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
-    if not found:
-        raise FileNotFoundError(f"no image file ({', '.join(sorted(IMAGE_SUFFIXES))}) under {folder}")
-    return found
 
 
 def procedural_pool(count: int, size: int, seed: int) -> list[np.ndarray]:
@@ -108,27 +71,6 @@ def degrade_and_upscale(image: np.ndarray, degradation: SimpleDegradation, seed:
     low = degradation(clean.permute(2, 0, 1)[None], torch.Generator().manual_seed(seed))[0].permute(1, 2, 0)
     height, width = image.shape[:2]
     return resize_bytes(to_bytes(low).contiguous(), width, height, BICUBIC).numpy()
-
-
-def augment(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Turn, mirror and recolour a uint8 crop: few photos have to stand for many."""
-    image = np.rot90(image, int(rng.integers(4)))
-    if rng.random() < 0.5:
-        image = image[:, ::-1]
-    if rng.random() < 0.3:
-        image = image[..., rng.permutation(3)]
-    if rng.random() < 0.6:
-        image = recolour(image, rng)
-    return np.ascontiguousarray(image)
-
-
-def recolour(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Random contrast and brightness, a little different for each channel; grey photos get a tint."""
-    gain = rng.uniform(0.6, 1.15) * (1 + rng.normal(0, 0.1, 3))
-    offset = rng.uniform(-0.12, 0.2) + rng.normal(0, 0.05, 3)
-    table = np.arange(256)[:, None] / 255 * gain + offset
-    table = to_bytes(torch.from_numpy(table)).numpy()
-    return np.stack([table[image[..., channel], channel] for channel in range(3)], axis=-1)
 
 
 def random_window(image: np.ndarray, side: int, rng: np.random.Generator) -> np.ndarray:
@@ -193,7 +135,7 @@ class PairBatches(Dataset):
         images = self.sources[int(rng.choice(len(self.sources), p=self.weights))]
         chosen = images[int(rng.integers(len(images)))]
         image = read_image(chosen) if isinstance(chosen, Path) else chosen
-        sharp = augment(random_window(image, self.window, rng), rng)
+        sharp = augment(random_window(image, self.window, rng), EVERY_CHANGE, rng)
         return sharp, degrade_and_upscale(sharp, self.degradations.draw(rng), int(rng.integers(2**31)))
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
-from ..models.image import to_bytes
+from ...models.image import to_bytes
 
 Generator = np.random.Generator
 SUPERSAMPLING = 2

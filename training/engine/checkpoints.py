@@ -1,0 +1,185 @@
+"""A run's checkpoints: folders that are whole or not there, of which the newest good one is resumed.
+
+`checkpoints/step_00000500/` holds `network.safetensors` (trained parameters), `average.safetensors` where the run
+keeps an average, `optimizers.pt` and `state.json`. Parameters that are spread over devices are put together, so that a
+run may go on with another number of processes.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import zipfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.optim import Optimizer
+
+from .files import sync
+
+PREFIX = "step_"
+PARTIAL = ".partial"
+STATE = "state.json"
+NETWORK = "network.safetensors"
+AVERAGE = "average.safetensors"
+OPTIMIZERS = "optimizers.pt"
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that cannot be used; the message names the folder and what to do."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a run goes on from, on the CPU."""
+
+    step: int
+    config: dict[str, Any]
+    """The settings of the run that wrote it."""
+    network: dict[str, Tensor]
+    average: dict[str, Tensor] | None
+    optimizers: dict[str, list[dict[str, Any]]]
+    """State dicts by turn."""
+
+
+def whole(value: Any) -> Any:
+    """A copy of a state on the CPU, its tensors put together where they are spread over devices."""
+    if isinstance(value, DTensor):
+        value = value.full_tensor()
+    if isinstance(value, Tensor):
+        return value.detach().to("cpu", copy=True)
+    if isinstance(value, Mapping):
+        return {key: whole(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(whole(item) for item in value)
+    return value
+
+
+def spread(value: Tensor, like: Tensor) -> Tensor:
+    """A whole tensor as `like` lies: on its device, or over the devices it is spread on."""
+    if isinstance(like, DTensor):
+        return distribute_tensor(value.to(like.device), like.device_mesh, like.placements)
+    return value.to(like.device)
+
+
+def restore_optimizer(optimizer: Optimizer, state: dict[str, Any]) -> None:
+    """Load a whole state dict into an optimizer whose parameters may be spread over devices.
+
+    Raises ValueError when it belongs to other parameters.
+    """
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    spread_state = {
+        index: {
+            name: spread(value, parameters[index])
+            if isinstance(value, Tensor) and value.shape == parameters[index].shape
+            else value
+            for name, value in entries.items()
+        }
+        for index, entries in state["state"].items()
+    }
+    optimizer.load_state_dict({"state": spread_state, "param_groups": state["param_groups"]})
+
+
+def write_checkpoint(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
+    """Write one into `folder` and delete all but the newest `keep`.
+
+    A write that fails or is killed leaves the older ones as they are. Raises OSError when the disk is full.
+    """
+    target = folder / f"{PREFIX}{checkpoint.step:08d}"
+    partial = target.with_name(target.name + PARTIAL)
+    remove(partial)
+    partial.mkdir(parents=True)
+    try:
+        save_file(checkpoint.network, partial / NETWORK)
+        if checkpoint.average is not None:
+            save_file(checkpoint.average, partial / AVERAGE)
+        torch.save(checkpoint.optimizers, partial / OPTIMIZERS)
+        sizes = {path.name: path.stat().st_size for path in sorted(partial.iterdir())}
+        state = {"step": checkpoint.step, "config": checkpoint.config, "sizes": sizes}
+        (partial / STATE).write_text(json.dumps(state, indent=1) + "\n", encoding="utf-8")
+        for path in partial.iterdir():
+            sync(path)
+        sync(partial)
+        remove(target)
+        os.replace(partial, target)
+    except BaseException as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        if isinstance(error, OSError | SafetensorError | RuntimeError):  # torch and safetensors hide the system's error
+            raise OSError(f"cannot write the checkpoint {target}: {error}. The older checkpoints are whole.") from error
+        raise
+    sync(folder)
+    for _, old in list(checkpoints(folder))[keep:]:
+        remove(old)
+    return target
+
+
+def remove(folder: Path) -> None:
+    """Delete a checkpoint so that a killed deletion leaves none that looks whole."""
+    (folder / STATE).unlink(missing_ok=True)
+    if folder.exists():
+        shutil.rmtree(folder)
+
+
+def checkpoints(folder: Path) -> Iterator[tuple[int, Path]]:
+    """(step, folder) of complete ones, newest first."""
+    found = [path for path in folder.glob(f"{PREFIX}*") if path.name[len(PREFIX) :].isdigit()]
+    steps = ((int(path.name[len(PREFIX) :]), path) for path in found if (path / STATE).is_file())
+    return iter(sorted(steps, reverse=True))
+
+
+def read_checkpoint(path: Path) -> Checkpoint:
+    """Raises CheckpointError when a file of it is missing, cut or damaged."""
+    try:
+        state = json.loads((path / STATE).read_text(encoding="utf-8"))
+        for name, size in state["sizes"].items():
+            found = (path / name).stat().st_size
+            if found != size:
+                raise CheckpointError(f"{path / name} has {found} bytes, it was written with {size}")
+        average = path / AVERAGE
+        return Checkpoint(
+            state["step"],
+            state["config"],
+            load_file(path / NETWORK),
+            load_file(average) if average.name in state["sizes"] else None,
+            torch.load(path / OPTIMIZERS, map_location="cpu", weights_only=True),
+        )
+    except CheckpointError:
+        raise
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+        TypeError,
+        RuntimeError,
+        EOFError,
+        SafetensorError,
+        zipfile.BadZipFile,
+    ) as error:
+        raise CheckpointError(f"{path} is damaged ({type(error).__name__}: {error})") from error
+    except Exception as error:  # what unpickling a damaged file raises has no common type
+        raise CheckpointError(f"{path / OPTIMIZERS} is damaged ({type(error).__name__}: {error})") from error
+
+
+def newest_checkpoint(folder: Path, warn: Any) -> Checkpoint | None:
+    """The newest one that can be read, None when there is none; `warn` is told of those that cannot.
+
+    Raises CheckpointError when there are some and none can be read.
+    """
+    damage: list[CheckpointError] = []
+    for _, path in checkpoints(folder):
+        try:
+            return read_checkpoint(path)
+        except CheckpointError as error:
+            damage.append(error)
+            warn(f"{error}; trying an older one")
+    if damage:
+        raise CheckpointError(f"{damage[0]}. No older checkpoint is left: delete {folder} to start anew.")
+    return None

@@ -1,0 +1,318 @@
+"""The training loop of every method, on accelerate: one process or many, exact resume, samples, trained files."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import signal
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedType
+from torch import nn
+
+from .average import Average
+from .batches import SKIPPED, MicroBatches, micro_batches
+from .checkpoints import (
+    Checkpoint,
+    CheckpointError,
+    newest_checkpoint,
+    restore_optimizer,
+    spread,
+    whole,
+    write_checkpoint,
+)
+from .draws import Draws
+from .grids import grid, psnr
+from .method import Batch, Method
+from .optimizers import TurnOptimizer
+from .records import Records
+
+VALIDATION = 2**40
+"""Number of the draws that validation restores with: no micro-batch has it."""
+FREE_TO_CHANGE = ("out", "steps", "log", "validation", "checkpoints", "workers", "threads", "compile")
+"""Settings whose change between two parts of a run does not change what it computes until then."""
+
+
+class Diverged(ArithmeticError):
+    """A loss or gradient that is no number; the last checkpoint is kept as it is."""
+
+
+class Engine:
+    """A run: the method, wrapped for the devices there are, its optimizers, and the number of steps taken."""
+
+    def __init__(self, method: Method[Any], accelerator: Accelerator | None = None):
+        """Builds the method and resumes `config.out` where it holds a run.
+
+        Raises ValueError for settings that cannot work together and CheckpointError for damaged checkpoints.
+        """
+        self.method, self.config = method, method.config
+        config = self.config
+        self.accelerator = accelerator or make_accelerator(method)
+        if self.accelerator.distributed_type == DistributedType.DEEPSPEED:
+            raise ValueError(
+                "several optimizers and frozen parts do not go through DeepSpeed: launch with FSDP2 or DDP"
+            )
+        if config.threads is not None:
+            torch.set_num_threads(config.threads)
+        self.folder = config.out / "checkpoints"
+        saved = newest_checkpoint(self.folder, self.accelerator.print)
+        method.build(self.accelerator.device)
+        self.inner: nn.Module = method.network
+        if config.compile:
+            self.inner.compile()
+        self.network = self.accelerator.prepare(self.inner)
+        self.turns = sorted({turn for step in range(min(config.steps, 16)) for turn in method.turns(step)})
+        self.trained = {name: value for name, value in self.inner.named_parameters() if value.requires_grad}
+        self.average = None if config.ema is None else Average(self.trained, config.ema)
+        self.optimizers = {
+            turn: TurnOptimizer(config.optimizer, config.schedule, method.parameter_groups(turn)) for turn in self.turns
+        }
+        self.step = 0
+        self.saved_step = -1
+        if saved is not None:
+            self.resume(saved)
+
+    # --- state ---------------------------------------------------------------------------------------------------
+
+    def resume(self, saved: Checkpoint) -> None:
+        """Go on from a checkpoint. Raises CheckpointError when it belongs to another network or optimizer."""
+        expected = {name: tuple(value.shape) for name, value in self.trained.items()}
+        found = {name: tuple(value.shape) for name, value in saved.network.items()}
+        if expected != found:
+            odd = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
+            raise CheckpointError(
+                f"{self.folder} holds a run of another network: {len(odd)} tensors differ, {odd[0]} among them "
+                f"({found.get(odd[0])} there, {expected.get(odd[0])} here). Set `out` to a new folder, or use the "
+                "settings of that run."
+            )
+        optimizer = saved.config.get("optimizer", {}).get("name")
+        if optimizer != self.config.optimizer.name:
+            raise CheckpointError(
+                f"{self.folder} holds a run with the optimizer {optimizer}, not {self.config.optimizer.name}: keep "
+                "`optimizer.name`, or set `out` to a new folder"
+            )
+        self.warn_of_changes(saved.config)
+        with torch.no_grad():
+            for name, value in self.trained.items():
+                value.copy_(spread(saved.network[name], value))
+        if self.average is not None and saved.average is not None:
+            self.average.load({name: spread(value, self.trained[name]) for name, value in saved.average.items()})
+        for turn, states in saved.optimizers.items():
+            optimizers = self.optimizers[turn].optimizers if turn in self.optimizers else []
+            for optimizer, state in zip(optimizers, states, strict=True):
+                restore_optimizer(optimizer, state)
+        self.step = self.saved_step = saved.step
+        self.accelerator.print(f"going on from step {self.step} of {self.folder}")
+
+    def warn_of_changes(self, before: dict[str, Any]) -> None:
+        now = self.config.model_dump(mode="json")
+        changed = [key for key in now if key not in FREE_TO_CHANGE and now[key] != before.get(key, now[key])]
+        if changed:
+            self.accelerator.print(f"changed since the checkpoint: {', '.join(changed)}; the run goes on with the new")
+
+    def save(self) -> None:
+        """Write a checkpoint, and the files for the nodes. Collective: every process calls it."""
+        if self.saved_step == self.step:
+            return
+        checkpoint = Checkpoint(
+            self.step,
+            self.config.model_dump(mode="json"),
+            whole(dict(self.trained)),
+            None if self.average is None else whole(self.average.values),
+            {turn: [whole(part.state_dict()) for part in made.optimizers] for turn, made in self.optimizers.items()},
+        )
+        if self.accelerator.is_main_process:
+            write_checkpoint(self.folder, checkpoint, self.config.checkpoints.keep)
+            if self.config.checkpoints.export or self.step == self.config.steps:
+                trained = checkpoint.network if checkpoint.average is None else checkpoint.average
+                self.method.export(self.config.out, trained, self.step)
+        self.saved_step = self.step
+        self.accelerator.wait_for_everyone()
+
+    # --- a step --------------------------------------------------------------------------------------------------
+
+    def train_step(self, parts: list[tuple[int, Batch]]) -> dict[str, float]:
+        """Take this step's turns on the process's (number, collated micro-batch) pairs. Returns what the log takes."""
+        prepared = []
+        for number, batch in parts:
+            draws = Draws(self.config.seed, number, self.accelerator.device)
+            with torch.no_grad():
+                prepared.append((number, self.method.prepare(batch, draws), draws))
+        figures: dict[str, float] = {}
+        turns = self.method.turns(self.step)
+        for turn in turns:
+            prefix = f"{turn}/" if len(self.turns) > 1 else ""
+            figures.update({f"{prefix}{name}": value for name, value in self.take_turn(turn, prepared).items()})
+        if self.average is not None:
+            self.average.update(self.step)
+        self.method.after_step(self.step)
+        self.step += 1
+        return figures
+
+    def take_turn(self, turn: str, prepared: list[tuple[int, Batch, Draws]]) -> dict[str, float]:
+        """Accumulate a turn's gradients and take its step. Raises Diverged when they are no numbers."""
+        sums: dict[str, Any] = {}
+        optimizer = self.optimizers[turn]
+        with frozen(self.parameters_of_others(turn)):
+            for index, (number, batch, draws) in enumerate(prepared):
+                torch.manual_seed(global_seed(self.config.seed, number, turn))
+                last = index == len(prepared) - 1
+                with contextlib.nullcontext() if last else self.accelerator.no_sync(self.network):
+                    losses = self.network(turn, batch, draws)
+                    self.accelerator.backward(losses["loss"] / len(prepared))
+                for name, value in losses.items():
+                    sums[name] = sums.get(name, 0) + value.detach().float() / len(prepared)
+        norm = self.clip(optimizer.parameters)
+        means = dict(zip(sums, self.accelerator.reduce(torch.stack(list(sums.values())), "mean").tolist(), strict=True))
+        loss = means["loss"]
+        if not math.isfinite(norm) or not math.isfinite(loss):
+            raise Diverged(
+                f"step {self.step + 1}: the {turn} loss is {loss}, the norm of its gradient {norm}. Nothing of this "
+                "step was kept; the last checkpoint is whole. Lower optimizer.learning_rate or lengthen "
+                "schedule.warmup, and start the same command again."
+            )
+        rate = optimizer.step(self.step, self.config.steps)
+        return {**means, "gradient_norm": norm, "learning_rate": rate}
+
+    def parameters_of_others(self, turn: str) -> list[nn.Parameter]:
+        """What other turns train and this one does not."""
+        own = {id(parameter) for parameter in self.optimizers[turn].parameters}
+        others = [optimizer.parameters for name, optimizer in self.optimizers.items() if name != turn]
+        return [parameter for parameters in others for parameter in parameters if id(parameter) not in own]
+
+    def clip(self, parameters: list[nn.Parameter]) -> float:
+        """The norm of the gradient before it is scaled down to `gradient_clip`."""
+        limit = self.config.gradient_clip
+        norm = torch.nn.utils.clip_grad_norm_(parameters, math.inf if limit is None else limit)
+        return float(whole(norm))
+
+    # --- the run -------------------------------------------------------------------------------------------------
+
+    def run(self) -> None:
+        """Train until `config.steps`, or until Ctrl-C or SIGTERM, which save a checkpoint first."""
+        config, accelerator = self.config, self.accelerator
+        config.out.mkdir(parents=True, exist_ok=True)
+        images = config.batch * config.accumulate * accelerator.num_processes
+        records = Records(accelerator, config.out, self.step, config.steps, config.log.every, images)
+        source = micro_batches(
+            MicroBatches(self.method),
+            self.step,
+            config.steps,
+            config.accumulate,
+            accelerator.process_index,
+            accelerator.num_processes,
+            config.workers,
+        )
+        validation = self.method.validation()
+        with contextlib.closing(records), stop_signals() as stopped:
+            for parts in source:
+                for _, batch in parts:
+                    records.skip(batch.pop(SKIPPED))
+                records.step(self.step + 1, self.train_step(parts))
+                if validation is not None and self.step % config.validation.every == 0:
+                    self.validate(validation, records)
+                stop = self.should_stop(bool(stopped))
+                if stop or self.step % config.checkpoints.every == 0 or self.step == config.steps:
+                    self.save()
+                if stop:
+                    records.say(f"stopped at step {self.step}; the same command goes on from here")
+                    break
+        accelerator.end_training()
+
+    def should_stop(self, asked: bool) -> bool:
+        """Whether any process was asked to stop."""
+        if self.accelerator.num_processes == 1:
+            return asked
+        flag = torch.tensor(float(asked), device=self.accelerator.device)
+        return bool(self.accelerator.reduce(flag, "sum") > 0)
+
+    def validate(self, batch: Batch, records: Records) -> None:
+        """Restore the validation images with the average, or the weights where there is none."""
+        averaged = contextlib.nullcontext() if self.average is None else self.average.in_place()
+        draws = Draws(self.config.seed, VALIDATION, self.accelerator.device)
+        with evaluating(self.inner), torch.no_grad(), self.accelerator.autocast(), averaged:
+            restored = self.method.restore(batch, draws).float().cpu()
+        columns = [batch["lq"], restored]
+        figures = self.method.measure(batch, restored)
+        if "hq" in batch:
+            figures = {"psnr": psnr(restored, batch["hq"]), "psnr_lq": psnr(batch["lq"], batch["hq"]), **figures}
+            columns.append(batch["hq"])
+        records.log(self.step, {f"validation/{name}": value for name, value in figures.items()})
+        records.picture(self.step, "restored", grid(columns))
+
+
+@contextlib.contextmanager
+def evaluating(network: nn.Module) -> Iterator[None]:
+    """Every part in evaluation mode within, and in its own mode after."""
+    modes = [(module, module.training) for module in network.modules()]
+    network.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+@contextlib.contextmanager
+def frozen(parameters: list[nn.Parameter]) -> Iterator[None]:
+    """Parameters that ask for no gradient within."""
+    for parameter in parameters:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in parameters:
+            parameter.requires_grad_(True)
+
+
+def make_accelerator(method: Method[Any]) -> Accelerator:
+    """As the launch configuration says, with the run's precision and trackers."""
+    config = method.config
+    kwargs = []
+    if len({turn for step in range(16) for turn in method.turns(step)}) > 1:
+        from accelerate import DistributedDataParallelKwargs
+
+        kwargs.append(DistributedDataParallelKwargs(find_unused_parameters=True))
+    accelerator = Accelerator(
+        cpu=not torch.accelerator.is_available(),
+        mixed_precision="no" if config.precision == "fp32" else config.precision,
+        log_with=list(config.log.trackers) or None,
+        project_dir=str(config.out),
+        kwargs_handlers=kwargs,
+    )
+    missing = set(config.log.trackers) - {str(getattr(tracker, "value", tracker)) for tracker in accelerator.log_with}
+    for name in sorted(missing):
+        accelerator.print(f"log.trackers names {name}, which is not installed: pip install {name}; going on without")
+    if config.log.trackers:
+        accelerator.init_trackers(config.log.project)
+    return accelerator
+
+
+def global_seed(seed: int, number: int, turn: str) -> int:
+    """For what draws from torch's own generator, such as dropout."""
+    words = (seed, number, *turn.encode())
+    return int(np.random.SeedSequence(words).generate_state(1, np.uint32)[0])
+
+
+@contextlib.contextmanager
+def stop_signals() -> Iterator[list[int]]:
+    """A list that a first Ctrl-C or SIGTERM goes into; a second one ends the process as usual."""
+    caught: list[int] = []
+    before: dict[signal.Signals, Any] = {}
+
+    def note(number: int, frame: Any) -> None:
+        caught.append(number)
+        signal.signal(number, before[signal.Signals(number)])
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        with contextlib.suppress(ValueError):  # not the main thread: signals are somebody else's there
+            before[number] = signal.signal(number, note)
+    try:
+        yield caught
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
