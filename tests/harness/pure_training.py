@@ -19,18 +19,18 @@ INSTRUCTION = (
 SIDE = 64
 
 
-def save_pairs(folder: Path, count: int, side: int = SIDE, words: tuple[str, ...] = ("", " The image shows.")) -> Path:
-    """`count` pairs of smooth random pictures of side x side and a list about them, answers of different lengths."""
+def save_pairs(folder: Path, count: int, width: int = SIDE, height: int = SIDE) -> Path:
+    """`count` pairs of smooth random pictures and a list about them, with answers of two lengths."""
     for name in ("lq", "hq"):
         (folder / name).mkdir(parents=True, exist_ok=True)
     items = []
     for number in range(count):
-        clean = pure.picture(number, side, side)[0]
+        clean = pure.picture(number, width, height)[0]
         noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(number)) * 0.1
         for name, picture in (("hq", clean), ("lq", (clean + noise).clamp(0, 1))):
             pixels = (picture * 255).round().to(torch.uint8).numpy()
             Image.fromarray(np.ascontiguousarray(pixels)).save(folder / name / f"{number}.png")
-        text = f"{pure.SENTENCE}{words[number % len(words)]} <|image|>"
+        text = f"{pure.SENTENCE}{' The image shows.' if number % 2 else ''} <|image|>"
         items.append(
             {
                 "conversations": [{"from": "human", "value": INSTRUCTION}, {"from": "gpt", "value": text}],

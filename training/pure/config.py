@@ -8,6 +8,7 @@ from pydantic import Field, PositiveInt, field_validator, model_validator
 
 from ...models.pure.grid import Grid
 from ...models.pure.vocabulary import PATCH_PIXELS
+from ..data.degradation_config import DegradationSettings, RealWorldSettings
 from ..engine.config import Chance, OptimizerSettings, RunConfig, Settings, UserPath
 
 LoRAPart = Literal["qkv_proj", "o_proj", "gate_up_proj", "down_proj"]
@@ -26,6 +27,8 @@ class PUREDataSettings(Settings):
     conversations: Annotated[tuple[ConversationList, ...], Field(min_length=1)]
     side: PositiveInt = 512
     """Pixels: pictures are cut to about side x side, in multiples of 32, as near to their own shape as that allows."""
+    degradation: Annotated[tuple[DegradationSettings, ...], Field(min_length=1)] = (RealWorldSettings(),)
+    """What the validation images are degraded by; training pictures are pairs already."""
     tokens: UserPath | None = None
     """Folder of tokenised conversations, made on first use or by scripts/tokenise.py; null: `tokens` in `out`."""
 

@@ -18,6 +18,9 @@ from ...models.pure.prompt import INSTRUCTION, image_block, prompt_ids
 from ...models.pure.session import GenerationError
 from ...models.pure.vocabulary import PATCH_PIXELS, Vocabulary
 from ...models.pure.vqgan import VQGAN, to_image, to_pixels
+from ..data.cache import FeatureCache
+from ..data.config import DataSettings, SourceSettings
+from ..data.validation import validation_batch
 from ..engine.draws import Draws
 from ..engine.method import Batch, Method
 from .config import PUREConfig
@@ -28,7 +31,7 @@ from .network import PURENetwork
 from .samples import ConversationSamples, collate, padded_batch, token_folder
 from .start import Start, load_vqgan, load_weights, read_start
 from .tokenizer import TextTokenizer, read_vocabulary
-from .tokens import Tokeniser, TokenStore, file_hash
+from .tokens import Tokeniser, file_mark
 
 TEXT_LENGTH = 160
 """Tokens of instruction, degradation sentence and caption, about, for the estimate of a dry run."""
@@ -92,12 +95,12 @@ class PUREMethod(Method[PUREConfig]):
             "form": 1,
             "side": config.data.side,
             "seed": config.seed,
-            "vqgan": file_hash(config.vqgan),
-            "tokenizer": file_hash(self.tokenizer.path),
+            "vqgan": file_mark(config.vqgan),
+            "tokenizer": file_mark(self.tokenizer.path),
             "codes": self.vocabulary.source,
         }
-        store = TokenStore(token_folder(config), settings)
-        return Tokeniser(store, self.tokenizer, self.vocabulary, config.data.side, config.seed)
+        cache = FeatureCache(token_folder(config), settings)
+        return Tokeniser(cache, self.tokenizer, self.vocabulary, config.data.side, config.seed)
 
     def samples(self) -> ConversationSamples:
         self.conversations = ConversationSamples(self.config, self.tokeniser())
@@ -129,19 +132,19 @@ class PUREMethod(Method[PUREConfig]):
 
     def example_batch(self) -> Batch:
         side = self.config.data.side
-        block = block_length(side, side)
-        length = min(2 * block + TEXT_LENGTH, self.config.max_length)
-        ids = torch.zeros(self.config.batch, length, dtype=torch.long)
-        labels = ids.clone()
-        labels[:, : block + TEXT_LENGTH // 4] = -100
-        return prepared(ids, labels, bool(self.config.z_loss), torch.device("cpu"))
+        length = min(2 * block_length(side, side) + TEXT_LENGTH, self.config.max_length)
+        answer = min(block_length(side, side) + TEXT_LENGTH * 3 // 4, length - 1)
+        rows = self.config.batch * answer
+        return {
+            "ids": torch.zeros(self.config.batch, length, dtype=torch.long),
+            "rows": torch.arange(rows),
+            "following": torch.zeros(rows, dtype=torch.long),
+            "own": torch.ones(rows, dtype=torch.bool),
+        }
 
     # --- validation ----------------------------------------------------------------------------------------------
 
     def validation(self) -> Batch | None:
-        from ..data.config import DataSettings, SourceSettings
-        from ..data.validation import validation_batch
-
         data = self.config.data
         settings = DataSettings(
             sources=(SourceSettings(builtin=True),), crop=data.side, enlarge=True, degradation=data.degradation

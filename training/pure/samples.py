@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 
 from ...models.state_dict import first_few
+from ..engine.batches import SKIPPED
 from ..engine.method import Batch
 from .batches import LengthBatches
 from .config import PUREConfig
 from .conversations import IGNORED, Conversation, read_list
 from .tokens import Entry, Tokeniser
 
-SKIPPED = "skipped"
 MOST_SKIPPED = 64
 """Samples in a row that may be unusable."""
 
@@ -35,7 +35,7 @@ def read_lists(config: PUREConfig) -> tuple[list[Conversation], list[float]]:
 
 
 class ConversationSamples:
-    """Sample n: `entry`, with `ids` and `labels` where the store has them, else `crops`, 8-bit pictures to tokenise.
+    """Sample n: `entry`, with `ids` and `labels` where they are kept, else `crops`, 8-bit pictures to tokenise.
 
     A conversation whose pictures cannot be read gives way to the next one and is named under `skipped`.
     """
@@ -60,7 +60,7 @@ class ConversationSamples:
         skipped = list(self.unusable) if number == 0 else []
         for further in range(MOST_SKIPPED):
             entry = self.entries[self.order[number + further]]
-            stored = self.tokeniser.store.read(entry.key)
+            stored = self.tokeniser.read(entry)
             if stored is not None:
                 return {"entry": entry, "ids": stored[0], "labels": stored[1], SKIPPED: skipped}
             try:
@@ -93,8 +93,8 @@ def padded_batch(pairs: Sequence[tuple[Tensor, Tensor]], length: int) -> tuple[T
 
 
 def missing(samples: ConversationSamples) -> list[Entry]:
-    """Conversations that the store does not have."""
-    return [entry for entry in samples.entries if entry.key not in samples.tokeniser.store]
+    """Conversations whose tokens are not kept."""
+    return [entry for entry in samples.entries if not samples.tokeniser.has(entry)]
 
 
 def token_folder(config: PUREConfig) -> Path:

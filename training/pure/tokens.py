@@ -1,10 +1,9 @@
 """Conversations as token ids, made once: text by the tokenizer, pictures by the VQGAN.
 
-One file per conversation, `tokens/<settings>/<2 of 64 hex>/<64 hex>.safetensors`: `ids` int32 `[T]` and `target` uint8
-`[T]`, 1 where the token is to be learnt. `<settings>` is a hash of what else they depend on (the VQGAN, the tokenizer,
-the crop's side, the seed of the crops), which `settings.json` in it states; the name a hash of the texts, and of the
-pictures' paths, sizes and times of change. A run tokenises what is missing as it comes to it; `scripts/tokenise.py`
-does all at once. Several processes may write together, and a killed one leaves only whole files.
+Kept in a `data.cache.FeatureCache`: one safetensors file per conversation with `ids` int32 `[T]` and `target` uint8
+`[T]`, 1 where the token is to be learnt. The key is a hash of the texts and of the pictures' paths, sizes and times of
+change; what else they depend on (VQGAN, tokenizer, the crops' side and seed) are the cache's settings. A run tokenises
+what is missing as it comes to it; `scripts/tokenise.py` does all at once. Several processes may write together.
 """
 
 from __future__ import annotations
@@ -12,11 +11,9 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,74 +21,28 @@ from torch import Tensor
 from ...models.pure.prompt import image_block
 from ...models.pure.vocabulary import Vocabulary
 from ...models.pure.vqgan import VQGAN, to_pixels
+from ..data.cache import FeatureCache
 from ..engine.draws import Draws
 from ..engine.files import write_atomically
 from .conversations import IGNORED, Conversation, length, tokens
 from .pictures import chosen_size, picture_size, read_crop
 from .tokenizer import TextTokenizer
 
-LENGTHS = "lengths.json"
+ENDS = 2**20
+"""Bytes at both ends of a file that its mark is made of."""
 
 
-def file_hash(path: Path) -> str:
-    """SHA-256 of a file's bytes. Raises OSError where it is absent."""
+def file_mark(path: Path) -> str:
+    """A hash of a file's size and of its first and last megabyte, which tells one model's file from another's.
+
+    Raises OSError where it is absent.
+    """
+    digest = hashlib.sha256(str(path.stat().st_size).encode())
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-class TokenStore:
-    """A folder of tokenised conversations."""
-
-    def __init__(self, folder: Path, settings: Mapping[str, Any]):
-        """settings: everything but the conversation itself that its tokens depend on."""
-        text = json.dumps(dict(settings), sort_keys=True, indent=1)
-        self.folder = folder / hashlib.sha256(text.encode()).hexdigest()[:16]
-        self.text = text
-
-    def path(self, key: str) -> Path:
-        return self.folder / key[:2] / f"{key}.safetensors"
-
-    def __contains__(self, key: str) -> bool:
-        return self.path(key).is_file()
-
-    def read(self, key: str) -> tuple[Tensor, Tensor] | None:
-        """(ids, labels) int64 `[T]`; None where they were not written, or the file is damaged."""
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
-
-        try:
-            stored = load_file(self.path(key))
-            ids, target = stored["ids"].long(), stored["target"].bool()
-        except (OSError, SafetensorError, KeyError):
-            return None
-        return ids, ids.masked_fill(~target, IGNORED)
-
-    def write(self, key: str, ids: Sequence[int], labels: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """Keep them and return them as `read` does. Raises OSError when the disk is full."""
-        from safetensors.torch import save_file
-
-        row, marks = torch.tensor(ids), torch.tensor(labels)
-        stored = {"ids": row.int(), "target": (marks != IGNORED).to(torch.uint8)}
-        self.put(self.path(key), lambda place: save_file(stored, place))
-        return row, marks
-
-    def put(self, path: Path, write: Any) -> None:
-        """A whole file in its place, whoever else writes the same one."""
-        own = path.with_name(f"{path.name}.{os.getpid()}")
-        write_atomically(own, write)
-        os.replace(own, path)
-
-    def lengths(self) -> dict[str, int]:
-        """Tokens of conversations by key, as far as they are known."""
-        with contextlib.suppress(OSError, ValueError):
-            known = json.loads((self.folder / LENGTHS).read_text())
-            if isinstance(known, dict):
-                return known
-        return {}
-
-    def write_lengths(self, lengths: Mapping[str, int]) -> None:
-        self.put(self.folder / LENGTHS, lambda place: place.write_text(json.dumps(dict(lengths))))
-        self.put(self.folder / "settings.json", lambda place: place.write_text(self.text))
+        digest.update(file.read(ENDS))
+        file.seek(max(0, path.stat().st_size - ENDS))
+        digest.update(file.read())
+    return digest.hexdigest()
 
 
 @dataclass(frozen=True)
@@ -105,31 +56,56 @@ class Entry:
 
 
 class Tokeniser:
-    """Conversations to token ids, through a store."""
+    """Conversations to token ids, through a cache."""
 
-    def __init__(self, store: TokenStore, tokenizer: TextTokenizer, vocabulary: Vocabulary, side: int, seed: int):
+    def __init__(self, cache: FeatureCache, tokenizer: TextTokenizer, vocabulary: Vocabulary, side: int, seed: int):
         """side: of the crops, in pixels. seed: of their places."""
-        self.store, self.tokenizer, self.vocabulary = store, tokenizer, vocabulary
+        self.cache, self.tokenizer, self.vocabulary = cache, tokenizer, vocabulary
         self.side, self.seed = side, seed
 
     def entries(self, conversations: Sequence[Conversation]) -> tuple[list[Entry], list[tuple[str, str]]]:
         """Conversations with their lengths, from the heads of their pictures, and (name, reason) of unusable ones."""
-        known = self.store.lengths()
+        known = self.known_lengths()
+        before = len(known)
         entries, unusable = [], []
-        fresh: dict[str, int] = {}
         for conversation in conversations:
             try:
                 key = conversation.key()
-                if key not in known and key not in fresh:
+                if key not in known:
                     crops = [chosen_size(*picture_size(path), self.side) for path in conversation.pictures]
-                    fresh[key] = length(conversation, crops, self.tokenizer)
+                    known[key] = length(conversation, crops, self.tokenizer)
             except OSError as error:
                 unusable.append((conversation.name, f"{type(error).__name__}: {error}"))
                 continue
-            entries.append(Entry(conversation, key, known[key] if key in known else fresh[key]))
-        if fresh:
-            self.store.write_lengths({**known, **fresh})
+            entries.append(Entry(conversation, key, known[key]))
+        if len(known) > before:
+            with contextlib.suppress(OSError):  # a full disk: they are found out again
+                write_atomically(self.lengths_file, lambda place: place.write_text(json.dumps(known)))
         return entries, unusable
+
+    @property
+    def lengths_file(self) -> Path:
+        mark = hashlib.sha256(self.cache.settings.encode()).hexdigest()[:16]
+        return self.cache.folder / f"lengths-{mark}.json"
+
+    def known_lengths(self) -> dict[str, int]:
+        """Tokens of conversations by key, as far as an earlier run found them out."""
+        with contextlib.suppress(OSError, ValueError):
+            known = json.loads(self.lengths_file.read_text())
+            if isinstance(known, dict):
+                return known
+        return {}
+
+    def has(self, entry: Entry) -> bool:
+        return self.cache.path(entry.key).is_file()
+
+    def read(self, entry: Entry) -> tuple[Tensor, Tensor] | None:
+        """(ids, labels) int64 `[T]`; None where they are not kept, or the file is damaged."""
+        kept = self.cache.load(entry.key)
+        if kept is None or kept.keys() != {"ids", "target"}:
+            return None
+        ids = kept["ids"].long()
+        return ids, ids.masked_fill(~kept["target"].bool(), IGNORED)
 
     def crops(self, entry: Entry) -> list[Tensor]:
         """The entry's pictures as the model reads them, 8-bit `[H, W, 3]`. Raises OSError for a damaged one.
@@ -142,11 +118,13 @@ class Tokeniser:
 
     @torch.no_grad()
     def tokenise(self, entry: Entry, crops: Sequence[Tensor], vqgan: VQGAN) -> tuple[Tensor, Tensor]:
-        """(ids, labels) int64 `[T]` of an entry with these crops, written to the store. The VQGAN is in float32."""
+        """(ids, labels) int64 `[T]` of an entry with these crops, and keep them. The VQGAN is in float32."""
         device = next(vqgan.parameters()).device
         grids = [vqgan.encode(to_pixels(crop[None]).to(device))[0].cpu() for crop in crops]
         blocks = [image_block(self.vocabulary.encode(grid)) for grid in grids]
-        return self.store.write(entry.key, *tokens(entry.conversation, blocks, self.tokenizer))
+        ids, labels = (torch.tensor(row) for row in tokens(entry.conversation, blocks, self.tokenizer))
+        self.cache.store(entry.key, {"ids": ids.int(), "target": (labels != IGNORED).to(torch.uint8)})
+        return ids, labels
 
     def unaligned(self, conversations: Sequence[Conversation]) -> int:
         """How many conversations have pictures that are no crop's size: those are cut at places of their own."""

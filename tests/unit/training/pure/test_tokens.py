@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 
 import pytest
@@ -14,9 +13,10 @@ from oracles import pure_training as oracle
 from parity.pure_tokenizer import ByteTokenizer
 from realisr.models.pure.vocabulary import Vocabulary
 from realisr.models.pure.vqgan import to_pixels
+from realisr.training.data.cache import FeatureCache
 from realisr.training.pure.conversations import read_list
 from realisr.training.pure.start import load_vqgan
-from realisr.training.pure.tokens import Tokeniser, TokenStore
+from realisr.training.pure.tokens import Tokeniser
 
 
 @pytest.fixture(scope="module")
@@ -34,8 +34,8 @@ def conversations(tmp_path):
 
 
 def tokeniser(tmp_path, **settings):
-    store = TokenStore(tmp_path / "tokens", {"side": SIDE, **settings})
-    return Tokeniser(store, ByteTokenizer(), Vocabulary.formula(), SIDE, seed=0)
+    cache = FeatureCache(tmp_path / "tokens", {"side": SIDE, **settings})
+    return Tokeniser(cache, ByteTokenizer(), Vocabulary.formula(), SIDE, seed=0)
 
 
 def test_tokens_are_written_as_they_are_read(tmp_path, conversations, vqgan):
@@ -49,7 +49,7 @@ def test_tokens_are_written_as_they_are_read(tmp_path, conversations, vqgan):
         turns = [("gpt" if turn.answers else "human", turn.text) for turn in entry.conversation.turns]
         assert (ids.tolist(), labels.tolist()) == oracle.item(turns, grids, ByteTokenizer().encode)
         assert len(ids) == entry.length
-        again = made.store.read(entry.key)
+        again = made.read(entry)
         assert again is not None and torch.equal(again[0], ids) and torch.equal(again[1], labels)
 
 
@@ -58,17 +58,18 @@ def test_what_is_there_is_kept_and_what_is_damaged_is_made_again(tmp_path, conve
     entries, _ = made.entries(conversations)
     for entry in entries[:2]:
         made.tokenise(entry, made.crops(entry), vqgan)
-    made.store.path(entries[0].key).write_bytes(b"half a fi")
-    assert [made.store.read(entry.key) is None for entry in entries] == [True, False, True]
-    assert [entry.key in made.store for entry in entries] == [True, True, False]
+    made.cache.path(entries[0].key).write_bytes(b"half a fi")
+    assert [made.read(entry) is None for entry in entries] == [True, False, True]
+    assert [made.has(entry) for entry in entries] == [True, True, False]
 
 
 def test_another_picture_text_or_setting_has_other_tokens(tmp_path, conversations):
     made = tokeniser(tmp_path)
+    (first, *_), _ = made.entries(conversations)
+    assert tokeniser(tmp_path, vqgan="another").cache.path(first.key) != made.cache.path(first.key)
     keys = [entry.key for entry in made.entries(conversations)[0]]
     assert keys == [entry.key for entry in made.entries(conversations)[0]]
     assert len(set(keys)) == 3
-    assert tokeniser(tmp_path, vqgan="another").store.folder != made.store.folder
     picture = conversations[0].pictures[1]
     os.utime(picture, ns=(1, 1))
     assert [entry.key == key for entry, key in zip(made.entries(conversations)[0], keys, strict=True)] == [
@@ -87,7 +88,7 @@ def test_pictures_that_cannot_be_read_are_named(tmp_path, conversations):
 
 
 def test_places_of_crops_depend_on_the_seed_and_the_entry_alone(tmp_path):
-    conversations = read_list(pure_training.save_pairs(tmp_path / "pairs", 2, side=SIDE + 29))
+    conversations = read_list(pure_training.save_pairs(tmp_path / "pairs", 2, width=SIDE + 40, height=SIDE + 29))
     made = tokeniser(tmp_path)
     entries, _ = made.entries(conversations)
     first = [made.crops(entry) for entry in entries]
@@ -95,13 +96,14 @@ def test_places_of_crops_depend_on_the_seed_and_the_entry_alone(tmp_path):
     for one, other in zip(first, again, strict=True):
         assert all(torch.equal(*pair) for pair in zip(one, other, strict=True))
     assert made.unaligned(conversations) == 2
-    other_seed = Tokeniser(made.store, ByteTokenizer(), Vocabulary.formula(), SIDE, seed=1)
+    other_seed = Tokeniser(made.cache, ByteTokenizer(), Vocabulary.formula(), SIDE, seed=1)
     different = [other_seed.crops(entry) for entry in entries]
-    # The pictures are square, so that a crop is the whole picture made smaller: nothing is left to draw.
-    assert all(torch.equal(a, b) for one, two in zip(first, different, strict=True) for a, b in zip(one, two, strict=True))
+    assert not all(
+        torch.equal(*pair) for one, two in zip(first, different, strict=True) for pair in zip(one, two, strict=True)
+    )
 
 
-def test_settings_are_stated_beside_the_tokens(tmp_path, conversations):
-    made = tokeniser(tmp_path, vqgan="v")
-    made.entries(conversations)
-    assert json.loads((made.store.folder / "settings.json").read_text()) == {"side": SIDE, "vqgan": "v"}
+def test_lengths_are_found_out_once(tmp_path, conversations, monkeypatch):
+    first, _ = tokeniser(tmp_path).entries(conversations)
+    monkeypatch.setattr("realisr.training.pure.tokens.picture_size", lambda path: pytest.fail("opened again"))
+    assert tokeniser(tmp_path).entries(conversations)[0] == first
