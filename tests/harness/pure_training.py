@@ -16,7 +16,7 @@ from .pure import Sizes, backbone, save_pure_folder, save_vqgan, vqgan
 INSTRUCTION = (
     "Perceive the degradation level, understand the image content, and restore the high-quality image. <|image|>"
 )
-SIDE = 64
+SIDE = 32
 
 
 def save_pairs(folder: Path, count: int, width: int = SIDE, height: int = SIDE) -> Path:
