@@ -70,7 +70,7 @@ class Engine:
         self.inner: nn.Module = method.network
         if config.compile:
             self.inner.compile()
-        self.network = self.accelerator.prepare(self.inner)
+        self.network = wrapped(self.accelerator, self.inner)
         self.turns = sorted({turn for step in range(min(config.steps, 16)) for turn in method.turns(step)})
         self.trained = {name: value for name, value in self.inner.named_parameters() if value.requires_grad}
         self.average = None if config.ema is None else Average(self.trained, config.ema)
@@ -304,6 +304,18 @@ def frozen(parameters: list[nn.Parameter]) -> Iterator[None]:
     finally:
         for parameter in parameters:
             parameter.requires_grad_(True)
+
+
+def wrapped(accelerator: Accelerator, network: nn.Module) -> nn.Module:
+    """The network for the devices there are.
+
+    With FSDP2 accelerate takes a model only with an optimizer, whose parameters it exchanges for shards: it gets one that
+    takes no step, because the run's own are made of the shards afterwards.
+    """
+    if not accelerator.is_fsdp2:
+        return accelerator.prepare(network)
+    trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    return accelerator.prepare(network, torch.optim.SGD(trained, lr=0.0))[0]
 
 
 def make_accelerator(method: Method[Any]) -> Accelerator:
