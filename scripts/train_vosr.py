@@ -24,7 +24,6 @@ from realisr.models.vosr.dit import VOSRDiT  # noqa: E402
 from realisr.training.data import (  # noqa: E402
     TRAINING_PHOTOS,
     VALIDATION_PHOTOS,
-    DegradationRange,
     PairBatches,
     builtin_photos,
     folder_images,
@@ -32,6 +31,7 @@ from realisr.training.data import (  # noqa: E402
     read_image,
     validation_sets,
 )
+from realisr.training.degradations import DegradationMixture, SimpleRange  # noqa: E402
 from realisr.training.vosr_losses import Distillation  # noqa: E402
 from realisr.training.vosr_setup import PRESETS, make_latents, new_network, new_student, student_args  # noqa: E402
 from realisr.training.vosr_start import start_from_condition  # noqa: E402
@@ -56,7 +56,9 @@ def make_sources(options: argparse.Namespace, side: int) -> list[tuple[float, Se
     """Groups of training images with their weights."""
     sources: list[tuple[float, Sequence[Any]]] = []
     if options.images:
-        sources.append((options.images_weight, [path for folder in options.images for path in folder_images(folder)]))
+        files: Sequence[Any] = [path for folder in options.images for path in folder_images(folder)]
+        images = [read_image(path) for path in files] if options.in_memory else files
+        sources.append((options.images_weight, images))
     if options.builtin_photos:
         sources.append((options.photos_weight, builtin_photos(TRAINING_PHOTOS)))
     if options.procedural:
@@ -118,11 +120,19 @@ def add_training_options(parser: argparse.ArgumentParser, mode: str) -> None:
         add("--guidance", type=float, default=0.5, help="scale of the teacher's guided velocity")
     add("--images", type=Path, nargs="+", default=[], help="folders of training images")
     add("--images-weight", type=float, default=1.0)
+    add("--in-memory", action="store_true", help="decode the images of --images once, at the start")
     add("--builtin-photos", action="store_true", help="photos that the scikit-image package carries")
     add("--photos-weight", type=float, default=0.6)
     add("--procedural", type=int, default=0, help="number of procedural images to make")
     add("--procedural-weight", type=float, default=0.4)
     add("--validation", type=Path, nargs="+", default=[], help="folders of images to validate on")
+    add(
+        "--mixture",
+        type=float,
+        nargs=3,
+        metavar=("CAMERA", "SIMPLE", "REAL_WORLD"),
+        help="weights of the kinds of degradation; default: simple ones alone",
+    )
     add("--latents", help="module:function that makes the latent space of models with a VAE")
     add("--batch", type=int, default=8)
     add("--crop", type=int, help="side of the training crops in pixels; default: the model's training resolution")
@@ -209,7 +219,7 @@ def train(options: argparse.Namespace) -> None:
     options.out.mkdir(parents=True, exist_ok=True)
     data = PairBatches(
         make_sources(options, max(window, 256)),
-        DegradationRange(),
+        SimpleRange() if options.mixture is None else DegradationMixture(tuple(options.mixture)),
         options.steps,
         options.batch,
         crop,
@@ -219,7 +229,8 @@ def train(options: argparse.Namespace) -> None:
     )
     if options.command == "flow" and options.init == "condition":
         lq = torch.cat([latents.encode(data[step][1]) for step in range(START_BATCHES)])
-        start_from_condition(model, lq, torch.Generator().manual_seed(options.seed))
+        one_step = options.noise_only_chance == 1
+        start_from_condition(model, lq, torch.Generator().manual_seed(options.seed), one_step=one_step)
     device = torch.device(options.device)
     trainer = Trainer(train_options(options, args), args, model, latents, options.out, device, teacher)
     if options.resume:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -20,6 +19,7 @@ from torch.utils.data import Dataset
 from ..models.degradation.simple import SimpleDegradation
 from ..models.image import BICUBIC, from_bytes, resize_bytes, to_bytes
 from . import procedural_images
+from .degradations import CameraDegradation, Degradations, Degrade
 
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"}
 EVALUATION_PHOTOS = ("astronaut.png", "chelsea.png", "coffee.png")
@@ -74,35 +74,7 @@ def procedural_pool(count: int, size: int, seed: int) -> list[np.ndarray]:
     return [to_bytes(torch.from_numpy(image)).numpy() for image in images]
 
 
-@dataclass(frozen=True)
-class DegradationRange:
-    """The simple degradations training draws from."""
-
-    scales: tuple[int, ...] = (1, 2, 3, 4)
-    scale_weights: tuple[float, ...] = (0.1, 0.45, 0.1, 0.35)
-    """A scale's chance is its weight over their sum."""
-    blur_chance: float = 0.25
-    blur: tuple[float, float] = (0.3, 1.2)
-    """Standard deviations in pixels of the clean image."""
-    noise: tuple[float, float] = (0.0, 22.0)
-    """Standard deviations in 8-bit levels."""
-    clean_chance: float = 0.05
-    """Chance of neither noise nor JPEG, so that clean inputs are part of training."""
-    quality: tuple[int, int] = (45, 95)
-    """JPEG qualities."""
-
-    def draw(self, rng: np.random.Generator) -> SimpleDegradation:
-        weights = np.array(self.scale_weights) / sum(self.scale_weights)
-        clean = rng.random() < self.clean_chance
-        return SimpleDegradation(
-            scale=int(rng.choice(self.scales, p=weights)),
-            blur_sigma=float(rng.uniform(*self.blur)) if rng.random() < self.blur_chance else 0.0,
-            noise_sigma=0.0 if clean else float(rng.uniform(*self.noise)) / 255,
-            jpeg_quality=None if clean else int(rng.integers(self.quality[0], self.quality[1] + 1)),
-        )
-
-
-def degrade_and_upscale(image: np.ndarray, degradation: SimpleDegradation, seed: int) -> np.ndarray:
+def degrade_and_upscale(image: np.ndarray, degradation: Degrade, seed: int) -> np.ndarray:
     """uint8 `[H, W, 3]` degraded, then brought back to its size with PIL bicubic, as inference does."""
     clean = from_bytes(torch.from_numpy(np.ascontiguousarray(image)))
     low = degradation(clean.permute(2, 0, 1)[None], torch.Generator().manual_seed(seed))[0].permute(1, 2, 0)
@@ -156,7 +128,7 @@ class PairBatches(Dataset):
     def __init__(
         self,
         sources: Sequence[tuple[float, Sequence[np.ndarray | Path]]],
-        degradations: DegradationRange,
+        degradations: Degradations,
         steps: int,
         batch: int,
         crop: int,
@@ -203,17 +175,21 @@ def to_signed(pixels: np.ndarray) -> Tensor:
 
 
 def validation_sets(photos: Sequence[np.ndarray], crop: int, count: int = 32) -> dict[str, tuple[Tensor, Tensor]]:
-    """Crops of photos at x2 and x4 with moderate noise and compression: about `count` pairs (hq, lq) of each.
+    """Crops of photos at x2 and x4 with moderate noise and compression, and at x4 through a camera's blur: about
+    `count` pairs (hq, lq) of each.
 
     As PairBatches gives them; the same photos give the same crops.
     """
+    degradations: dict[str, Degrade] = {
+        f"x{scale}": SimpleDegradation(scale=scale, noise_sigma=12 / 255, jpeg_quality=70) for scale in (2, 4)
+    }
+    degradations["camera"] = CameraDegradation(scale=4, sigma=(2.0, 2.0), noise_sigma=1 / 255)
     sets = {}
-    for scale in (2, 4):
-        degradation = SimpleDegradation(scale=scale, noise_sigma=12 / 255, jpeg_quality=70)
+    for name, degradation in degradations.items():
         pairs = [(photo, degrade_and_upscale(photo, degradation, seed=1)) for photo in photos]
         crops = [pair for photo, lq in pairs for pair in grid_crops(photo, lq, crop)]
         hq, lq = zip(*crops[:: max(1, len(crops) // count)], strict=True)
-        sets[f"x{scale}"] = (to_signed(np.stack(hq)), to_signed(np.stack(lq)))
+        sets[name] = (to_signed(np.stack(hq)), to_signed(np.stack(lq)))
     return sets
 
 
