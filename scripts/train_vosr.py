@@ -87,7 +87,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     exporter = commands.add_parser("export")
     exporter.add_argument("folder", type=Path)
     exporter.add_argument("target", type=Path)
-    exporter.add_argument("--one-step", action="store_true", help="run it in one unguided step by default")
+    exporter.add_argument("--one-step", action="store_true", help="trained at t = 1 alone: one unguided step")
     return parser.parse_args(argv)
 
 

@@ -12,7 +12,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from ..models.vosr.config import ARGS_KEY, VOSRConfig, strip_wrapper_prefix
+from ..models.vosr.config import ARGS_KEY, POSTERIOR_MEAN, VOSRConfig, strip_wrapper_prefix
 from ..models.vosr.dit import VOSRDiT
 
 FOLDER_WEIGHTS = Path("checkpoints") / "ema_model.safetensors"
@@ -38,11 +38,11 @@ def save_folder_weights(folder: Path, args: dict[str, Any], model: VOSRDiT) -> N
 def export(source: Path, target: Path, dtype: torch.dtype = torch.float16, one_step: bool = False) -> None:
     """One safetensors file of a trained folder (or of such a file), with its args.json in the metadata.
 
-    one_step: mark the model as one that runs in one unguided step unless told otherwise, as a distilled one does.
+    one_step: mark the model as one trained at t = 1 alone, which runs in one unguided step and in no other way.
     """
     args, tensors = load_weights(source)
     if one_step:
-        args = {"distill_type": "onestep", **args}
+        args = {**args, "distill_type": POSTERIOR_MEAN}
     metadata = {"format": "pt", ARGS_KEY: json.dumps(args)}
     halves = {name: tensor.to(dtype).contiguous() for name, tensor in tensors.items()}
     write_atomically(target, lambda path: save_file(halves, path, metadata=metadata))
