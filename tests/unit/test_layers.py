@@ -1,4 +1,4 @@
-"""The folders are the architecture: nodes -> host -> models, nodes, host and training -> services, training -> models."""
+"""The folders are the architecture: nodes -> host -> models; nodes, host, training -> services; training -> models."""
 
 from __future__ import annotations
 
