@@ -1,0 +1,72 @@
+"""FSDP2: two CPU processes with the shipped launch configurations compute what one process does."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from _pack import ROOT
+from harness import processes, pure_training
+
+CONFIGS = ROOT / "training" / "configs" / "accelerate"
+RUNNER = ROOT / "tests" / "harness" / "sharded_run.py"
+
+
+def plain(value: Any) -> Any:
+    """Settings as YAML can write them."""
+    if isinstance(value, dict):
+        return {key: plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    return str(value) if isinstance(value, Path) else value
+
+
+def pure(root: Path) -> dict[str, Any]:
+    return pure_training.settings(root, optimizer={"learning_rate": 1e-3}, batch=1)
+
+
+def pure_lora(root: Path) -> dict[str, Any]:
+    return pure_training.settings(root, optimizer={"learning_rate": 1e-3}, batch=1, lora={"rank": 4, "alpha": 4})
+
+
+RUNS = {"pure": ("pure", "fsdp2_pure", pure), "pure LoRA": ("pure", "fsdp2_pure", pure_lora)}
+
+
+def last_network(out: Path) -> dict[str, torch.Tensor]:
+    return load_file(max((out / "checkpoints").glob("step_*")) / "network.safetensors")
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
+def test_launch_configurations_are_valid(path):
+    environment = processes.launch_environment(path)
+    sharded = yaml.safe_load(path.read_text())["distributed_type"] == "FSDP"
+    assert (environment.get("ACCELERATE_USE_FSDP") == "true") == sharded == path.stem.startswith("fsdp2")
+    assert not sharded or environment["FSDP_VERSION"] == "2"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", RUNS)
+def test_shards_train_as_a_whole_does(tmp_path, name):
+    """Two processes with FSDP2, stopped and resumed on the way, against one that accumulates both micro-batches."""
+    method, launch, make = RUNS[name]
+    settings = plain({**make(tmp_path), "steps": 2, "workers": 0, "precision": "fp32"})
+    path = tmp_path / "run.yaml"
+    path.write_text(yaml.safe_dump(settings))
+    environment = processes.launch_environment(CONFIGS / f"{launch}.yaml")
+    command = [method, "--config", str(path)]
+    for steps in ("1", "2"):
+        outputs = processes.run_together(
+            [str(RUNNER), *command, f"out={tmp_path / 'sharded'}", f"steps={steps}"], environment
+        )
+    assert "going on from step 1" in outputs[0]
+    whole = [str(ROOT / "scripts" / "train.py"), *command, f"out={tmp_path / 'whole'}", "accumulate=2"]
+    processes.run_together(whole, {}, count=1)
+    found, expected = last_network(tmp_path / "sharded"), last_network(tmp_path / "whole")
+    assert found.keys() == expected.keys()
+    for key, value in expected.items():
+        torch.testing.assert_close(found[key], value, rtol=1e-4, atol=1e-5, msg=lambda text, key=key: f"{key}: {text}")
