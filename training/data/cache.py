@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import logging
@@ -92,7 +93,8 @@ class FeatureCache:
             write_atomically(own, lambda file: save_file(whole, file, metadata=metadata))
             os.replace(own, path)
         except (OSError, SafetensorError) as error:
-            own.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                own.unlink()
             if not self.failed:
                 log.warning("features cannot be kept in %s and will be computed again: %s", self.folder, error)
             self.failed = True

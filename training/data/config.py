@@ -15,7 +15,7 @@ class ProceduralSettings(Settings):
 
     count: PositiveInt = 1000
     """Different images."""
-    side: PositiveInt = 512
+    side: Annotated[int, Field(ge=96)] = 512
     """Of an image, pixels."""
 
 

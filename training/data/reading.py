@@ -36,6 +36,18 @@ def read_photo(source: Path | bytes) -> Image.Image:
         raise PhotoError(f"it cannot be read ({type(error).__name__}: {said[:160]})") from error
 
 
+def photo_size(path: Path) -> tuple[int, int]:
+    """(width, height) of a file as read_photo turns it, without decoding it. Raises PhotoError where it is none."""
+    try:
+        with Image.open(path) as image:
+            orientation = 1
+            with contextlib.suppress(Exception):
+                orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
+            return image.size if orientation < 5 else image.size[::-1]
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise PhotoError(f"it cannot be read ({type(error).__name__}: {str(error)[:160]})") from error
+
+
 def upright(image: Image.Image) -> Image.Image:
     """The picture turned as its EXIF orientation says; as it is where there is none, or damaged EXIF."""
     with contextlib.suppress(Exception):

@@ -123,17 +123,23 @@ def members(archive: Path, note: Callable[[str, str], object]) -> Iterator[tuple
         with tarfile.open(archive, "r:") as tar:
             for entry in tar:
                 end = entry.offset_data + -(-entry.size // BLOCK) * BLOCK
-                if end > length:
+                if entry.offset_data + entry.size > length:
                     break
                 if entry.isfile() and not entry.issparse():
                     yield entry.name, Member(entry.offset_data, entry.size)
-            whole = end <= length and ends_in_zeros(archive, end)
+            whole = ends_in_zeros(archive, end)
     except tarfile.TarError as error:
-        if end == 0:
+        if length >= BLOCK and not begins_as_archive(archive):
             raise ValueError(f"{archive} is no uncompressed tar archive: {error}") from error
         whole = False
     if not whole:
         note(str(archive), f"the archive breaks off within {length} bytes; what comes before is used")
+
+
+def begins_as_archive(archive: Path) -> bool:
+    """Whether the first block has the mark of a tar header."""
+    with archive.open("rb") as file:
+        return file.read(BLOCK)[257:262] == b"ustar"
 
 
 def ends_in_zeros(archive: Path, end: int) -> bool:

@@ -1,0 +1,1 @@
+"""Writing the texts that training photos need, by vision-language models."""
