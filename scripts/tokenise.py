@@ -3,8 +3,8 @@
 python scripts/tokenise.py --config training/configs/pure.yaml [key=value ...]
 accelerate launch --num_processes 8 scripts/tokenise.py --config training/configs/pure.yaml
 
-What is there already is kept, so it may be stopped and started again. Pictures that cannot be read are named at the end.
-A run does the same on the way where it has not been done; see training/pure/tokens.py for what is written.
+What is there already is kept, so it may be stopped and started again. Pictures that cannot be read are named at the
+end. A run does the same on the way where it has not been done; training/pure/tokens.py says what is written.
 """
 
 from __future__ import annotations
@@ -57,8 +57,8 @@ def tokenise(config_file: Path, settings: Sequence[str]) -> int:
         print(f"{len(entries)} conversations, {len(entries) - len(waiting)} tokenised already")
         if unaligned:
             print(
-                f"{unaligned} have pictures that are not cut to a crop's size: each is cut at a place of its own, as in the "
-                "authors' code, so that low and high quality do not lie on each other. Better cut them before."
+                f"{unaligned} have pictures that are no crop's size: each is cut at a place of its own, as in the authors' "
+                "code, so that low and high quality do not lie on each other. Better cut them before."
             )
     vqgan = load_vqgan(config.vqgan, process.device)
     own = waiting[process.process_index :: process.num_processes]
