@@ -19,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from _pack import ROOT, load_pack
@@ -27,20 +28,38 @@ from _scores import Score
 load_pack()
 from oracles.vosr import Condition, Velocity, sample  # noqa: E402
 from realisr.models.degradation.simple import SimpleDegradation  # noqa: E402
-from realisr.models.image import to_bytes  # noqa: E402
+from realisr.models.image import BICUBIC, from_bytes, resize_bytes, to_bytes  # noqa: E402
 from realisr.models.tiles.grid import vosr_tile_grid  # noqa: E402
 from realisr.models.vosr.dit import VOSRDiT  # noqa: E402
 from realisr.models.vosr.pixel_vae import PixelUnshuffleVAE  # noqa: E402
 from realisr.models.vosr.sampling import RestorationGuidance, euler_times  # noqa: E402
 from realisr.training.data.builtin import EVALUATION_PHOTOS, builtin_photos  # noqa: E402
-from realisr.training.vosr_pairs import degrade_and_upscale, read_image, to_signed  # noqa: E402
-from realisr.training.vosr_weights import load_model  # noqa: E402
+from realisr.training.vosr.weights import load_model  # noqa: E402
 
 WEIGHTS = ROOT / "weights" / "vosr_nano.safetensors"
 SCALES = (2, 4)
 NOISE = (5.0, 20.0)
 QUALITY = (50, 90)
 OVERLAP = 16
+
+
+def read_image(path: Path) -> np.ndarray:
+    """An image file as uint8 RGB `[H, W, 3]`."""
+    with Image.open(path) as image:
+        return np.array(image.convert("RGB"))
+
+
+def to_signed(pixels: np.ndarray) -> Tensor:
+    """uint8 `[B, H, W, 3]` -> float `[B, 3, H, W]` in [-1, 1]."""
+    return torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous().float() / 127.5 - 1
+
+
+def degrade_and_upscale(image: np.ndarray, degradation: SimpleDegradation, seed: int) -> np.ndarray:
+    """uint8 `[H, W, 3]` degraded, then brought back to its size with PIL bicubic, as inference does."""
+    clean = from_bytes(torch.from_numpy(np.ascontiguousarray(image)))
+    low = degradation(clean.permute(2, 0, 1)[None], torch.Generator().manual_seed(seed))[0].permute(1, 2, 0)
+    height, width = image.shape[:2]
+    return resize_bytes(to_bytes(low).contiguous(), width, height, BICUBIC).numpy()
 
 
 @dataclass(frozen=True)

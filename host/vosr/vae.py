@@ -15,8 +15,9 @@ from torch import Tensor, nn
 
 from ...models.state_dict import describe_state_dict, require_tensors, shapes_of, sizes_of
 from ...models.vosr.config import strip_wrapper_prefix
-from ...models.vosr.qwen_vae import LATENTS_MEAN, LATENTS_STD, LOGVAR_RANGE
+from ...models.vosr.qwen_vae import LOGVAR_RANGE
 from ...models.vosr.qwen_vae_video import from_video, is_video
+from ...models.vosr.vae_files import check_statistics, is_kl, is_qwen, weights_in
 from ..files import load_state_dict_file
 from ..images import run_encode
 from ..model_folders import model_files
@@ -27,8 +28,6 @@ from .files import read_args
 PIXEL_UNSHUFFLE = "pixel unshuffle x2 (no file)"
 PIXEL_DOWNSCALE = 2
 NO_DECODER = "none (the VAE's own)"
-
-FOLDER_WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 
 def vae_choices() -> list[str]:
@@ -71,10 +70,12 @@ def load_vae_files(vae_path: str | Path, decoder_path: str | Path | None = None)
     if is_video(state_dict):
         with sizes_of("Qwen-Image VAE", path.name, state_dict):
             state_dict = from_video(state_dict)
-    if "encoder.down_blocks.0.norm1.gamma" in state_dict:
-        check_statistics(path)
+    if is_qwen(state_dict):
+        config = path.parent / "config.json"
+        if config.is_file():
+            check_statistics(read_args(config), config)
         vae: VAE = qwen_vae(path.name, without_decoder_choice(path, decoder_path, state_dict))
-    elif any(key.startswith(("encoder.down.0.block.0.", "encoder.down_blocks.0.resnets.0.")) for key in state_dict):
+    elif is_kl(state_dict):
         vae = kl_vae(path.name, kl_tensors(path.name, state_dict, read_light_decoder(decoder_path)))
     else:
         raise ValueError(f"{path.name} is not an SD 2.1 or Qwen-Image VAE. {wrong_file_hint(state_dict)}")
@@ -88,14 +89,6 @@ def _file_patcher(vae_path, decoder_path, disable_dynamic: bool = False):
 
 def _pixel_patcher(disable_dynamic: bool = False):
     return pixel_vae(PIXEL_DOWNSCALE).patcher
-
-
-def weights_in(path: Path) -> Path:
-    """The weight file of a diffusers folder, of its `vae` sub-folder, or the file itself."""
-    for place in (path / FOLDER_WEIGHTS, path / "vae" / FOLDER_WEIGHTS):
-        if place.is_file():
-            return place
-    return path
 
 
 def wrong_file_hint(state_dict: Mapping[str, Any]) -> str:
@@ -114,25 +107,6 @@ def without_decoder_choice(path: Path, decoder_path, state_dict: dict[str, Tenso
             f"latents. Set the decoder to '{NO_DECODER}'."
         )
     return state_dict
-
-
-def check_statistics(path: Path) -> None:
-    """Raises ValueError when a config.json beside the file states other latent statistics than the published ones."""
-    config = path.parent / "config.json"
-    if not config.is_file():
-        return
-    stated = read_args(config)
-    for key, standard in (("latents_mean", LATENTS_MEAN), ("latents_std", LATENTS_STD)):
-        values = stated.get(key)
-        if values is None:
-            continue
-        numbers = isinstance(values, list) and all(isinstance(value, int | float) for value in values)
-        alike = numbers and len(values) == len(standard)
-        if not alike or any(abs(a - b) > 1e-4 for a, b in zip(values, standard, strict=True)):
-            raise ValueError(
-                f"{config} states {key} {values}, the Qwen-Image VAE of VOSR has {list(standard)}. Latents would be "
-                "normalised wrongly: use the VAE published with the model."
-            )
 
 
 def kl_tensors(

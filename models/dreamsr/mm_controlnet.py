@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -26,6 +26,10 @@ ROPE_AXES = (16, 56, 56)
 ROPE_THETA = 10000.0
 PATCH = 2
 SINUSOID_WIDTH = 256
+
+
+RunBlock = Callable[..., tuple[Tensor, Tensor]]
+"""(block, *its arguments) -> its two streams: how a trainer hands in recomputation."""
 
 
 class ControlFeatures(NamedTuple):
@@ -236,12 +240,13 @@ class MMControlNet(nn.Module):
         pooled: Tensor,
         guidance: Tensor | None = None,
         attention: AttentionFn = scaled_dot_product,
+        run_block: RunBlock | None = None,
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Image `[B, H W / 4, D]` and text `[B, M, D]` streams after each block.
 
         latent `[B, C, H, W]` in the model's latent space, H and W even: the LQ latent, or the degradation-free one in
         the texture stage. timestep `[B]` in [0, 1]. text `[B, M, text_width]` and pooled `[B, pooled_width]`: the
-        local prompt. guidance `[B]`, unscaled.
+        local prompt. guidance `[B]`, unscaled. run_block: what calls a block, itself by default.
         """
         grid = (latent.shape[-2] // PATCH, latent.shape[-1] // PATCH)
         image = self.x_embedder(rearrange(latent, "b c (h p) (w q) -> b (h w) (c p q)", p=PATCH, q=PATCH))
@@ -249,7 +254,8 @@ class MMControlNet(nn.Module):
         vector = self.time_text_embed(timestep, pooled, guidance)
         rotary = rotary_table(text.shape[1], grid, latent.device)
         for block in self.transformer_blocks:
-            image, text_stream = block(image, text_stream, vector, rotary, attention)
+            inputs = (image, text_stream, vector, rotary, attention)
+            image, text_stream = block(*inputs) if run_block is None else run_block(block, *inputs)
             yield image, text_stream
 
     def forward(
@@ -260,9 +266,10 @@ class MMControlNet(nn.Module):
         pooled: Tensor,
         guidance: Tensor | None = None,
         attention: AttentionFn = scaled_dot_product,
+        run_block: RunBlock | None = None,
     ) -> list[ControlFeatures]:
         """What each block hands to the DiT; arguments as for `streams`."""
-        streams = self.streams(latent, timestep, text, pooled, guidance, attention)
+        streams = self.streams(latent, timestep, text, pooled, guidance, attention, run_block)
         return [
             ControlFeatures(projection(image), stream)
             for projection, (image, stream) in zip(self.controlnet_blocks, streams, strict=True)

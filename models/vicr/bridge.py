@@ -11,6 +11,7 @@ token, to the text's width), and CLIP's vector without a bridge (`NoBridge`).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -82,6 +83,21 @@ class VisionContextBridge(nn.Module):
     def forward(self, embeds: Tensor) -> Tensor:
         context = self.proj_out(F.gelu(self.proj_in(self.norm(embeds))))
         return self.scale.to(context) * context
+
+
+def untrained_bridge(config: BridgeConfig, seed: int) -> VisionContextBridge:
+    """A bridge to start a training from, in float32: its output is zero, so that FLUX computes what it does without.
+
+    The last projection is zero and the scale 1, not the other way round, which would leave the projections without a
+    gradient at first. The first projection is Xavier-uniform, drawn from `seed`; the norm is the identity.
+    """
+    bridge = VisionContextBridge(config, device="meta").to_empty(device="cpu")
+    bound = math.sqrt(6 / (config.embedding + config.hidden))
+    with torch.no_grad():
+        for name, parameter in bridge.named_parameters():
+            parameter.fill_(1.0 if name in ("norm.weight", "scale") else 0.0)
+        bridge.proj_in.weight.uniform_(-bound, bound, generator=torch.Generator().manual_seed(seed))
+    return bridge
 
 
 class NoBridge(nn.Module):

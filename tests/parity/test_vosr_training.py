@@ -10,7 +10,7 @@ from torch import Tensor
 from parity.golden import Case, assert_within, cases, weights
 from realisr.models.vosr.config import VOSRConfig
 from realisr.models.vosr.dit import VOSRDiT
-from realisr.training.vosr_losses import Conditions, ConditionScheme, Distillation, flow_matching_loss, step_times
+from realisr.training.vosr.losses import Conditions, ConditionScheme, Distillation, flow_matching_loss, step_times
 
 TOLERANCE = 1e-5
 

@@ -11,6 +11,7 @@ import json
 import os
 import shutil
 import zipfile
+import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,9 @@ from .files import sync
 
 PREFIX = "step_"
 PARTIAL = ".partial"
+DIVERGED = ".diverged"
+"""Ending of a checkpoint that was set aside because the step after it gave no number."""
+CHUNK = 2**24
 STATE = "state.json"
 NETWORK = "network.safetensors"
 AVERAGE = "average.safetensors"
@@ -88,8 +92,8 @@ def restore_optimizer(optimizer: Optimizer, state: dict[str, Any]) -> None:
     optimizer.load_state_dict({"state": spread_state, "param_groups": state["param_groups"]})
 
 
-def write_checkpoint(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
-    """Write one into `folder` and delete all but the newest `keep`.
+def write_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:
+    """Write one into `folder`; checkpoints of later steps, which the run did not go on from, are deleted.
 
     A write that fails or is killed leaves the older ones as they are. Raises OSError when the disk is full.
     """
@@ -102,9 +106,15 @@ def write_checkpoint(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
         if checkpoint.average is not None:
             save_file(checkpoint.average, partial / AVERAGE)
         torch.save(checkpoint.optimizers, partial / OPTIMIZERS)
-        sizes = {path.name: path.stat().st_size for path in sorted(partial.iterdir())}
-        state = {"step": checkpoint.step, "config": checkpoint.config, "sizes": sizes}
-        (partial / STATE).write_text(json.dumps(state, indent=1) + "\n", encoding="utf-8")
+        written = sorted(partial.iterdir())
+        state = {
+            "step": checkpoint.step,
+            "config": checkpoint.config,
+            "sizes": {path.name: path.stat().st_size for path in written},
+            "checksums": {path.name: checksum(path) for path in written},
+        }
+        content = {**state, "checksum": state_checksum(state)}
+        (partial / STATE).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
         for path in partial.iterdir():
             sync(path)
         sync(partial)
@@ -116,9 +126,46 @@ def write_checkpoint(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
             raise OSError(f"cannot write the checkpoint {target}: {error}. The older checkpoints are whole.") from error
         raise
     sync(folder)
-    for _, old in list(checkpoints(folder))[keep:]:
-        remove(old)
+    for step, path in checkpoints(folder):
+        if step > checkpoint.step:
+            remove(path)
     return target
+
+
+def checksum(path: Path) -> int:
+    """CRC-32 of a file."""
+    total = 0
+    with path.open("rb") as file:
+        while chunk := file.read(CHUNK):
+            total = zlib.crc32(chunk, total)
+    return total
+
+
+def state_checksum(state: Mapping[str, Any]) -> int:
+    """CRC-32 of the content of a state.json."""
+    return zlib.crc32(json.dumps(state, sort_keys=True).encode())
+
+
+def prune(folder: Path, step: int, keep: int) -> None:
+    """Delete the checkpoints up to a step but the newest `keep`, and what killed writes and deletions have left."""
+    whole_ones = [path for found, path in checkpoints(folder) if found <= step]
+    for path in whole_ones[keep:]:
+        remove(path)
+    for path in folder.glob(f"{PREFIX}*"):
+        if path.suffix == PARTIAL or not (path / STATE).is_file():
+            remove(path)
+
+
+def set_aside(folder: Path, step: int) -> Path | None:
+    """Take a checkpoint out of the way where there is an older one. Returns its new place, None when it stays."""
+    path = folder / f"{PREFIX}{step:08d}"
+    if not any(found < step for found, _ in checkpoints(folder)) or not path.is_dir():
+        return None
+    aside = path.with_name(path.name + DIVERGED)
+    if aside.exists():
+        shutil.rmtree(aside)
+    os.replace(path, aside)
+    return aside
 
 
 def remove(folder: Path) -> None:
@@ -139,10 +186,14 @@ def read_checkpoint(path: Path) -> Checkpoint:
     """Raises CheckpointError when a file of it is missing, cut or damaged."""
     try:
         state = json.loads((path / STATE).read_text(encoding="utf-8"))
+        if state.pop("checksum") != state_checksum(state):
+            raise CheckpointError(f"{path / STATE} is damaged: its checksum is another")
         for name, size in state["sizes"].items():
             found = (path / name).stat().st_size
             if found != size:
                 raise CheckpointError(f"{path / name} has {found} bytes, it was written with {size}")
+            if checksum(path / name) != state["checksums"][name]:
+                raise CheckpointError(f"{path / name} is damaged: its checksum is another")
         average = path / AVERAGE
         return Checkpoint(
             state["step"],

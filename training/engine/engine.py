@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
+from safetensors import SafetensorError
 from torch import nn
 
 from .average import Average
@@ -20,7 +21,9 @@ from .checkpoints import (
     Checkpoint,
     CheckpointError,
     newest_checkpoint,
+    prune,
     restore_optimizer,
+    set_aside,
     spread,
     whole,
     write_checkpoint,
@@ -37,8 +40,11 @@ FREE_TO_CHANGE = ("out", "steps", "log", "validation", "checkpoints", "workers",
 """Settings whose change between two parts of a run does not change what it computes until then."""
 
 
+ADVICE = "Lower optimizer.learning_rate or lengthen schedule.warmup, and start the same command again."
+
+
 class Diverged(ArithmeticError):
-    """A loss or gradient that is no number; the last checkpoint is kept as it is."""
+    """A loss, gradient or weight that is no number; no sound checkpoint gives way to it."""
 
 
 class Engine:
@@ -115,7 +121,10 @@ class Engine:
             self.accelerator.print(f"changed since the checkpoint: {', '.join(changed)}; the run goes on with the new")
 
     def save(self) -> None:
-        """Write a checkpoint, and the files for the nodes. Collective: every process calls it."""
+        """Write a checkpoint, and the files for the nodes. Collective: every process calls it.
+
+        Raises Diverged, and writes nothing, when a weight is no number.
+        """
         if self.saved_step == self.step:
             return
         checkpoint = Checkpoint(
@@ -125,13 +134,33 @@ class Engine:
             None if self.average is None else whole(self.average.values),
             {turn: [whole(part.state_dict()) for part in made.optimizers] for turn, made in self.optimizers.items()},
         )
+        for name, value in (*checkpoint.network.items(), *(checkpoint.average or {}).items()):
+            if not value.isfinite().all():
+                raise Diverged(f"after step {self.step} {name} holds values that are no numbers. {ADVICE}")
         if self.accelerator.is_main_process:
-            write_checkpoint(self.folder, checkpoint, self.config.checkpoints.keep)
+            # Steps were taken since the last one was written, so its state is sound. The new one's is not known yet.
+            prune(self.folder, self.saved_step, max(1, self.config.checkpoints.keep - 1))
+            write_checkpoint(self.folder, checkpoint)
             if self.config.checkpoints.export or self.step == self.config.steps:
-                trained = checkpoint.network if checkpoint.average is None else checkpoint.average
-                self.method.export(self.config.out, trained, self.step)
+                self.export(checkpoint.network if checkpoint.average is None else checkpoint.average)
         self.saved_step = self.step
         self.accelerator.wait_for_everyone()
+
+    def export(self, tensors: dict[str, Tensor]) -> None:
+        """Write the files for the nodes. Raises OSError when the disk is full."""
+        try:
+            self.method.export(self.config.out, tensors, self.step)
+        except (SafetensorError, OSError) as error:
+            raise OSError(
+                f"cannot write the files for the nodes to {self.config.out}: {error}. The checkpoint of step "
+                f"{self.step} is whole: the same command goes on from it."
+            ) from error
+
+    def finish(self) -> None:
+        """For a run that has all its steps: write the files for the nodes, in case it was killed before it did."""
+        tensors = whole(dict(self.trained) if self.average is None else self.average.values)
+        if self.accelerator.is_main_process:
+            self.export(tensors)
 
     # --- a step --------------------------------------------------------------------------------------------------
 
@@ -172,11 +201,17 @@ class Engine:
         if not math.isfinite(norm) or not math.isfinite(loss):
             raise Diverged(
                 f"step {self.step + 1}: the {turn} loss is {loss}, the norm of its gradient {norm}. Nothing of this "
-                "step was kept; the last checkpoint is whole. Lower optimizer.learning_rate or lengthen "
-                "schedule.warmup, and start the same command again."
+                f"step was kept. {self.retreat()}{ADVICE}"
             )
         rate = optimizer.step(self.step, self.config.steps)
         return {**means, "gradient_norm": norm, "learning_rate": rate}
+
+    def retreat(self) -> str:
+        """Set aside a checkpoint of exactly this state, which has just been seen to be unsound. Returns what was done."""
+        if self.saved_step != self.step:
+            return ""
+        aside = set_aside(self.folder, self.step) if self.accelerator.is_main_process else None
+        return "" if aside is None else f"The checkpoint before it is now {aside.name}; an older one is left. "
 
     def parameters_of_others(self, turn: str) -> list[nn.Parameter]:
         """What other turns train and this one does not."""
@@ -207,7 +242,7 @@ class Engine:
             accelerator.num_processes,
             config.workers,
         )
-        validation = self.method.validation()
+        validation, first = self.method.validation(), self.step
         with contextlib.closing(records), stop_signals() as stopped:
             for parts in source:
                 for _, batch in parts:
@@ -221,6 +256,8 @@ class Engine:
                 if stop:
                     records.say(f"stopped at step {self.step}; the same command goes on from here")
                     break
+        if self.step >= config.steps and self.saved_step == first:
+            self.finish()
         accelerator.end_training()
 
     def should_stop(self, asked: bool) -> bool:

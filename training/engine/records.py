@@ -57,7 +57,7 @@ class Records:
         """Append a line to log.jsonl and tell the trackers."""
         self.accelerator.log(dict(figures), step=step)
         if self.accelerator.is_main_process:
-            self.append(LOG, {"step": step, **{name: round(value, 8) for name, value in figures.items()}})
+            self.append(LOG, {"step": step, **{name: shortened(value) for name, value in figures.items()}})
 
     def picture(self, step: int, name: str, image: Tensor) -> None:
         """Write `[3, H, W]` in [0, 1] to samples/ and tell the trackers that take images."""
@@ -88,6 +88,11 @@ class Records:
 
     def close(self) -> None:
         self.bar.close()
+
+
+def shortened(value: float) -> float:
+    """With nine significant digits, which tell every float32 from its neighbours."""
+    return float(f"{value:.9g}")
 
 
 def peak_memory() -> float:

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..models.vosr.dit import SelfAttention, VOSRDiT
+from ...models.vosr.dit import SelfAttention, VOSRDiT
 
 SIGNAL = 0.5
 """Size of the copied values in the residual stream."""

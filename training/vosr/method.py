@@ -1,0 +1,219 @@
+"""VOSR in training (arXiv 2604.03225): flow matching from the LQ latent and vision features, one-step distillation."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...models.vosr.dit import VOSRDiT
+from ...models.vosr.sampling import weak_strength_from_args
+from ..data.degradations import Degradations
+from ..data.photos import Photos
+from ..data.validation import validation_batch
+from ..engine.draws import Draws
+from ..engine.method import Batch, Method, Samples
+from .config import DistillationSettings, ModelSettings, VOSRRunConfig
+from .latents import LatentSpace, make_latents
+from .losses import Distillation
+from .network import VELOCITY, FlowMatching, OneStepDistillation
+from .presets import make_network, student_args
+from .sampling import restore_latent
+from .start import start_from_condition
+from .vision import VisionFeatures
+from .weights import architecture, load_into, load_weights, one_step, write_file, write_folder
+
+DIT = "dit."
+"""Before the names of the trained network in `network`."""
+
+EDGES = (f"{DIT}x_embedder.", f"{DIT}final_layer.")
+
+START_BATCHES = 16
+"""Training batches the statistics of `start: condition` come from."""
+START_DRAWS = 2**41
+"""Number of their first draws: no micro-batch has it."""
+
+DTYPES = {"fp16": torch.float16, "fp32": torch.float32}
+
+
+class VOSRMethod(Method[VOSRRunConfig]):
+    """A run of `mode` flow or distill."""
+
+    config_type = VOSRRunConfig
+
+    args: dict[str, Any]
+    """The args.json of the network in training."""
+    latents: LatentSpace
+    vision: VisionFeatures | None
+    dit: VOSRDiT
+    fixed: dict[str, Tensor]
+    """What of the network's state dict is not trained."""
+
+    def build(self, device: torch.device) -> None:
+        self.degradations = Degradations(self.config.data.degradation)
+        if self.config.distillation is None:
+            self.build_flow(device)
+        else:
+            self.build_student(device, self.config.distillation)
+        state = {} if device.type == "meta" else self.dit.state_dict()
+        trained = {name.removeprefix(DIT) for name, _ in self.parameters("train")}
+        self.fixed = {name: value.detach().cpu().clone() for name, value in state.items() if name not in trained}
+
+    def build_flow(self, device: torch.device) -> None:
+        """A new network, or one with the weights of `weights`."""
+        config = self.config
+        self.args = {**config.model.args(), "weak_cond_strength_aelq_list": list(config.condition.weak_strengths)}
+        self.build_encoders(device)
+        self.dit = self.new_network(device)
+        if config.weights is not None:
+            stated, tensors = load_weights(config.weights, "meta" if device.type == "meta" else "cpu")
+            architecture(config.weights, {**(stated or {}), **self.args}, tensors)
+            load_into(self.dit, config.weights, tensors)
+        elif config.start == "condition":
+            self.start_from_condition(device)
+        self.network = FlowMatching(self.dit, config.condition, config.times, config.balance)
+
+    def build_student(self, device: torch.device, settings: DistillationSettings) -> None:
+        """The teacher, and a student with its weights and a newly initialised end time."""
+        stated, tensors = load_weights(settings.teacher, "meta" if device.type == "meta" else "cpu")
+        if stated is not None and self.config.model != ModelSettings():
+            raise ValueError(f"{settings.teacher} says what the model is: leave out `model`")
+        teacher_args = stated or self.config.model.args()
+        if architecture(settings.teacher, teacher_args, tensors).has_end_time:
+            raise ValueError(f"distillation.teacher: {settings.teacher} is a student itself; give a multi-step model")
+        self.args = teacher_args
+        self.build_encoders(device)
+        teacher = self.new_network(device)
+        load_into(teacher, settings.teacher, tensors)
+        self.args = student_args(teacher_args, settings.method, settings.weak_strength)
+        self.dit = self.new_network(device)
+        load_into(self.dit, settings.teacher, tensors, missing=("r_embedder.",))
+        objective = Distillation(
+            settings.method,
+            settings.guidance,
+            self.args.get("t_start", 0.0),
+            self.args.get("t_end", 1.0),
+            settings.delta_t,
+            settings.n_steps,
+            settings.u_weight,
+        )
+        self.network = OneStepDistillation(
+            self.dit, teacher, self.config.condition, settings.weak_strength, objective
+        )
+
+    def new_network(self, device: torch.device) -> VOSRDiT:
+        config = self.config
+        return make_network(self.args, self.latents.channels, device, config.gradient_checkpointing, config.seed)
+
+    def build_encoders(self, device: torch.device) -> None:
+        """The latent space and the vision encoder. Raises ValueError for settings that do not fit the model."""
+        config, width = self.config, self.args["enc_dim"]
+        self.latents = make_latents(self.args, config.vae, device)
+        cell = self.latents.downscale * self.args["patch_size"]
+        if config.data.crop % cell:
+            raise ValueError(f"data.crop is {config.data.crop}: this model needs a multiple of {cell} pixels")
+        self.vision = None
+        if not width:
+            if config.vision is not None:
+                raise ValueError("the model reads no vision features: leave out `vision`")
+            return
+        if config.vision is None:
+            kind = {768: "dinov2_vitb14_pretrain.pth", 1024: "dinov2_vitl14_pretrain.pth"}.get(width, "its file")
+            raise ValueError(f"the model reads DINOv2 features of width {width}: set vision to {kind}")
+        layers, size = self.args.get("layer_dinov2b_list") or [None], self.args.get("dinov2_size", 448)
+        self.vision = VisionFeatures(config.vision, device, layers[0], size)
+        if self.vision.width != width:
+            raise ValueError(f"vision is {config.vision}, whose features are {self.vision.width} wide, not {width}")
+
+    def start_from_condition(self, device: torch.device) -> None:
+        """Set the new network to the best linear estimator for the training data."""
+        if device.type == "meta":
+            self.dit.t_embedder.requires_grad_(False)
+            self.dit.final_layer.adaLN_modulation.requires_grad_(False)
+            return
+        samples, size, encoded = self.samples(), self.config.batch, []
+        for number in range(START_BATCHES):
+            items = [dict(samples[number * size + index]) for index in range(size)]
+            hq = torch.stack([item["hq"] for item in items])
+            draws = Draws(self.config.seed, START_DRAWS + number, device)
+            lq = self.degradations(hq.to(device), draws)
+            encoded.append(self.latents.encode(lq * 2 - 1, draws.normal).cpu())
+        start_from_condition(self.dit.cpu(), torch.cat(encoded), torch.Generator().manual_seed(self.config.seed))
+        self.dit.to(device)
+
+    def parameter_groups(self, turn: str) -> list[dict[str, Any]]:
+        """The embedding and the final layer with a rate of their own."""
+        pairs = list(self.parameters(turn))
+        edge = [pair for pair in pairs if pair[0].startswith(EDGES)]
+        inner = [pair for pair in pairs if not pair[0].startswith(EDGES)]
+        return [{"params": edge, "rate": self.config.optimizer.edge_rate}, {"params": inner, "rate": 1.0}]
+
+    def samples(self) -> Samples:
+        return Photos(self.config.data, self.config.seed)
+
+    def pictures(self, batch: Batch, draws: Draws) -> dict[str, Tensor]:
+        hq = batch["hq"].to(draws.device)
+        return {"hq": hq, "lq": self.degradations(hq, draws)}
+
+    def prepare(self, batch: Batch, draws: Draws) -> Batch:
+        """Latents `hq` and `lq` `[B, C, h, w]`, samples of the posterior, and the features `z` `[B, M, E]` of the LQ."""
+        pictures = self.pictures(batch, draws)
+        lq = pictures["lq"] * 2 - 1
+        # Together, as the reference encodes them.
+        latents = self.latents.encode(torch.cat([lq, pictures["hq"] * 2 - 1]), draws.normal)
+        lq_latent, hq_latent = latents.chunk(2)
+        return {"hq": hq_latent, "lq": lq_latent, **self.features(lq)}
+
+    def features(self, lq: Tensor) -> dict[str, Tensor]:
+        """`z` of LQ images in [-1, 1], where the model reads features."""
+        if self.vision is None:
+            return {}
+        with self.autocast(lq.device):
+            return {"z": self.vision(lq)}
+
+    def autocast(self, device: torch.device) -> AbstractContextManager:
+        return torch.autocast(device.type, torch.bfloat16, enabled=self.config.precision == "bf16")
+
+    def example_batch(self) -> Batch:
+        side = self.config.data.crop // self.latents.downscale
+        latent = torch.zeros(self.config.batch, self.latents.channels, side, side)
+        batch = {"hq": latent, "lq": latent.clone()}
+        if self.vision is not None:
+            batch["z"] = torch.zeros(self.config.batch, self.vision.tokens, self.vision.width)
+        return batch
+
+    def validation(self) -> Batch | None:
+        config = self.config
+        return validation_batch(config.data, config.validation, config.data.crop)
+
+    def restore(self, batch: Batch, draws: Draws) -> Tensor:
+        """A few images at a time, as training takes them; students without guidance."""
+        sampling, size = self.config.sampling, self.config.batch
+        guidance = 1.0 if self.dit.config.has_end_time else sampling.guidance
+        strength = weak_strength_from_args(self.args)
+
+        def velocity(x: Tensor, t: Tensor, r: Tensor, z: Tensor | None) -> Tensor:
+            return self.network(VELOCITY, {"x": x, "t": t, "r": r, "z": z}, draws)["velocity"]
+
+        restored = []
+        for images in batch["lq"].to(draws.device).split(size):
+            lq = self.latents.encode(images * 2 - 1)
+            z = self.features(images * 2 - 1).get("z")
+            noise = draws.normal(*lq.shape)
+            latent = restore_latent(velocity, lq, z, noise, sampling.steps, guidance, strength)
+            restored.append(self.latents.decode(latent).add(1).div(2).clamp(0, 1).cpu())
+        return torch.cat(restored)
+
+    def export(self, folder: Path, tensors: Mapping[str, Tensor], steps: int) -> list[Path]:
+        """args.json and checkpoints/ema_model.safetensors as released, and a single file for diffusion_models."""
+        settings = self.config.export
+        state = {**self.fixed, **{name.removeprefix(DIT): value for name, value in tensors.items()}}
+        args = one_step(self.args) if settings.one_step else self.args
+        paths = write_folder(folder, args, state)
+        if settings.file is not None:
+            paths.append(write_file(folder / settings.file, args, state, DTYPES[settings.dtype]))
+        return paths
