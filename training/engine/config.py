@@ -112,7 +112,7 @@ class RunConfig(Settings):
     validation: ValidationSettings = ValidationSettings()
 
 
-ConfigT = TypeVar("ConfigT", bound=RunConfig)
+ConfigT = TypeVar("ConfigT", bound=Settings)
 
 
 def read_config(path: Path, overrides: Sequence[str], config_type: type[ConfigT]) -> ConfigT:
