@@ -57,8 +57,8 @@ def tokenise(config_file: Path, settings: Sequence[str]) -> int:
         print(f"{len(entries)} conversations, {len(entries) - len(waiting)} tokenised already")
         if unaligned:
             print(
-                f"{unaligned} have pictures that are no crop's size: each is cut at a place of its own, as in the authors' "
-                "code, so that low and high quality do not lie on each other. Better cut them before."
+                f"{unaligned} have pictures that are no crop's size: each is cut at a place of its own, as in the "
+                "authors' code, so that low and high quality do not lie on each other. Better cut them before."
             )
     vqgan = load_vqgan(config.vqgan, process.device)
     own = waiting[process.process_index :: process.num_processes]
