@@ -14,7 +14,8 @@ from safetensors.torch import load_file
 
 import train_vosr
 from realisr.models.vosr.dit import VOSRDiT
-from realisr.training.data import DegradationRange, PairBatches
+from realisr.training.data import PairBatches
+from realisr.training.degradations import SimpleRange
 from realisr.training.procedural_images import make_image
 from realisr.training.vosr_losses import Conditions, ConditionScheme, Distillation
 from realisr.training.vosr_setup import PRESETS, make_latents, make_model
@@ -92,7 +93,7 @@ def test_export_is_one_half_precision_file_that_loads_strictly(tmp_path, config,
     _, original = load_model(tmp_path / "run")
     assert args["ae_type"] == "pixel_unshuffle" and "distill_type" not in args
     train_vosr.main(["export", str(target), str(target), "--one-step"])
-    assert load_model(target)[0]["distill_type"] == "onestep"
+    assert load_model(target)[0]["distill_type"] == "posterior_mean"
     for name, tensor in original.state_dict().items():
         assert torch.allclose(exported.state_dict()[name], tensor, rtol=1e-3, atol=1e-4), name
 
@@ -137,6 +138,19 @@ def test_conditioned_start_is_the_linear_estimator():
     assert (halfway - (a * x - (1 + 0.5 * a) * lq)).square().mean().sqrt() < 0.15
 
 
+def test_one_step_start_copies_the_condition_exactly():
+    """Blind to noise and time: one step from any noise at any time gives the LQ latent, in half precision too."""
+    options = train_vosr.parse(["flow", "--out", "x", "--steps", "1"])
+    _, latents, model, _ = train_vosr.starting_point(options)
+    lq, x = torch.randn(2, 2, latents.latent_channels, 32, 32)
+    start_from_condition(model, lq, torch.Generator().manual_seed(0), one_step=True)
+    with torch.no_grad():
+        for t in (1.0, 0.5):
+            assert (x - model(torch.cat([lq, x], dim=1), torch.full((2,), t)) - lq).abs().max() < 0.02
+        with torch.autocast("cpu", torch.bfloat16):
+            assert (x - model(torch.cat([lq, x], dim=1), torch.ones(2)) - lq).abs().max() < 0.1
+
+
 def test_conditioned_start_needs_room_for_its_channels():
     args = {**PRESETS["nano"], "dim": 128, "num_heads": 4}
     model = make_model(args, make_latents(args, None), checkpointing=False)
@@ -147,7 +161,7 @@ def test_conditioned_start_needs_room_for_its_channels():
 def test_batches_depend_on_seed_and_step_alone(photos):
     def batches(seed: int) -> PairBatches:
         images = [np.asarray(Image.open(path)) for path in sorted(photos.iterdir())]
-        return PairBatches([(1.0, images)], DegradationRange(), 10, 3, 16, 48, 2, seed)
+        return PairBatches([(1.0, images)], SimpleRange(), 10, 3, 16, 48, 2, seed)
 
     hq, lq = batches(1)[7]
     assert hq.shape == lq.shape == (3, 3, 16, 16)
