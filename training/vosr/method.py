@@ -113,9 +113,7 @@ class VOSRMethod(Method[VOSRRunConfig]):
             settings.n_steps,
             settings.u_weight,
         )
-        self.network = OneStepDistillation(
-            self.dit, teacher, self.config.condition, settings.weak_strength, objective
-        )
+        self.network = OneStepDistillation(self.dit, teacher, self.config.condition, settings.weak_strength, objective)
 
     def new_network(self, device: torch.device) -> VOSRDiT:
         config = self.config

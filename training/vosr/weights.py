@@ -112,7 +112,9 @@ def load_into(model: VOSRDiT, path: Path, tensors: Mapping[str, Tensor], missing
     Raises ValueError naming the first tensors that do not fit.
     """
     own = model.state_dict()
-    expected = {name: value for name, value in own.items() if name in tensors or not name.startswith(missing or ("\0",))}
+    expected = {
+        name: value for name, value in own.items() if name in tensors or not name.startswith(missing or ("\0",))
+    }
     require_keys("VOSR network", path.name, expected, tensors, DERIVED)
     if next(iter(own.values())).is_meta:
         return

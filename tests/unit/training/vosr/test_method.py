@@ -119,7 +119,9 @@ def test_a_step_is_made_of_latents_of_both_pictures(make):
     batch, draws = first_batch(method)
     assert batch["hq"].shape == batch["lq"].shape == (6, 12, 4, 4)
     example = method.example_batch()
-    assert {name: value.shape for name, value in example.items()} == {name: value.shape for name, value in batch.items()}
+    assert {name: value.shape for name, value in example.items()} == {
+        name: value.shape for name, value in batch.items()
+    }
     losses = method.network("train", batch, draws)
     again, repeated = first_batch(method)
     assert torch.equal(losses["loss"], method.network("train", again, repeated)["loss"])
@@ -263,7 +265,9 @@ def test_dry_run_says_what_it_takes(make_settings, tmp_path, capsys):
     dit = make_network({**PRESETS["nano"], "dim": 160, "depth": 1, "num_heads": 5}, 12, CPU, False, 0)
     fixed = [*dit.t_embedder.parameters(), *dit.final_layer.adaLN_modulation.parameters()]
     frozen = sum(value.numel() for value in fixed)
-    assert f"trained parameters {sum(value.numel() for value in dit.parameters()) - frozen:,}, frozen {frozen:,}" in text
+    assert (
+        f"trained parameters {sum(value.numel() for value in dit.parameters()) - frozen:,}, frozen {frozen:,}" in text
+    )
     assert (tmp_path / "run" / "first_batch.png").is_file()
     assert not (tmp_path / "run" / "checkpoints").exists()
 
