@@ -66,7 +66,7 @@ class HeldOut:
 
     @staticmethod
     def latents(method: Any, images: Tensor) -> Tensor:
-        return method.latents.encode(images * 2 - 1)
+        return method.latents.latent(method.latents.posterior(images * 2 - 1))
 
     @torch.no_grad()
     def velocity_error(self, method: Any, shuffled: bool) -> float:
