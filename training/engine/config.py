@@ -58,7 +58,7 @@ class CheckpointSettings(Settings):
     every: PositiveInt = 500
     """Steps."""
     keep: PositiveInt = 2
-    """The newest ones; older are deleted. With 1, the one before stays until steps have shown the newest to be sound."""
+    """The newest ones; older are deleted. With 1, the one before stays until steps have shown the newest sound."""
     export: bool = True
     """Write the files for the nodes with every checkpoint, not only at the end."""
 

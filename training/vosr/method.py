@@ -42,7 +42,7 @@ DTYPES = {"fp16": torch.float16, "fp32": torch.float32}
 
 
 def cut_squares(images: Tensor, places: Tensor, side: int) -> Tensor:
-    """Squares of images `[B, 3, H, W]` with their upper left corners at places `[B, N, 2]` -> `[B N, 3, side, side]`."""
+    """Squares of images `[B, 3, H, W]` with upper left corners at places `[B, N, 2]` -> `[B N, 3, side, side]`."""
     return torch.stack(
         [
             image[:, top : top + side, left : left + side]
@@ -177,7 +177,7 @@ class VOSRMethod(Method[VOSRRunConfig]):
         return {name: cut_squares(images, places, side) for name, images in pictures.items()}
 
     def prepare(self, batch: Batch, draws: Draws) -> Batch:
-        """Latents `hq` and `lq` `[B, C, h, w]`, samples of the posterior, and the features `z` `[B, M, E]` of the LQ."""
+        """Latents `hq` and `lq` `[B, C, h, w]`, samples of the posterior, and features `z` `[B, M, E]` of the LQ."""
         pictures = self.pictures(batch, draws)
         lq = pictures["lq"] * 2 - 1
         # Together, as the reference encodes them.

@@ -112,9 +112,8 @@ def load_into(model: VOSRDiT, path: Path, tensors: Mapping[str, Tensor], missing
     Raises ValueError naming the first tensors that do not fit.
     """
     own = model.state_dict()
-    expected = {
-        name: value for name, value in own.items() if name in tensors or not name.startswith(missing or ("\0",))
-    }
+    may_lack = {name for name in own if name.startswith(missing)} - tensors.keys()
+    expected = {name: value for name, value in own.items() if name not in may_lack}
     require_keys("VOSR network", path.name, expected, tensors, DERIVED)
     if next(iter(own.values())).is_meta:
         return

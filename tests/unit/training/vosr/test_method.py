@@ -118,10 +118,8 @@ def test_a_step_is_made_of_latents_of_both_pictures(make):
     assert pictures["hq"].shape == pictures["lq"].shape == (6, 3, 8, 8)
     batch, draws = first_batch(method)
     assert batch["hq"].shape == batch["lq"].shape == (6, 12, 4, 4)
-    example = method.example_batch()
-    assert {name: value.shape for name, value in example.items()} == {
-        name: value.shape for name, value in batch.items()
-    }
+    example, made = ({name: value.shape for name, value in each.items()} for each in (method.example_batch(), batch))
+    assert example == made
     losses = method.network("train", batch, draws)
     again, repeated = first_batch(method)
     assert torch.equal(losses["loss"], method.network("train", again, repeated)["loss"])
@@ -224,7 +222,7 @@ def test_a_run_can_start_from_a_folder_or_a_file(make, teacher):
     from_file = make(weights=str(teacher / "vosr.safetensors")).dit.state_dict()
     for name, value in expected.items():
         torch.testing.assert_close(from_file[name], value, rtol=1e-3, atol=1e-4)
-    with pytest.raises(ValueError, match="depth is 2 in args.json but 1 in the tensors"):
+    with pytest.raises(ValueError, match=r"depth is 2 in args\.json but 1 in the tensors"):
         make(weights=str(teacher), model={"preset": "nano", "resolution": 16, "dim": 160, "depth": 2, "num_heads": 5})
 
 
@@ -265,9 +263,8 @@ def test_dry_run_says_what_it_takes(make_settings, tmp_path, capsys):
     dit = make_network({**PRESETS["nano"], "dim": 160, "depth": 1, "num_heads": 5}, 12, CPU, False, 0)
     fixed = [*dit.t_embedder.parameters(), *dit.final_layer.adaLN_modulation.parameters()]
     frozen = sum(value.numel() for value in fixed)
-    assert (
-        f"trained parameters {sum(value.numel() for value in dit.parameters()) - frozen:,}, frozen {frozen:,}" in text
-    )
+    trained = sum(value.numel() for value in dit.parameters()) - frozen
+    assert f"trained parameters {trained:,}, frozen {frozen:,}" in text
     assert (tmp_path / "run" / "first_batch.png").is_file()
     assert not (tmp_path / "run" / "checkpoints").exists()
 

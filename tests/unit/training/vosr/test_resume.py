@@ -1,4 +1,4 @@
-"""Runs that are killed, starved of disk, damaged or diverging lose nothing; shown on VOSR, the engine is everybody's."""
+"""Runs that are killed, starved of disk, damaged or diverging lose nothing: the engine, shown on VOSR."""
 
 from __future__ import annotations
 
