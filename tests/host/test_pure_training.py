@@ -18,7 +18,9 @@ RUNS = {
     "LoRA": {**RATE, "lora": {"rank": 4, "alpha": 8}},
     "LoRA and embeddings": {**RATE, "lora": {"rank": 2, "alpha": 2, "parts": ["qkv_proj"], "embeddings": True}},
 }
-INSTRUCTION = "Perceive the degradation level, understand the image content, and restore the high-quality image. <|image|>"
+INSTRUCTION = (
+    "Perceive the degradation level, understand the image content, and restore the high-quality image. <|image|>"
+)
 
 
 def trained(root, **changes) -> PUREMethod:
