@@ -133,5 +133,5 @@ def assemble(
     if device.type == "meta":
         return nn.Module.to(module, device="meta", dtype=dtype)
     wanted = list(module.state_dict()) if names is None else list(names)
-    module.load_state_dict({name: read(name).to(dtype) for name in wanted}, strict=names is None, assign=True)
+    module.load_state_dict({name: read(name).to(device, dtype) for name in wanted}, strict=names is None, assign=True)
     return nn.Module.to(module.requires_grad_(False), device)

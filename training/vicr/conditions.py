@@ -81,7 +81,8 @@ class FixedDegradations:
 
     def fetch(self, batch: Batch, device: torch.device, diptychs: Diptychs) -> dict[str, Tensor]:
         """What `diptychs` makes of the batch, from the disk where it is there."""
-        keys = [f"{content_key(hq)} {number}" for hq, number in zip(batch["hq"], self.versions(batch), strict=True)]
+        rows = zip(batch["hq"], batch["name"], self.versions(batch), strict=True)
+        keys = [f"{content_key(hq)} {name} {version}" for hq, name, version in rows]
 
         def compute(places: list[int]) -> dict[str, Tensor]:
             return diptychs(self.lq(batch, device, places), batch["hq"][places].to(device))

@@ -55,7 +55,9 @@ class VICRMethod(Method[VICRConfig]):
             vision = ImageEncoder(load_encoder(CLIP_VISION, config.models.clip_vision, device, dtype))
         bridge, weights = self.bridge_config(transformer.config, vision)
         if device.type != "meta":
-            transformer = load_transformer(config.models.flux, torch.device("cpu"), dtype)
+            # Tensor by tensor onto the device; by way of the CPU where it is to be quantised.
+            first = device if config.base == "full" else torch.device("cpu")
+            transformer = load_transformer(config.models.flux, first, dtype)
         transformer = quantise(transformer, config.base, device)
         if config.gradient_checkpointing:
             transformer.enable_gradient_checkpointing()
