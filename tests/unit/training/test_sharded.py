@@ -11,7 +11,8 @@ import yaml
 from safetensors.torch import load_file
 
 from _pack import ROOT
-from harness import processes, pure_training
+from harness import dreamsr_training, processes, pure_training
+from host_env import find_host
 
 CONFIGS = ROOT / "training" / "configs" / "accelerate"
 RUNNER = ROOT / "tests" / "harness" / "sharded_run.py"
@@ -34,7 +35,20 @@ def pure_lora(root: Path) -> dict[str, Any]:
     return pure_training.settings(root, optimizer={"learning_rate": 1e-3}, batch=1, lora={"rank": 4, "alpha": 4})
 
 
-RUNS = {"pure": ("pure", "fsdp2_pure", pure), "pure LoRA": ("pure", "fsdp2_pure", pure_lora)}
+def dreamsr(root: Path) -> dict[str, Any]:
+    """Step 0 moves the control, step 1 the LoRA and the discriminator."""
+    host = find_host()
+    assert host is not None, "no ComfyUI here, whose tokenizers are read: run `make setup` once, or set COMFYUI_PATH"
+    models = dreamsr_training.write_models(root / "models")
+    photos = dreamsr_training.write_photos(root / "photos")
+    return dreamsr_training.settings(models, photos, host.comfyui, root, batch=1, lora={"rank": 4, "alpha": 4.0})
+
+
+RUNS = {
+    "pure": ("pure", "fsdp2_pure", pure),
+    "pure LoRA": ("pure", "fsdp2_pure", pure_lora),
+    "dreamsr": ("dreamsr", "fsdp2_dreamsr", dreamsr),
+}
 
 
 def last_network(out: Path) -> dict[str, torch.Tensor]:
