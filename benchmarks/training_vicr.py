@@ -34,9 +34,10 @@ SHORT_SIDE, GUIDANCE, SCALE = 160, 30.0, 4
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--panel", type=int, default=64, help="pixels")
-    parser.add_argument("--pretraining", type=int, default=4000, help="steps on inpainting")
-    parser.add_argument("--steps", type=int, default=1500, help="steps of VICR")
-    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--pretraining", type=int, default=3000, help="steps on inpainting")
+    parser.add_argument("--canvases", type=int, default=16, help="of a step of pre-training")
+    parser.add_argument("--steps", type=int, default=500, help="of VICR")
+    parser.add_argument("--pairs", type=int, default=8, help="of a step of VICR")
     parser.add_argument("--sampling", type=int, default=10, help="Euler steps of a restoration")
     parser.add_argument("--crops", type=int, default=8, help="of each held-out photo")
     parser.add_argument("--base", type=Path, help="keep the pre-trained network here, and start from it if it is there")
@@ -126,10 +127,10 @@ class Experiment:
         return {"text": torch.zeros(count, TEXT_TOKENS, TEXT_WIDTH), "pooled": torch.zeros(count, POOLED)}
 
     def lq(self, hq: Tensor, generator: torch.Generator) -> Tensor:
-        """Degraded one by one and enlarged again."""
+        """Degraded, with one blur and resize for all and noise and JPEG of their own, and enlarged again."""
         from realisr.models.vicr.diptych import bicubic
 
-        low = torch.cat([self.degrade(image[None], generator) for image in hq])
+        low = self.degrade(hq, generator)
         return bicubic(low.movedim(1, -1), self.panel, self.panel).movedim(-1, 1)
 
     def diptych(self, hq: Tensor, lq: Tensor, embeds: Tensor | None = None) -> dict[str, Tensor]:
@@ -174,7 +175,7 @@ class Experiment:
             transformer.load_state_dict(torch.load(base, weights_only=True))
             return transformer
         optimizer = torch.optim.AdamW(transformer.parameters(), lr=1e-3, betas=(0.9, 0.98), weight_decay=0.01)
-        steps, batch = self.options.pretraining, self.options.batch
+        steps, batch = self.options.pretraining, self.options.canvases
         averaged = {name: value.detach().clone() for name, value in transformer.named_parameters()}
         recent: list[float] = []
         for step in range(steps):
@@ -242,7 +243,7 @@ class Experiment:
         started = time.monotonic()
         for step in range(self.options.steps):
             draws = self.draws(2, step)
-            hq = random_crops(self.photos, self.options.batch, self.panel, draws.numpy)
+            hq = random_crops(self.photos, self.options.pairs, self.panel, draws.numpy)
             batch = self.diptych(hq, self.lq(hq, draws.generator))
             batch["noise"] = draws.normal(*batch["clean"].shape)
             batch["time"] = self.times(batch["clean"].shape, draws)
@@ -250,8 +251,8 @@ class Experiment:
             loss.backward()
             torch.nn.utils.clip_grad_norm_(optimizer.parameters, 1.0)
             optimizer.step(step, self.options.steps)
-            recent = [*recent[-199:], loss.item()]
-            if (step + 1) % 500 == 0:
+            recent = [*recent[-99:], loss.item()]
+            if (step + 1) % 50 == 0:
                 spent = time.monotonic() - started
                 print(f"{name} {step + 1}: loss {np.mean(recent):.4f}, {spent:.0f} s", flush=True)
         return network.eval()

@@ -1,4 +1,4 @@
-"""The folders are the architecture: nodes -> host -> models, nodes and host -> services, training -> models."""
+"""The folders are the architecture: nodes -> host -> models; nodes, host, training -> services; training -> models."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from _pack import ROOT
 MAY_IMPORT = {
     "models": {"models"},
     "services": {"services"},
-    "training": {"training", "models"},
+    "training": {"training", "models", "services"},
     "host": {"host", "models", "services"},
     "nodes": {"nodes", "host", "models", "services"},
 }

@@ -309,8 +309,8 @@ def frozen(parameters: list[nn.Parameter]) -> Iterator[None]:
 def wrapped(accelerator: Accelerator, network: nn.Module) -> nn.Module:
     """The network for the devices there are.
 
-    With FSDP2 accelerate takes a model only with an optimizer, whose parameters it exchanges for shards: it gets one that
-    takes no step, because the run's own are made of the shards afterwards.
+    With FSDP2 accelerate takes a model only with an optimizer, whose parameters it exchanges for shards: it gets one
+    that takes no step, because the run's own are made of the shards afterwards.
     """
     if not accelerator.is_fsdp2:
         return accelerator.prepare(network)
