@@ -45,7 +45,9 @@ def vicr(root: Path, comfyui: Path) -> dict[str, Any]:
 
 def dreamsr(root: Path, comfyui: Path, **changes: Any) -> dict[str, Any]:
     models, photos = dreamsr_training.write_models(root / "models"), dreamsr_training.write_photos(root / "photos")
-    return dreamsr_training.settings(models, photos, comfyui, root / "run", batch=1, **changes)
+    # With AdamW's own eps a gradient of almost nothing moves a weight as far as any other, by its sign.
+    rate = {"optimizer": {"learning_rate": 1e-3, "eps": 1e-3}}
+    return dreamsr_training.settings(models, photos, comfyui, root / "run", batch=1, **rate, **changes)
 
 
 def dreamsr_lora(root: Path, comfyui: Path) -> dict[str, Any]:
@@ -57,8 +59,8 @@ RUNS = {
     "pure": ("pure", "fsdp2_pure", pure),
     "pure LoRA": ("pure", "fsdp2_pure", pure_lora),
     "vicr": ("vicr", "fsdp2_flux", vicr),
-    "dreamsr": ("dreamsr", "fsdp2_flux", dreamsr),
-    "dreamsr LoRA": ("dreamsr", "fsdp2_flux", dreamsr_lora),
+    "dreamsr": ("dreamsr", "fsdp2_dreamsr", dreamsr),
+    "dreamsr LoRA": ("dreamsr", "fsdp2_dreamsr", dreamsr_lora),
 }
 RESUMED = ("pure LoRA",)
 
