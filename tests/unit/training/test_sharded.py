@@ -78,7 +78,7 @@ def test_launch_configurations_are_valid(path):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", RUNS)
 def test_shards_train_as_a_whole_does(tmp_path, comfyui, name):
-    """Two processes with FSDP2, some stopped and resumed on the way, against one that accumulates both micro-batches."""
+    """Two processes with FSDP2, some resumed on the way, against one that accumulates both micro-batches."""
     method, launch, make = RUNS[name]
     settings = plain({**make(tmp_path, comfyui.comfyui), "steps": 2, "workers": 0, "precision": "fp32"})
     path = tmp_path / "run.yaml"
