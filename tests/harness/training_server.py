@@ -25,6 +25,7 @@ def import_trainer() -> None:
     """Everything a training imports; no tensor is computed here, so that forks are sound."""
     sys.path.insert(0, str(ROOT / "scripts"))
     import torch._dynamo  # noqa: F401 - by every optimizer, in seconds
+
     import train
     from realisr.training.engine import engine  # noqa: F401
 

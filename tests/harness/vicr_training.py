@@ -40,7 +40,14 @@ def tiny_t5(seed: int = 6) -> checkpoints.StateDict:
     """In the names of t5xxl_fp16.safetensors."""
     from transformers import T5Config, T5EncoderModel
 
-    sizes: dict[str, Any] = {"d_model": TEXT, "d_kv": 16, "d_ff": 96, "num_layers": 2, "num_heads": 4, "vocab_size": 32128}
+    sizes: dict[str, Any] = {
+        "d_model": TEXT,
+        "d_kv": 16,
+        "d_ff": 96,
+        "num_layers": 2,
+        "num_heads": 4,
+        "vocab_size": 32128,
+    }
     with torch.device("meta"):
         network = T5EncoderModel(T5Config(**sizes, feed_forward_proj="gated-gelu"))
     state = checkpoints.fill(shapes_of(network), seed)
@@ -51,7 +58,12 @@ def tiny_clip_text(seed: int = 7) -> checkpoints.StateDict:
     """In the names of clip_l.safetensors."""
     from transformers import CLIPTextConfig, CLIPTextModel
 
-    sizes: dict[str, Any] = {"hidden_size": POOLED, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 1}
+    sizes: dict[str, Any] = {
+        "hidden_size": POOLED,
+        "intermediate_size": 96,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 1,
+    }
     with torch.device("meta"):
         network = CLIPTextModel(CLIPTextConfig(**sizes, vocab_size=49408))
     return checkpoints.fill(shapes_of(network, "text_model."), seed)
@@ -61,7 +73,12 @@ def tiny_clip_vision(seed: int = 8) -> checkpoints.StateDict:
     """In the names of clip_vision_l.safetensors."""
     from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
-    sizes: dict[str, Any] = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 1}
+    sizes: dict[str, Any] = {
+        "hidden_size": 64,
+        "intermediate_size": 96,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 1,
+    }
     config = CLIPVisionConfig(**sizes, image_size=56, patch_size=14, projection_dim=EMBEDDING)
     with torch.device("meta"):
         network = CLIPVisionModelWithProjection(config)

@@ -42,7 +42,9 @@ def diffusers_layout(tensors: dict[str, torch.Tensor], old: bool) -> dict[str, t
     if not old:
         return renamed
     for new_part, old_part in OLD_ATTENTION.items():
-        renamed = {key.replace(f"attentions.0.{new_part}.", f"attentions.0.{old_part}."): renamed[key] for key in renamed}
+        renamed = {
+            key.replace(f"attentions.0.{new_part}.", f"attentions.0.{old_part}."): renamed[key] for key in renamed
+        }
     return renamed
 
 
