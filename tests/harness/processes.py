@@ -24,7 +24,7 @@ def launch_environment(config: Path) -> dict[str, str]:
 
 
 def run_together(
-    command: Sequence[str], environment: dict[str, str], count: int = 2, seconds: float = 240
+    command: Sequence[str], environment: dict[str, str], count: int = 2, seconds: float = 900
 ) -> list[str]:
 <<<<<<< HEAD
     """Outputs of a Python command, run as `count` processes that find each other. Raises AssertionError with them."""

@@ -34,7 +34,9 @@ def pure(root: Path, comfyui: Path, **changes: Any) -> dict[str, Any]:
 
 
 def pure_lora(root: Path, comfyui: Path) -> dict[str, Any]:
-    return pure(root, comfyui, lora={"rank": 4, "alpha": 4})
+    """With a validation image, which shards restore as well."""
+    settings = pure(root, comfyui, lora={"rank": 4, "alpha": 4})
+    return {**settings, "validation": {"images": [root / "pairs" / "hq" / "0.png"], "every": 2}}
 
 
 def vicr(root: Path, comfyui: Path) -> dict[str, Any]:
@@ -80,7 +82,7 @@ def test_launch_configurations_are_valid(path):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", RUNS)
 def test_shards_train_as_a_whole_does(tmp_path, comfyui, name):
-    """Two processes with FSDP2, some stopped and resumed on the way, against one that accumulates both micro-batches."""
+    """Two processes with FSDP2, some resumed on the way, against one that accumulates both micro-batches."""
     method, launch, make = RUNS[name]
     settings = plain({**make(tmp_path, comfyui.comfyui), "steps": 2, "workers": 0, "precision": "fp32"})
     path = tmp_path / "run.yaml"
@@ -92,6 +94,7 @@ def test_shards_train_as_a_whole_does(tmp_path, comfyui, name):
             [str(RUNNER), *command, f"out={tmp_path / 'sharded'}", f"steps={steps}"], environment
         )
     assert ("going on from step 1" in outputs[0]) == (name in RESUMED)
+    assert (tmp_path / "sharded" / "samples").is_dir() == ("validation" in settings)
     whole = [str(ROOT / "scripts" / "train.py"), *command, f"out={tmp_path / 'whole'}", "accumulate=2"]
     processes.run_together(whole, {}, count=1)
     found, expected = last_network(tmp_path / "sharded"), last_network(tmp_path / "whole")
