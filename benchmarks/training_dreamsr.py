@@ -44,8 +44,8 @@ GREY = HUES
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tile", type=int, default=64, help="pixels")
     parser.add_argument("--pretraining", type=int, default=1500, help="steps of text to image")
-    parser.add_argument("--steps", type=int, default=800, help="steps of the control")
-    parser.add_argument("--lora-steps", type=int, default=300, help="steps of the LoRA and its discriminator")
+    parser.add_argument("--steps", type=int, default=400, help="steps of the control")
+    parser.add_argument("--lora-steps", type=int, default=150, help="steps of the LoRA and its discriminator")
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--tiles", type=int, default=16, help="of each held-out photo")
     parser.add_argument("--base", type=Path, help="keep the pre-trained network here, and start from it if it is there")
@@ -250,8 +250,8 @@ class Experiment:
         from realisr.training.engine.config import OptimizerSettings, ScheduleSettings
         from realisr.training.engine.optimizers import TurnOptimizer
 
-        settings = OptimizerSettings(learning_rate=5e-4, betas=(0.9, 0.99))
-        schedule = ScheduleSettings(warmup=50, cooldown=steps)
+        settings = OptimizerSettings(learning_rate=1e-3, betas=(0.9, 0.99))
+        schedule = ScheduleSettings(warmup=20, cooldown=steps)
         optimizers = {}
         for turn, parameters in turns.items():
             optimizers[turn] = TurnOptimizer(settings, schedule, [{"params": parameters, "rate": 1.0}])
@@ -273,7 +273,7 @@ class Experiment:
                 torch.nn.utils.clip_grad_norm_(optimizer.parameters, 1.0)
                 optimizer.step(step, steps)
                 recent = [*recent[-199:], float(losses.get("velocity", losses.get("latent", 0.0)))]
-            if (step + 1) % 500 == 0:
+            if (step + 1) % 100 == 0:
                 spent = time.monotonic() - started
                 print(f"{name} {step + 1}: {np.mean(recent):.4f}, {spent:.0f} s", flush=True)
 

@@ -21,10 +21,10 @@ from ..engine.draws import Draws
 from ..engine.method import Batch, Method
 from ..flux.autoencoder import LATENT_CHANNELS, Autoencoder, load_autoencoder
 from ..flux.encoders import TextEncoders
+from ..flux.files import fingerprint
+from ..flux.prompts import Prompts
 from ..flux.quantise import quantise
 from ..flux.transformer import load_transformer
-from ..vicr.conditions import Prompts as EncodedPrompts
-from ..vicr.conditions import fingerprint
 from .config import DreamSRConfig, model_file
 from .control import new_control, read_control
 from .decoder import LatentDecoder, encode
@@ -129,7 +129,7 @@ class DreamSRMethod(Method[DreamSRConfig]):
         tokenizers = model_file(files, "tokenizers", "tokenizer_2")
         rest = device if config.encoders == "device" else torch.device("cpu")
         encoders = TextEncoders(t5, clip, tokenizers, device, dtype, config.prompt_tokens, rest)
-        self.prompts = EncodedPrompts(encoders, folder)
+        self.prompts = Prompts(encoders, folder)
         settings = {"files": fingerprint(model_file(config.models, "vae", "vae")), "dtype": str(dtype)}
         self.latents = FeatureCache(folder / "latents", settings)
 

@@ -154,7 +154,7 @@ def apply_override(content: dict[str, Any], override: str) -> None:
 
 def explain(error: ValidationError, config_type: type[BaseModel]) -> list[str]:
     """A line per mistake in a file's terms."""
-    mistakes = [dict(mistake) for mistake in error.errors()]
+    mistakes: list[dict[str, Any]] = [dict(mistake) for mistake in error.errors()]
     places = [tuple(mistake["loc"]) for mistake in mistakes]
     lines = []
     for mistake, place in zip(mistakes, places, strict=True):
