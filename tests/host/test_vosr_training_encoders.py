@@ -42,14 +42,8 @@ def diffusers_layout(tensors: dict[str, torch.Tensor], old: bool) -> dict[str, t
     if not old:
         return renamed
     for new_part, old_part in OLD_ATTENTION.items():
-<<<<<<< HEAD
         new, old_name = f"attentions.0.{new_part}.", f"attentions.0.{old_part}."
         renamed = {key.replace(new, old_name): value for key, value in renamed.items()}
-=======
-        renamed = {
-            key.replace(f"attentions.0.{new_part}.", f"attentions.0.{old_part}."): renamed[key] for key in renamed
-        }
->>>>>>> t-vicr
     return renamed
 
 
