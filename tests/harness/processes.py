@@ -24,13 +24,9 @@ def launch_environment(config: Path) -> dict[str, str]:
 
 
 def run_together(
-    command: Sequence[str], environment: dict[str, str], count: int = 2, seconds: float = 900
+    command: Sequence[str], environment: dict[str, str], count: int = 2, seconds: float = 240
 ) -> list[str]:
-<<<<<<< HEAD
     """Outputs of a Python command, run as `count` processes that find each other. Raises AssertionError with them."""
-=======
-    """Run a Python command as `count` processes that find each other; their outputs. Raises AssertionError with them."""
->>>>>>> t-vicr
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

@@ -81,15 +81,7 @@ class TrainingServer:
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "CUDA_VISIBLE_DEVICES": ""}
         command = [sys.executable, str(SERVER), self.method]
         self.process = subprocess.Popen(
-<<<<<<< HEAD
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
-=======
-            [sys.executable, str(SERVER), self.method],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env=environment,
->>>>>>> t-vicr
         )
         assert self.read() == {"ready": True}
         return self

@@ -22,12 +22,6 @@ RUNS = {
         "lora": {"rank": 2, "alpha": 2, "parts": ["qkv_proj"], "embeddings": True},
     },
 }
-<<<<<<< HEAD
-=======
-INSTRUCTION = (
-    "Perceive the degradation level, understand the image content, and restore the high-quality image. <|image|>"
-)
->>>>>>> t-vicr
 
 
 def trained(root, **changes) -> PUREMethod:
