@@ -4,8 +4,8 @@
     python3 dev/host_env.py run -- benchmarks/full_size_training.py steps           (one GPU: ten steps of each method)
     python3 dev/host_env.py run -- benchmarks/full_size_training.py steps --smoke   (the same code on tiny networks)
 
-The model files are made here with FLUX's tensor names and shapes and no content (sparse files), so that the methods are
-built as users build them. `steps` fills the networks with random numbers on the device and takes steps on random batches:
+The model files are made here with FLUX's tensor names and shapes and no content (sparse files), so that the methods
+are built as users build them. `steps` fills the networks with random numbers on the device and trains on random batches:
 seconds per step, peak memory, and the share of the chip's bfloat16 rate that the operations of a step come to
 (--tflops: what the chip's maker states; operations by torch.utils.flop_counter). Tokenizers are those of ComfyUI, which
 `host_env.py run` names in COMFYUI_PATH.
@@ -168,7 +168,8 @@ def write_empty(path: Path, tensors: Mapping[str, Tensor]) -> Path:
 
 def settings(folder: Path, files: Mapping[str, Path], method: str, sizes: Sizes, **changes: Any) -> dict[str, Any]:
     """Of a run with the paper's numbers and one image in a micro-batch. Its photo folder is not read."""
-    models = {"flux": files["fill" if method == "vicr" else "dev"], **{name: files[name] for name in ("t5", "clip", "vae")}}
+    models = {"flux": files["fill" if method == "vicr" else "dev"]}
+    models |= {name: files[name] for name in ("t5", "clip", "vae")}
     common = {
         "out": folder / "run",
         "steps": 10,
@@ -324,8 +325,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        parts = networks(sizes)
-        files = {part: write_empty(folder / part / f"{part}.safetensors", net.state_dict()) for part, net in parts.items()}
+        files = {
+            part: write_empty(folder / part / f"{part}.safetensors", network.state_dict())
+            for part, network in networks(sizes).items()
+        }
         if options.command == "estimate":
             print_estimates(folder, files, sizes)
         else:
