@@ -1,4 +1,4 @@
-"""What the frozen networks make of a batch: latents of diptychs, CLIP's view of the LQ, prompts; once where that can be."""
+"""What the frozen networks make of a batch: latents of diptychs, CLIP's view of the LQ, prompts; kept where they recur."""
 
 from __future__ import annotations
 
