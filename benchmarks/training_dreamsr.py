@@ -43,9 +43,9 @@ GREY = HUES
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tile", type=int, default=64, help="pixels")
-    parser.add_argument("--pretraining", type=int, default=4000, help="steps of text to image")
-    parser.add_argument("--steps", type=int, default=2000, help="steps of the control")
-    parser.add_argument("--lora-steps", type=int, default=500, help="steps of the LoRA and its discriminator")
+    parser.add_argument("--pretraining", type=int, default=1500, help="steps of text to image")
+    parser.add_argument("--steps", type=int, default=400, help="steps of the control")
+    parser.add_argument("--lora-steps", type=int, default=150, help="steps of the LoRA and its discriminator")
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--tiles", type=int, default=16, help="of each held-out photo")
     parser.add_argument("--base", type=Path, help="keep the pre-trained network here, and start from it if it is there")
@@ -157,11 +157,11 @@ class Experiment:
             whole.append(colour_words(photo))
         return torch.stack(tiles), local, whole
 
-    def lq(self, hq: Tensor, generator: torch.Generator) -> Tensor:
-        """Degraded one by one, without colours, and enlarged again."""
+    def lq(self, hq: Tensor, generator: torch.Generator, together: int = 1) -> Tensor:
+        """Degraded `together` at a time, without colours, and enlarged again."""
         from realisr.models.image import upscale
 
-        low = torch.cat([self.degrade(image[None], generator) for image in hq]).mean(dim=1, keepdim=True)
+        low = torch.cat([self.degrade(part, generator) for part in hq.split(together)]).mean(dim=1, keepdim=True)
         large = upscale(low.expand(-1, 3, -1, -1).movedim(1, -1), self.tile, self.tile)
         return large.movedim(-1, 1)
 
@@ -213,7 +213,9 @@ class Experiment:
         transformer = tiny_flux(self.options.seed)
         network = self.network(transformer)
         transformer.requires_grad_(True)
-        optimizer = torch.optim.AdamW(transformer.parameters(), lr=1e-3, betas=(0.9, 0.98), weight_decay=0.01)
+        optimizer = torch.optim.AdamW(
+            transformer.parameters(), lr=1e-3, betas=(0.9, 0.98), weight_decay=0.01, fused=True
+        )
         averaged = {name: value.detach().clone() for name, value in transformer.named_parameters()}
         recent: list[float] = []
         for step in range(self.options.pretraining):
@@ -248,8 +250,8 @@ class Experiment:
         from realisr.training.engine.config import OptimizerSettings, ScheduleSettings
         from realisr.training.engine.optimizers import TurnOptimizer
 
-        settings = OptimizerSettings(learning_rate=5e-4, betas=(0.9, 0.99))
-        schedule = ScheduleSettings(warmup=50, cooldown=steps)
+        settings = OptimizerSettings(learning_rate=1e-3, betas=(0.9, 0.99))
+        schedule = ScheduleSettings(warmup=20, cooldown=steps)
         optimizers = {}
         for turn, parameters in turns.items():
             optimizers[turn] = TurnOptimizer(settings, schedule, [{"params": parameters, "rate": 1.0}])
@@ -260,7 +262,9 @@ class Experiment:
         for step in range(steps):
             draws = self.draws(2, step)
             hq, local, whole = self.tiles(self.options.batch, draws.numpy)
-            batch = self.prepared(hq, self.lq(hq, draws.generator), whole, local if local_prompts else whole)
+            # One draw of blurs and sizes for a batch: sixteen would take ten times as long as the network.
+            lq = self.lq(hq, draws.generator, together=len(hq))
+            batch = self.prepared(hq, lq, whole, local if local_prompts else whole)
             for turn, optimizer in optimizers.items():
                 for value in every:
                     value.requires_grad_(any(value is own for own in optimizer.parameters))
@@ -269,7 +273,7 @@ class Experiment:
                 torch.nn.utils.clip_grad_norm_(optimizer.parameters, 1.0)
                 optimizer.step(step, steps)
                 recent = [*recent[-199:], float(losses.get("velocity", losses.get("latent", 0.0)))]
-            if (step + 1) % 500 == 0:
+            if (step + 1) % 100 == 0:
                 spent = time.monotonic() - started
                 print(f"{name} {step + 1}: {np.mean(recent):.4f}, {spent:.0f} s", flush=True)
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from comfy_api.latest import io
+from PIL import Image
 
 from ..host.images import checked_image
 from ..models.color import METHODS, Method, align_colors
@@ -220,4 +223,39 @@ class UpscaleForRestoration(io.ComfyNode):
         return io.NodeOutput(upscale(image, *target_size(image, resize)))
 
 
-NODES = [UpscaleForRestoration, AlignColors, DegradeImage]
+PHOTOS = Path(__file__).resolve().parent.parent / "workflows" / "photos"
+"""Photos that come with the pack; its README.md says whose they are."""
+
+
+class ExamplePhoto(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="RealISR_ExamplePhoto",
+            display_name="Example Photo",
+            category=CATEGORY,
+            description=(
+                "A photo that comes with the pack, so that an example runs before any file is chosen. Put Load Image "
+                "in its place for a photo of your own."
+            ),
+            search_aliases=["sample image", "test image", "demo", "moose"],
+            inputs=[
+                io.Combo.Input(
+                    "photo",
+                    options=["moose"],
+                    default="moose",
+                    tooltip="moose: 768 by 512, fur and grass before a blurred wood (Ryan Hagerty, U.S. Fish and "
+                    "Wildlife Service, public domain).",
+                ),
+            ],
+            outputs=[io.Image.Output(display_name="image", tooltip="The photo.")],
+        )
+
+    @classmethod
+    def execute(cls, photo: str) -> io.NodeOutput:
+        with Image.open(PHOTOS / f"{photo}.jpg") as file:
+            pixels = np.asarray(file.convert("RGB"), np.float32) / 255
+        return io.NodeOutput(torch.from_numpy(pixels)[None])
+
+
+NODES = [UpscaleForRestoration, AlignColors, DegradeImage, ExamplePhoto]

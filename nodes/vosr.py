@@ -255,7 +255,7 @@ class RestorationCFGGuider(io.ComfyNode):
 
     @classmethod
     def execute(cls, model, full, weak, restoration_scale, guidance_start, guidance_end) -> io.NodeOutput:
-        vosr_info(model)
+        vosr_info(model).check_run(scale=restoration_scale)
         guidance = RestorationGuidance(restoration_scale, guidance_start, guidance_end)
         return io.NodeOutput(RestorationGuider(model, full, weak, guidance))
 

@@ -1,14 +1,13 @@
 """Restore a degraded photo with the bundled model on a headless ComfyUI: `make demo`.
 
-Runs workflows/api/vosr_nano_quickstart.json through the HTTP API: a photo the model never saw is degraded by
-Degrade Image, restored in tiles in one step, and compared with bicubic enlargement. Writes
-demo_output/<photo>.png and prints PSNR and SSIM against the original.
+Runs workflows/api/vosr_nano_quickstart.json through the HTTP API: the pack's example photo, or one of your own, is
+degraded by Degrade Image, restored in tiles in one step, and compared with bicubic enlargement. Writes
+demo_output/<photo>.png and prints PSNR and SSIM against the original. The model never saw the example photo.
 """
 
 from __future__ import annotations
 
 import argparse
-import copy
 import json
 import sys
 import tempfile
@@ -27,7 +26,6 @@ try:
     from _scores import Score
     from comfy_server import ComfyClient, ComfyServer
     from host_env import HostError, make_host
-    from realisr.training.data.builtin import EVALUATION_PHOTOS, builtin_photos
 except ModuleNotFoundError as missing:
     sys.exit(
         f"The demo needs {missing.name}. Start it with `make demo`, not by itself. For a ComfyUI of your own "
@@ -35,6 +33,8 @@ except ModuleNotFoundError as missing:
     )
 
 QUICKSTART = ROOT / "workflows" / "api" / "vosr_nano_quickstart.json"
+EXAMPLE = "RealISR_ExamplePhoto"
+EXAMPLE_PHOTO = ROOT / "workflows" / "photos" / "moose.jpg"
 PANEL = 384
 MARGIN = 8
 LABEL = 28
@@ -78,25 +78,23 @@ def fetch(client: ComfyClient, graph: Graph, class_type: str, label: str) -> Pic
     return Picture(label, client.image(result.images("preview")[0]), result.seconds)
 
 
-def with_steps(graph: Graph, steps: int) -> Graph:
-    graph = copy.deepcopy(graph)
-    graph[node_of(graph, "RealISR_RestorationCFGSampler")]["inputs"]["steps"] = steps
-    return graph
+def with_photo(graph: Graph, client: ComfyClient, photo: Image.Image) -> None:
+    """Put Load Image with this photo in the place of Example Photo."""
+    name = client.upload_image(photo, "demo.png")
+    graph[node_of(graph, EXAMPLE)] = {"class_type": "LoadImage", "inputs": {"image": name}}
 
 
-def restore(client: ComfyClient, photo: Image.Image, steps: int) -> list[Picture]:
-    """The degraded photo, its bicubic enlargement, its restoration in one step and, when more, in `steps`."""
+def restore(client: ComfyClient, photo: Image.Image, own: bool) -> list[Picture]:
+    """The degraded photo, its bicubic enlargement, its restoration and the photo. own: it is not the example."""
     graph: Graph = json.loads(QUICKSTART.read_text(encoding="utf-8"))
-    graph[node_of(graph, "LoadImage")]["inputs"]["image"] = client.upload_image(photo, "demo.png")
-    sampler = "RealISR_RestorationCFGSampler"
-    pictures = [
+    if own:
+        with_photo(graph, client, photo)
+    return [
         fetch(client, graph, "RealISR_DegradeImage", "degraded"),
         fetch(client, graph, "RealISR_UpscaleForRestoration", "bicubic"),
-        fetch(client, with_steps(graph, 1), sampler, "VOSR nano, 1 step"),
+        fetch(client, graph, "RealISR_RestorationCFGSampler", "VOSR nano"),
+        Picture("original", photo),
     ]
-    if steps > 1:
-        pictures.append(fetch(client, with_steps(graph, steps), sampler, f"VOSR nano, {steps} steps"))
-    return [*pictures, Picture("original", photo)]
 
 
 def report(pictures: list[Picture]) -> None:
@@ -126,28 +124,23 @@ def side_by_side(pictures: list[Picture]) -> Image.Image:
     return sheet
 
 
-def read_photo(image: Path | None) -> tuple[str, Image.Image]:
-    """The name and the photo, of even size so that x2 gives it back: a file, or one scikit-image carries."""
-    if image is None:
-        name = Path(EVALUATION_PHOTOS[0])
-        photo = Image.fromarray(builtin_photos([name.name])[0])
-    else:
-        name, photo = image, Image.open(image).convert("RGB")
-    return name.stem, photo.crop((0, 0, photo.width // 2 * 2, photo.height // 2 * 2))
+def read_photo(path: Path) -> Image.Image:
+    """A photo, of even size so that x2 gives it back."""
+    photo = Image.open(path).convert("RGB")
+    return photo.crop((0, 0, photo.width // 2 * 2, photo.height // 2 * 2))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--image", type=Path, help="a sharp photo (default: one that scikit-image carries)")
-    parser.add_argument("--steps", type=int, default=1, help="also restore in this many steps (default: one step only)")
+    parser.add_argument("--image", type=Path, default=EXAMPLE_PHOTO, help="a sharp photo (default: the pack's example)")
     parser.add_argument("--output", type=Path, default=ROOT / "demo_output", help="folder (default: demo_output)")
     asked = parser.parse_args()
     start = time.monotonic()
-    name, photo = read_photo(asked.image)
+    name, photo = asked.image.stem, read_photo(asked.image)
     print("starting ComfyUI ...", flush=True)
     with tempfile.TemporaryDirectory() as base, ComfyServer(make_host(), Path(base), {"realisr": ROOT}) as server:
         print(f"ComfyUI answers at {server.url} after {time.monotonic() - start:.0f} s; restoring {name}", flush=True)
-        pictures = restore(server.client, photo, asked.steps)
+        pictures = restore(server.client, photo, asked.image != EXAMPLE_PHOTO)
     report(pictures)
     asked.output.mkdir(parents=True, exist_ok=True)
     target = asked.output / f"{name}.png"

@@ -17,7 +17,7 @@ import comfy.utils
 import torch
 from torch import Tensor
 
-from ...models.vosr.config import VOSRConfig
+from ...models.vosr.config import VOSRConfig, gives_posterior_mean
 from ...models.vosr.dit import Block, VOSRDiT
 from ...models.vosr.sampling import weak_strength_from_args
 from ..tiling.conditions import TILE
@@ -28,6 +28,9 @@ from .files import ARGS_KEY, args_to_tensor
 SIGMA_TABLE_SIZE = 25200
 """Length of the host's sigma table. Divisible by most step counts up to 50, so that the `simple` scheduler gives
 the method's linear schedule exactly; 1000, the host's usual length, would be off by up to 1e-3."""
+
+PURE_NOISE = 0.999
+"""Sigma above which a step starts from noise alone; samplers round 1 a little."""
 
 MISSING_CONDITION = (
     "This VOSR model got a conditioning that is not its own (a text prompt?). Connect the full and weak outputs of "
@@ -46,6 +49,26 @@ class VOSRInfo:
     """A distilled student, which runs without guidance."""
     args: dict[str, Any] = field(default_factory=dict)
     """Its args.json, empty when it came without one."""
+
+    @property
+    def posterior_mean(self) -> bool:
+        """Whether it runs in one step without guidance, and in no other way."""
+        return gives_posterior_mean(self.args)
+
+    def check_run(self, steps: int = 1, scale: float = 1.0) -> None:
+        """Raises ValueError for steps or guidance that the network has not learnt."""
+        if not self.posterior_mean:
+            return
+        if steps != 1:
+            raise ValueError(
+                f"{self.name} is a one-step model, trained for a single step from pure noise: {steps} steps would make "
+                "the image worse, not better. Set steps to 1 (0 is the model's own), or load a multi-step VOSR model."
+            )
+        if scale != 1.0:
+            raise ValueError(
+                f"{self.name} is a one-step model without a weak condition: there is nothing to guide with. Set "
+                "restoration_scale (cfg) to 1, or load a multi-step VOSR model."
+            )
 
     @property
     def weak_strength(self) -> float:
@@ -205,6 +228,7 @@ class VOSRModel(comfy.model_base.BaseModel):
     ) -> Tensor:
         """Clean prediction `[B, C, H, W]` from x at sigma t `[B]`; `vision` lists the features of all items."""
         self.check_sides(x)
+        self.check_time(t)
         options = dict(transformer_options or {})
         options["prefetch_dynamic_vbars"] = self.current_patcher is not None and self.current_patcher.is_dynamic()
         dtype = self.get_dtype_inference()
@@ -220,6 +244,15 @@ class VOSRModel(comfy.model_base.BaseModel):
             transformer_options=options,
         )
         return self.model_sampling.calculate_denoised(t, velocity.float(), x)
+
+    def check_time(self, t: Tensor) -> None:
+        """Raises ValueError where a sampler asks a network that knows pure noise alone for sigma t `[B]` below 1."""
+        if self.info.posterior_mean and float(t.min()) < PURE_NOISE:
+            raise ValueError(
+                f"{self.info.name} is a one-step model, trained for a single step from pure noise: this sampler called "
+                f"it at sigma {float(t.min()):.3g}. Use sampler euler with 1 step at denoise 1, or load a multi-step "
+                "VOSR model."
+            )
 
     def end_time(self, time: Tensor, transformer_options: dict[str, Any]) -> Tensor | None:
         """End r of the step that starts at each time `[B]`: the next sigma of the schedule, 0 without one."""

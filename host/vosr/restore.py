@@ -40,7 +40,7 @@ class VOSRRestoreOptions:
     seed: int = 0
     """Item i of a batch uses seed + i."""
     steps: int = 0
-    """Euler steps, 0 for the model's own: 25, or 1 for a one-step student."""
+    """Euler steps, 0 for the model's own: 25, or 1 for a one-step model."""
     guidance: RestorationGuidance = field(default_factory=RestorationGuidance)
     """Unused by one-step students, whose guidance is distilled in."""
     encode: EncodeOptions = field(default_factory=EncodeOptions)
@@ -88,6 +88,7 @@ def sample(model: Model, conditioning: VOSRConditioning, options: VOSRRestoreOpt
     """Restored latent `[1, C, h, w]`, as the VAE decodes it."""
     info = vosr_info(model)
     steps = own_steps(info, options.steps)
+    info.check_run(steps, 1.0 if info.one_step else options.guidance.scale)
     guidance = options.guidance
     if info.one_step:
         guidance = RestorationGuidance(scale=1.0)

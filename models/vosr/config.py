@@ -15,6 +15,10 @@ ARGS_KEY = "vosr_args"
 """Of the args.json that a single file carries: a metadata string, or where the host saves, which keeps no metadata of
 ours, a tensor of the bytes of that string."""
 
+POSTERIOR_MEAN = "posterior_mean"
+"""`distill_type` of a network trained at t = 1 alone: one step gives the mean of the sharp images that fit the LQ image,
+and at any other time, or with the weak condition, its output means nothing (ours; no released model is one)."""
+
 WRAPPER_PREFIXES = ("module.", "_orig_mod.", "module.")
 
 
@@ -124,6 +128,11 @@ def check_args(args: Mapping[str, Any]) -> None:
         raise ValueError(f"ae_downscale is {downscale!r:.60}: it must be a whole number from 1 to 64")
     if not isinstance(strengths, list) or not all(is_number(value) and 0 <= value <= 1 for value in strengths):
         raise ValueError(f"weak_cond_strength_aelq_list is {strengths!r:.60}: it must be a list of numbers from 0 to 1")
+
+
+def gives_posterior_mean(args: Mapping[str, Any]) -> bool:
+    """Whether a model's args say that it was trained for a single unguided step from pure noise, and for nothing else."""
+    return args.get("distill_type") == POSTERIOR_MEAN
 
 
 def is_number(value: Any) -> bool:

@@ -32,7 +32,7 @@ def autoencoder(seed: int = 1) -> Any:
     from diffusers import AutoencoderKL
 
     torch.manual_seed(seed)
-    network = AutoencoderKL(
+    network: Any = AutoencoderKL(
         block_out_channels=(32, 32),
         down_block_types=("DownEncoderBlock2D",) * 2,
         up_block_types=("UpDecoderBlock2D",) * 2,

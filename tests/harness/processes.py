@@ -26,7 +26,7 @@ def launch_environment(config: Path) -> dict[str, str]:
 def run_together(
     command: Sequence[str], environment: dict[str, str], count: int = 2, seconds: float = 240
 ) -> list[str]:
-    """Run a Python command as `count` processes that find each other; their outputs. Raises AssertionError with them."""
+    """Outputs of a Python command, run as `count` processes that find each other. Raises AssertionError with them."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

@@ -79,12 +79,9 @@ class TrainingServer:
 
     def __enter__(self) -> TrainingServer:
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "CUDA_VISIBLE_DEVICES": ""}
+        command = [sys.executable, str(SERVER), self.method]
         self.process = subprocess.Popen(
-            [sys.executable, str(SERVER), self.method],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env=environment,
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
         )
         assert self.read() == {"ready": True}
         return self

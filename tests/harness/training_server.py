@@ -1,7 +1,8 @@
 """A process that has imported the trainer and runs trainings in forks of itself: a start costs milliseconds.
 
-Run as a script, with the methods to import as arguments. Reads one JSON request a line: {"arguments": [...], "log": path, "environment": {...}, "die_at": n,
-"largest_file": bytes}. Answers {"pid": n} when the fork has started and {"pid": n, "status": n} when it has ended.
+Run as a script, with the methods to import as arguments. Reads one JSON request a line: {"arguments": [...], "log":
+path, "environment": {...}, "die_at": n, "largest_file": bytes}. Answers {"pid": n} when the fork has started and
+{"pid": n, "status": n} when it has ended.
 
 die_at: SIGKILL itself at the n-th time (from 0) that a checkpoint's file or folder is to be synced, put in place or
 deleted. largest_file: no file may grow larger, which is what a full disk looks like.
@@ -25,6 +26,7 @@ def import_trainer() -> None:
     """Everything a training imports; no tensor is computed here, so that forks are sound."""
     sys.path.insert(0, str(ROOT / "scripts"))
     import torch._dynamo  # noqa: F401 - by every optimizer, in seconds
+
     import train
     from realisr.training.engine import engine  # noqa: F401
 
@@ -71,7 +73,7 @@ def child(request: dict[str, Any]) -> int:
         train.main(request["arguments"])
     except SystemExit as error:
         if isinstance(error.code, str):
-            print(error.code, file=sys.stderr)
+            sys.stderr.write(error.code + "\n")
         return 0 if error.code is None else error.code if isinstance(error.code, int) else 1
     except BaseException:
         sys.excepthook(*sys.exc_info())  # as the interpreter would, which does not get here
@@ -81,12 +83,14 @@ def child(request: dict[str, Any]) -> int:
 
 def serve() -> None:
     import_trainer()
-    print(json.dumps({"ready": True}), flush=True)
     lock = threading.Lock()
 
     def answer(message: dict[str, Any]) -> None:
         with lock:
-            print(json.dumps(message), flush=True)
+            sys.stdout.write(json.dumps(message) + "\n")
+            sys.stdout.flush()
+
+    answer({"ready": True})
 
     def wait(pid: int) -> None:
         answer({"pid": pid, "status": os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])})

@@ -69,3 +69,15 @@ def test_the_largest_seed_works(host):
 def test_images_it_cannot_take(host, image, message):
     with pytest.raises(ValueError, match=message):
         degrade(host, image)
+
+
+def test_the_example_photo_is_the_file(host):
+    import numpy as np
+    from PIL import Image
+
+    from realisr.nodes.image import PHOTOS, ExamplePhoto
+
+    (image,) = host.run(ExamplePhoto, photo="moose")
+    assert image.shape == (1, 512, 768, 3) and image.dtype == torch.float32
+    assert np.array_equal((image[0] * 255).round().byte().numpy(), np.asarray(Image.open(PHOTOS / "moose.jpg")))
+    assert {path.name for path in PHOTOS.iterdir()} == {"moose.jpg", "README.md"}

@@ -7,7 +7,7 @@ import torch
 
 from harness import pure
 from harness.pure import picture, run_restorer
-from harness.pure_training import save_start, settings
+from harness.pure_training import INSTRUCTION, save_start, settings
 from realisr.training.engine.engine import Engine
 from realisr.training.pure.config import PUREConfig
 from realisr.training.pure.method import PUREMethod
@@ -16,11 +16,12 @@ RATE = {"optimizer": {"learning_rate": 2e-3}}
 RUNS = {
     "full": RATE,
     "LoRA": {**RATE, "lora": {"rank": 4, "alpha": 8}},
-    "LoRA and embeddings": {**RATE, "lora": {"rank": 2, "alpha": 2, "parts": ["qkv_proj"], "embeddings": True}},
+    "LoRA and embeddings": {
+        **RATE,
+        "steps": 5,
+        "lora": {"rank": 2, "alpha": 2, "parts": ["qkv_proj"], "embeddings": True},
+    },
 }
-INSTRUCTION = (
-    "Perceive the degradation level, understand the image content, and restore the high-quality image. <|image|>"
-)
 
 
 def trained(root, **changes) -> PUREMethod:

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 
 from harness.autoencoders import sd21_vae
 from harness.checkpoints import dinov2
-from harness.vosr import CountedCalls, Recorder, TinyVOSR
+from harness.vosr import CountedCalls, Recorder, Scene, TinyVOSR, run_guider
 
 TOLERANCE = 1e-5
 PIXEL_ARGS = {"ae_type": "pixel_unshuffle", "ae_downscale": 2, "ae_scale": 2.0}
@@ -219,6 +219,56 @@ def test_steps_zero_is_the_models_own_number(host, one_step, latent):
         recorder = Recorder()
         in_one_node(host, parts, picture(8, 8), steps=0, model=recorder.watch(parts.model))
         assert recorder.batches == [branches] * steps
+
+
+@pytest.fixture(scope="module")
+def one_step_only(host, pixel) -> Parts:
+    """A network trained at t = 1 alone, as VOSR nano is; one known by its args."""
+    from dataclasses import replace
+
+    tiny = TinyVOSR.create(host, "tiny_posterior_mean", seed=5, latent_channels=12, context_width=0)
+    args = PIXEL_ARGS | {"distill_type": "posterior_mean", "auxiliary_time_cond": False}
+    (tiny.folder / "args.json").write_text(json.dumps(args))
+    return replace(pixel, tiny=tiny, model=tiny.load())
+
+
+def test_a_posterior_mean_runs_in_one_unguided_step(host, one_step_only):
+    """Whatever the scale, which saved workflows have at all values."""
+    for steps, scale in ((0, 0.5), (1, 0.5), (1, 1.0)):
+        recorder = Recorder()
+        watched = recorder.watch(one_step_only.model)
+        in_one_node(host, one_step_only, picture(8, 8), steps=steps, restoration_scale=scale, model=watched)
+        assert recorder.batches == [1]
+
+
+def test_a_posterior_mean_refuses_more_steps(host, one_step_only):
+    with pytest.raises(
+        ValueError, match="tiny_posterior_mean is a one-step model.*25 steps would make the image worse"
+    ):
+        in_one_node(host, one_step_only, picture(8, 8), steps=25)
+
+
+@pytest.mark.parametrize(
+    ("steps", "scale", "message"), [(0, 1.0, "Set steps to 1"), (1, 0.5, "Set restoration_scale .cfg. to 1")]
+)
+def test_a_posterior_mean_is_no_multi_step_model(host, one_step_only, steps, scale, message):
+    """Whatever the variant widget says."""
+    told = one_step_only.tiny.load(variant="multi-step")
+    with pytest.raises(ValueError, match=message):
+        in_one_node(host, one_step_only, picture(8, 8), steps=steps, restoration_scale=scale, model=told)
+
+
+def test_samplers_of_the_host_cannot_take_a_posterior_mean_further(host, one_step_only):
+    from realisr.nodes.vosr import RestorationCFGGuider
+
+    model, scene = one_step_only.model, Scene.random(one_step_only.tiny.config)
+    assert run_guider(model, scene, 1.0, 1).isfinite().all()
+    with pytest.raises(ValueError, match="called it at sigma 0.5"):
+        run_guider(model, scene, 1.0, 2)
+    guided = {"full": scene.full, "weak": scene.weak, "guidance_start": 0.0, "guidance_end": 1.0}
+    with pytest.raises(ValueError, match="nothing to guide with"):
+        host.run(RestorationCFGGuider, model=model, restoration_scale=0.5, **guided)
+    host.run(RestorationCFGGuider, model=model, restoration_scale=1.0, **guided)
 
 
 def test_variants_of_a_model_without_end_time(host, latent, multi_step):

@@ -7,6 +7,7 @@ vector. Objectives take two vectors: `theta`, which moves, and `fixed`, at which
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -89,7 +90,7 @@ def rcgm(student: Callable[..., Array], x: Array, t: float, r: float, v: Array, 
     y = x - (t - middle) * v
     travelled = np.zeros_like(x)
     times = np.linspace(middle, r, steps + 1)
-    for start, end in zip(times[:-1], times[1:], strict=True):
+    for start, end in pairwise(times):
         moved = (start - end) * student(y, start, end)
         y, travelled = y - moved, travelled + moved
     length = max(t - r, 1e-6)

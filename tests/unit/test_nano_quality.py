@@ -11,7 +11,9 @@ import pytest
 from _pack import ROOT
 from realisr.training.data.builtin import EVALUATION_PHOTOS, TRAINING_PHOTOS, VALIDATION_PHOTOS
 
-LARGEST_FILE = 8_000_000
+LARGEST_FILE = 20_000_000
+LEAST_GAIN = {"simple x2": 1.5, "camera x4": 0.3}
+"""In dB, on the two photos below."""
 
 
 @pytest.fixture
@@ -37,7 +39,7 @@ def test_one_step_beats_bicubic(nano_quality):
     """Two whole photos of the benchmark; all six take a minute."""
     names = ("chelsea.png", "flower.jpg")
     photos = {name: nano_quality.central(nano_quality.held_out_photos()[name], 0) for name in names}
-    results = nano_quality.evaluate(nano_quality.Nano.load(), photos, scales=(2,), seed=0, steps=1)
+    results = nano_quality.evaluate(nano_quality.Nano.load(), photos, ["simple x2", "camera x4"], seed=0)
     for result in results:
-        assert result.gain() >= 1.0, result
-        assert result.scores["1 step"].ssim > result.scores["bicubic"].ssim, result
+        assert result.psnr_gain >= LEAST_GAIN[result.test], result
+        assert result.ssim_gain > 0, result

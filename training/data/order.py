@@ -7,9 +7,6 @@ from collections.abc import Sequence
 
 import numpy as np
 
-KEPT = 8
-"""Shuffled orders that are remembered."""
-
 
 class Order:
     """Sample number -> (source, photo), a function of the seed and the number alone.
@@ -45,8 +42,10 @@ class Order:
     def shuffled(self, list_: int, round_: int, count: int) -> np.ndarray:
         key = (list_, round_, count)
         if key not in self._shuffled:
-            self._shuffled[key] = np.random.default_rng((self.seed, *key)).permutation(count)
-            while len(self._shuffled) > KEPT:
+            shuffled = np.random.default_rng((self.seed, *key)).permutation(count)
+            self._shuffled[key] = shuffled.astype(np.int32) if count < 2**31 else shuffled
+            # Of every list the round before too: samples are read ahead, and again after a resume.
+            while len(self._shuffled) > 2 * (len(self.sizes) + 1):
                 self._shuffled.popitem(last=False)
         self._shuffled.move_to_end(key)
         return self._shuffled[key]

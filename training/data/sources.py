@@ -46,19 +46,19 @@ class FilePhotos:
     """Image files, each with its texts beside it."""
 
     def __init__(self, files: Sequence[Path]):
-        self.files = list(files)
+        self.files = list(map(str, files))  # a third of the memory that paths take
 
     def __len__(self) -> int:
         return len(self.files)
 
     def name(self, index: int) -> str:
-        return str(self.files[index])
+        return self.files[index]
 
     def picture(self, index: int) -> Image.Image:
-        return read_photo(self.files[index])
+        return read_photo(Path(self.files[index]))
 
     def text(self, index: int, ending: str) -> str | None:
-        path = sidecar(self.files[index], ending)
+        path = sidecar(Path(self.files[index]), ending)
         try:
             return decode_text(path.read_bytes(), path.name)
         except FileNotFoundError:

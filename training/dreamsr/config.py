@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
@@ -9,6 +10,7 @@ from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 from ...models.dreamsr.schedule import REMOVAL_TIME, TEXTURE_START, TEXTURE_STEPS
 from ..data.config import DataSettings
 from ..engine.config import Chance, Count, OptimizerSettings, RunConfig, Settings, UserPath
+from ..flux.files import part_of
 
 Factor = Annotated[float, Field(ge=0)]
 Time = Annotated[float, Field(gt=0, le=1)]
@@ -30,6 +32,14 @@ class ModelFiles(Settings):
     """clip_l.safetensors, or a folder."""
     tokenizers: UserPath | None = None
     """ComfyUI's folder, which has them, or a FLUX.1 folder of diffusers."""
+
+
+def model_file(files: ModelFiles, name: str, part: str) -> Path:
+    """A model's file or folder. Raises ValueError when it is neither named nor in the folder of FLUX."""
+    named = getattr(files, name)
+    if named is None and part_of(files.flux, part) == files.flux:
+        raise ValueError(f"models.{name} is needed: {files.flux} is no diffusers folder with a {part} in it")
+    return files.flux if named is None else named
 
 
 class ControlSettings(Settings):

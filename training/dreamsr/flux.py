@@ -28,12 +28,17 @@ class Prompts(NamedTuple):
 class ControlledFlux(nn.Module):
     """A FluxTransformer2DModel steered by an MM-ControlNet.
 
-    dit_blocks: index of the two-stream block that each control block acts on. text_residual: as in a file's metadata.
-    Both networks compute in the precision they have, or in that of an autocast around them.
+    control: None for plain FLUX. dit_blocks: index of the two-stream block that each control block acts on.
+    text_residual: as in a file's metadata. Both networks compute in the precision they have, or in that of an
+    autocast around them.
     """
 
     def __init__(
-        self, transformer: nn.Module, control: MMControlNet, dit_blocks: Sequence[int], text_residual: bool = True
+        self,
+        transformer: nn.Module,
+        control: MMControlNet | None,
+        dit_blocks: Sequence[int],
+        text_residual: bool = True,
     ):
         super().__init__()
         self.transformer = transformer
@@ -93,6 +98,8 @@ class ControlledFlux(nn.Module):
         return weight.dtype if weight.is_floating_point() else torch.bfloat16
 
     def features(self, condition: Tensor, t: Tensor, local: Prompts, guidance: Tensor) -> Sequence[ControlFeatures]:
+        if self.control is None:
+            raise ValueError("there is a condition, and no control to look at it")
         dtype = self.control.x_embedder.weight.dtype
         return self.control(
             condition.to(dtype),
@@ -107,6 +114,7 @@ class ControlledFlux(nn.Module):
         self, layer: int, features: Sequence[ControlFeatures], image: Tensor, text: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Eq. 1 and 2 after the block that control block `layer` acts on."""
+        assert self.control is not None
         feature = features[layer]
         stream = text.to(feature.text.dtype)
         update = self.control.text_update(layer, stream, feature.text, scaled_dot_product)

@@ -21,12 +21,11 @@ from ..engine.draws import Draws
 from ..engine.method import Batch, Method
 from ..flux.autoencoder import LATENT_CHANNELS, Autoencoder, load_autoencoder
 from ..flux.encoders import TextEncoders
-from ..flux.files import part_of
+from ..flux.files import fingerprint
+from ..flux.prompts import Prompts
 from ..flux.quantise import quantise
 from ..flux.transformer import load_transformer
-from ..vicr.conditions import Prompts as EncodedPrompts
-from ..vicr.conditions import fingerprint
-from .config import DreamSRConfig
+from .config import DreamSRConfig, model_file
 from .control import new_control, read_control
 from .decoder import LatentDecoder, encode
 from .discriminator import PatchDiscriminator
@@ -54,7 +53,7 @@ class DreamSRMethod(Method[DreamSRConfig]):
         config = self.config
         dtype = DTYPES[config.precision]
         self.degradations = Degradations(config.data.degradation)
-        self.autoencoder = load_autoencoder(self.file("vae", "vae"), device, dtype)
+        self.autoencoder = load_autoencoder(model_file(config.models, "vae", "vae"), device, dtype)
         if config.data.crop % (2 * self.autoencoder.cell):
             raise ValueError(f"data.crop is {config.data.crop}; it must be a multiple of {2 * self.autoencoder.cell}")
         # The control is copied from whole weights, before any are quantised.
@@ -79,16 +78,6 @@ class DreamSRMethod(Method[DreamSRConfig]):
             parameter.requires_grad_(any(self.trains(turn, name) for turn in turns))
         if device.type != "meta":
             self.open_caches(device, dtype)
-
-    def file(self, name: str, part: str) -> Path:
-        """A model's file or folder. Raises ValueError when it is neither named nor in the folder of FLUX."""
-        named = getattr(self.config.models, name)
-        whole = self.config.models.flux
-        if named is not None:
-            return named
-        if part_of(whole, part) == whole:
-            raise ValueError(f"models.{name} is needed: {whole} is no diffusers folder with a {part} in it")
-        return whole
 
     def build_control(self, transformer: nn.Module) -> MMControlNet:
         settings = self.config.control
@@ -135,12 +124,13 @@ class DreamSRMethod(Method[DreamSRConfig]):
     def open_caches(self, device: torch.device, dtype: torch.dtype) -> None:
         config = self.config
         folder = config.cache or config.out / "cache"
-        t5, clip = self.file("t5", "text_encoder_2"), self.file("clip", "text_encoder")
-        tokenizers = config.models.tokenizers or self.file("tokenizers", "tokenizer_2")
+        files = config.models
+        t5, clip = model_file(files, "t5", "text_encoder_2"), model_file(files, "clip", "text_encoder")
+        tokenizers = model_file(files, "tokenizers", "tokenizer_2")
         rest = device if config.encoders == "device" else torch.device("cpu")
         encoders = TextEncoders(t5, clip, tokenizers, device, dtype, config.prompt_tokens, rest)
-        self.prompts = EncodedPrompts(encoders, folder)
-        settings = {"files": fingerprint(self.file("vae", "vae")), "dtype": str(dtype)}
+        self.prompts = Prompts(encoders, folder)
+        settings = {"files": fingerprint(model_file(config.models, "vae", "vae")), "dtype": str(dtype)}
         self.latents = FeatureCache(folder / "latents", settings)
 
     def objective(self) -> Objective:

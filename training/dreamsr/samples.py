@@ -15,7 +15,7 @@ from torch import Tensor
 from ..data.photos import Photos
 from ..engine.method import Samples
 
-HQ_SUFFIX, ERASED_SUFFIX, RECORD_SUFFIX = ".hq.png", ".erased.png", ".json"
+HQ_SUFFIX, ERASED_SUFFIX, RECORD_SUFFIX = ".hq.png", ".erased.png", ".pair.json"
 """Of a pair's three files; the last is written last, so that it stands for a whole pair."""
 
 
@@ -67,9 +67,6 @@ class DreamSRSamples(Samples):
 
     def __len__(self) -> int:
         return len(self.photos)
-
-    def skipped(self) -> dict[str, str]:
-        return self.photos.skipped()
 
     def __getitem__(self, number: int) -> Mapping[str, Any]:
         chosen = np.random.default_rng((self.seed, 1, number)).random() < self.share

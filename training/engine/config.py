@@ -58,7 +58,7 @@ class CheckpointSettings(Settings):
     every: PositiveInt = 500
     """Steps."""
     keep: PositiveInt = 2
-    """The newest ones; older are deleted. With 1, the one before stays until steps have shown the newest to be sound."""
+    """The newest ones; older are deleted. With 1, the one before stays until steps have shown the newest sound."""
     export: bool = True
     """Write the files for the nodes with every checkpoint, not only at the end."""
 
@@ -112,7 +112,7 @@ class RunConfig(Settings):
     validation: ValidationSettings = ValidationSettings()
 
 
-ConfigT = TypeVar("ConfigT", bound=RunConfig)
+ConfigT = TypeVar("ConfigT", bound=Settings)
 
 
 def read_config(path: Path, overrides: Sequence[str], config_type: type[ConfigT]) -> ConfigT:
@@ -154,7 +154,15 @@ def apply_override(content: dict[str, Any], override: str) -> None:
 
 def explain(error: ValidationError, config_type: type[BaseModel]) -> list[str]:
     """A line per mistake in a file's terms."""
-    return [f"  {explain_one(dict(mistake), config_type)}" for mistake in error.errors()]
+    mistakes: list[dict[str, Any]] = [dict(mistake) for mistake in error.errors()]
+    places = [tuple(mistake["loc"]) for mistake in mistakes]
+    lines = []
+    for mistake, place in zip(mistakes, places, strict=True):
+        # A list whose items are wrong also counts as one without items.
+        inside = any(len(other) > len(place) and other[: len(place)] == place for other in places)
+        if not (mistake["type"] == "too_short" and inside):
+            lines.append(f"  {explain_one(mistake, config_type)}")
+    return lines
 
 
 def explain_one(mistake: Mapping[str, Any], config_type: type[BaseModel]) -> str:
@@ -172,20 +180,30 @@ def explain_one(mistake: Mapping[str, Any], config_type: type[BaseModel]) -> str
 
 def known_keys(config_type: type[BaseModel], place: Sequence[str | int]) -> list[str]:
     """The settings beside a key, found by walking the models down to its part."""
-    model: type[BaseModel] = config_type
+    models = [config_type]
     for part in place:
-        field = model.model_fields.get(part) if isinstance(part, str) else None
-        inner = None if field is None else settings_type(field)
-        model = inner or model
-    return list(model.model_fields)
+        if not isinstance(part, str):  # a place in a list
+            continue
+        fields = [model.model_fields[part] for model in models if part in model.model_fields]
+        inner = [kind for field in fields for kind in settings_types(field)]
+        # Where a list holds settings of several kinds, the kind's name is a part of the place.
+        models = inner or [model for model in models if part in names_of_kind(model)] or models
+    return sorted({key for model in models for key in model.model_fields})
 
 
-def settings_type(field: FieldInfo) -> type[BaseModel] | None:
-    """The settings class within a field's annotation, whatever is around it."""
+def settings_types(field: FieldInfo) -> list[type[BaseModel]]:
+    """The settings classes within a field's annotation, whatever is around them."""
+    found: list[type[BaseModel]] = []
     waiting: list[Any] = [field.annotation]
     while waiting:
         kind = waiting.pop()
         if isinstance(kind, type) and issubclass(kind, BaseModel):
-            return kind
+            found.append(kind)
         waiting.extend(getattr(kind, "__args__", ()))
-    return None
+    return found
+
+
+def names_of_kind(model: type[BaseModel]) -> set[Any]:
+    """What a class's own name is where several may stand: the values that its `kind` takes."""
+    field = model.model_fields.get("kind")
+    return set(getattr(field.annotation, "__args__", ())) if field is not None else set()

@@ -146,7 +146,7 @@ class Engine:
         self.saved_step = self.step
         self.accelerator.wait_for_everyone()
 
-    def export(self, tensors: dict[str, Tensor]) -> None:
+    def export(self, tensors: dict[str, torch.Tensor]) -> None:
         """Write the files for the nodes. Raises OSError when the disk is full."""
         try:
             self.method.export(self.config.out, tensors, self.step)
@@ -207,7 +207,7 @@ class Engine:
         return {**means, "gradient_norm": norm, "learning_rate": rate}
 
     def retreat(self) -> str:
-        """Set aside a checkpoint of exactly this state, which has just been seen to be unsound. Returns what was done."""
+        """Set aside a checkpoint of exactly this state, which has just been seen to be unsound. Returns what it did."""
         if self.saved_step != self.step:
             return ""
         aside = set_aside(self.folder, self.step) if self.accelerator.is_main_process else None
@@ -309,8 +309,8 @@ def frozen(parameters: list[nn.Parameter]) -> Iterator[None]:
 def wrapped(accelerator: Accelerator, network: nn.Module) -> nn.Module:
     """The network for the devices there are.
 
-    With FSDP2 accelerate takes a model only with an optimizer, whose parameters it exchanges for shards: it gets one that
-    takes no step, because the run's own are made of the shards afterwards.
+    With FSDP2 accelerate takes a model only with an optimizer, whose parameters it exchanges for shards: it gets one
+    that takes no step, because the run's own are made of the shards afterwards.
     """
     if not accelerator.is_fsdp2:
         return accelerator.prepare(network)

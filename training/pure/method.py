@@ -29,7 +29,7 @@ from .export import merged, write_folder
 from .losses import counted_positions
 from .network import PURENetwork
 from .samples import ConversationSamples, collate, padded_batch, token_folder
-from .start import Start, load_vqgan, load_weights, read_start
+from .start import Start, load_vqgan, load_weights, read_start, read_values
 from .tokenizer import TextTokenizer, read_vocabulary
 from .tokens import Tokeniser, file_mark
 
@@ -61,8 +61,7 @@ class PUREMethod(Method[PUREConfig]):
             raise ValueError(
                 f"{config.start} has no tokens for half of the image codes: set lora.embeddings, or start from PURE"
             )
-        self.tokenizer = TextTokenizer(config.start / "tokenizer.json")
-        self.vocabulary = read_vocabulary(self.tokenizer, self.start.values)
+        self.tokenizer, self.vocabulary = read_words(config)
         # What is trained stays in float32; frozen weights are read in the precision that is computed in.
         dtype = torch.float32 if config.lora is None else PRECISIONS[config.precision]
         network = PURENetwork(
@@ -86,24 +85,8 @@ class PUREMethod(Method[PUREConfig]):
 
     # --- data ----------------------------------------------------------------------------------------------------
 
-    def tokeniser(self) -> Tokeniser:
-        """Conversations to tokens, through the run's folder of them. Raises FileNotFoundError without the VQGAN."""
-        config = self.config
-        if not config.vqgan.is_file():
-            raise FileNotFoundError(f"{config.vqgan} is absent: `vqgan` is LlamaGen's vq_ds8_c2i.pt")
-        settings = {
-            "form": 1,
-            "side": config.data.side,
-            "seed": config.seed,
-            "vqgan": file_mark(config.vqgan),
-            "tokenizer": file_mark(self.tokenizer.path),
-            "codes": self.vocabulary.source,
-        }
-        cache = FeatureCache(token_folder(config), settings)
-        return Tokeniser(cache, self.tokenizer, self.vocabulary, config.data.side, config.seed)
-
     def samples(self) -> ConversationSamples:
-        self.conversations = ConversationSamples(self.config, self.tokeniser())
+        self.conversations = ConversationSamples(self.config, make_tokeniser(self.config))
         return self.conversations
 
     def collate(self, items: Sequence[Mapping[str, Any]]) -> Batch:
@@ -192,6 +175,29 @@ class PUREMethod(Method[PUREConfig]):
         state = merged(tensors, base, lora.alpha / lora.rank if lora else 0.0)
         dtype = PRECISIONS[config.export_precision]
         return write_folder(folder / EXPORT_FOLDER, state, self.start.config, config.start, dtype, steps)
+
+
+def read_words(config: PUREConfig) -> tuple[TextTokenizer, Vocabulary]:
+    """The tokenizer of the start, and which token is which image code."""
+    tokenizer = TextTokenizer(config.start / "tokenizer.json")
+    return tokenizer, read_vocabulary(tokenizer, read_values(config.start))
+
+
+def make_tokeniser(config: PUREConfig) -> Tokeniser:
+    """Conversations to tokens, through the run's folder of them. Raises FileNotFoundError without the VQGAN."""
+    if not config.vqgan.is_file():
+        raise FileNotFoundError(f"{config.vqgan} is absent: `vqgan` is LlamaGen's vq_ds8_c2i.pt")
+    tokenizer, vocabulary = read_words(config)
+    settings = {
+        "form": 1,
+        "side": config.data.side,
+        "seed": config.seed,
+        "vqgan": file_mark(config.vqgan),
+        "tokenizer": file_mark(tokenizer.path),
+        "codes": vocabulary.source,
+    }
+    cache = FeatureCache(token_folder(config), settings)
+    return Tokeniser(cache, tokenizer, vocabulary, config.data.side, config.seed)
 
 
 def prepared(ids: Tensor, labels: Tensor, with_z_loss: bool, device: torch.device) -> Batch:

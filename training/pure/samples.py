@@ -34,6 +34,19 @@ def read_lists(config: PUREConfig) -> tuple[list[Conversation], list[float]]:
     return conversations, ratios
 
 
+def usable(config: PUREConfig, tokeniser: Tokeniser) -> tuple[list[Entry], list[float], list[tuple[str, str]]]:
+    """Conversations that can be used, their ratios, and (name, reason) of the others.
+
+    Raises FileNotFoundError for an absent list, ValueError where none can be used.
+    """
+    conversations, ratios = read_lists(config)
+    entries, unusable = tokeniser.entries(conversations)
+    if not entries:
+        raise ValueError(f"no conversation can be used: {first_few([f'{name} ({why})' for name, why in unusable])}")
+    ratio = {conversation.name: value for conversation, value in zip(conversations, ratios, strict=True)}
+    return entries, [ratio[entry.conversation.name] for entry in entries], unusable
+
+
 class ConversationSamples:
     """Sample n: `entry`, with `ids` and `labels` where they are kept, else `crops`, 8-bit pictures to tokenise.
 
@@ -42,15 +55,9 @@ class ConversationSamples:
 
     def __init__(self, config: PUREConfig, tokeniser: Tokeniser):
         """Raises FileNotFoundError for an absent list, ValueError where too few conversations can be used."""
-        conversations, ratios = read_lists(config)
         self.tokeniser = tokeniser
-        self.entries, self.unusable = tokeniser.entries(conversations)
-        if not self.entries:
-            reasons = [f"{name} ({reason})" for name, reason in self.unusable]
-            raise ValueError(f"no conversation can be used: {first_few(reasons)}")
-        ratio = {conversation.name: value for conversation, value in zip(conversations, ratios, strict=True)}
-        kept = [ratio[entry.conversation.name] for entry in self.entries]
-        self.order = LengthBatches([entry.length for entry in self.entries], kept, config.batch, config.seed)
+        self.entries, ratios, self.unusable = usable(config, tokeniser)
+        self.order = LengthBatches([entry.length for entry in self.entries], ratios, config.batch, config.seed)
 
     def __len__(self) -> int:
         return len(self.order)
@@ -92,9 +99,10 @@ def padded_batch(pairs: Sequence[tuple[Tensor, Tensor]], length: int) -> tuple[T
     return padded(ids, 0, length), padded(labels, IGNORED, length)
 
 
-def missing(samples: ConversationSamples) -> list[Entry]:
-    """Conversations whose tokens are not kept."""
-    return [entry for entry in samples.entries if not samples.tokeniser.has(entry)]
+def missing(entries: Sequence[Entry], tokeniser: Tokeniser) -> list[Entry]:
+    """Conversations whose tokens are not kept, or not whole, each once."""
+    fresh = {entry.key: entry for entry in entries if tokeniser.read(entry) is None}
+    return list(fresh.values())
 
 
 def token_folder(config: PUREConfig) -> Path:

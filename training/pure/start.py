@@ -58,10 +58,7 @@ def read_start(folder: Path) -> Start:
 
     Raises FileNotFoundError naming an absent file and ValueError for a folder of another model.
     """
-    for needed in ("config.json", "tokenizer.json"):
-        if not (folder / needed).is_file():
-            raise FileNotFoundError(f"{folder} has no {needed}: `start` is a whole folder of PURE or Lumina-mGPT")
-    values = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    values = read_values(folder)
     try:
         config = ChameleonConfig.from_json(values)
     except ValueError as error:
@@ -75,6 +72,17 @@ def read_start(folder: Path) -> Start:
     config = with_stored_norms(config, shapes)
     check(folder, shapes, released_shapes(config))
     return Start(folder, values, replace(config, vocab_size=VOCABULARY), files, shapes)
+
+
+def read_values(folder: Path) -> dict[str, Any]:
+    """config.json of a folder that has a tokenizer too. Raises FileNotFoundError for an absent file, and ValueError."""
+    for needed in ("config.json", "tokenizer.json"):
+        if not (folder / needed).is_file():
+            raise FileNotFoundError(f"{folder} has no {needed}: `start` is a whole folder of PURE or Lumina-mGPT")
+    values = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    if not isinstance(values, dict):
+        raise ValueError(f"{folder / 'config.json'} is no table of settings")
+    return values
 
 
 def headers(folder: Path) -> tuple[dict[str, Path], dict[str, tuple[int, ...]]]:

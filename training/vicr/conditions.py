@@ -1,4 +1,4 @@
-"""What the frozen networks make of a batch: latents of diptychs, CLIP's view of the LQ, prompts; kept where they recur."""
+"""What the frozen networks make of a batch: latents of diptychs and CLIP's view of the LQ; once where that can be."""
 
 from __future__ import annotations
 
@@ -16,30 +16,8 @@ from ..data.degradations import Degradations
 from ..engine.draws import Draws
 from ..engine.method import Batch
 from ..flux.autoencoder import Autoencoder
-from ..flux.encoders import ImageEncoder, TextEncoders
+from ..flux.encoders import ImageEncoder
 from .losses import LAYOUT
-
-
-class Prompts:
-    """Prompts as FLUX reads them, kept on the disk by their words."""
-
-    def __init__(self, encoders: TextEncoders, folder: Path):
-        self.encoders = encoders
-        settings = {
-            "files": [fingerprint(path) for path in encoders.paths],
-            "tokens": encoders.tokens,
-            "dtype": str(encoders.dtype),
-        }
-        self.cache = FeatureCache(folder / "prompts", settings)
-
-    def __call__(self, prompts: Sequence[str], device: torch.device) -> dict[str, Tensor]:
-        """`text` `[B, N, E]` and `pooled` `[B, 768]`."""
-
-        def compute(places: list[int]) -> dict[str, Tensor]:
-            text, pooled = self.encoders.encode([prompts[place] for place in places])
-            return {"text": text, "pooled": pooled}
-
-        return {name: value.to(device) for name, value in self.cache.fetch(prompts, compute).items()}
 
 
 class Diptychs:
@@ -88,9 +66,3 @@ class FixedDegradations:
             return diptychs(self.lq(batch, device, places), batch["hq"][places].to(device))
 
         return {name: value.to(device) for name, value in self.cache.fetch(keys, compute).items()}
-
-
-def fingerprint(path: Path) -> list[Any]:
-    """What tells a model's files from others without reading them: names, sizes and times."""
-    files = sorted(path.rglob("*.safetensors")) if path.is_dir() else [path]
-    return [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files]

@@ -22,11 +22,12 @@ from ..engine.draws import Draws
 from ..engine.method import Batch, Method, Samples
 from ..flux.autoencoder import load_autoencoder
 from ..flux.encoders import CLIP_TEXT, CLIP_VISION, T5, ImageEncoder, TextEncoders, load_encoder
-from ..flux.files import part_of
+from ..flux.files import fingerprint, part_of
 from ..flux.latent import shifted
+from ..flux.prompts import Prompts
 from ..flux.quantise import quantise
 from ..flux.transformer import load_transformer
-from .conditions import Diptychs, FixedDegradations, Prompts, fingerprint
+from .conditions import Diptychs, FixedDegradations
 from .config import VICRConfig
 from .export import read_bridge, write_files
 from .losses import LAYOUT

@@ -102,10 +102,19 @@ class VOSROptimizer(OptimizerSettings):
 class SamplingSettings(Settings):
     """How validation restores."""
 
-    steps: PositiveInt = 25
-    """Euler steps; a student takes one well."""
+    steps: PositiveInt | None = None
+    """Euler steps; null: 25, or 1 for a student and for a model that is trained at t = 1 alone."""
     guidance: float = 0.5
-    """Scale of restoration-oriented guidance; 1: none. Students run without."""
+    """Scale of restoration-oriented guidance; 1: none. Such models run without."""
+
+
+class CutSettings(Settings):
+    """Smaller squares cut from each degraded crop of `data`, because degrading costs more than cutting."""
+
+    side: PositiveInt | None = None
+    """Pixels; null: the crops as they are."""
+    count: PositiveInt = 1
+    """From each; a micro-batch has this many times `batch` samples."""
 
 
 class ExportSettings(Settings):
@@ -115,8 +124,6 @@ class ExportSettings(Settings):
     """Its name; null: the folder alone."""
     dtype: Literal["fp16", "fp32"] = "fp16"
     """Of that file; a tensor whose values fp16 cannot hold stays in fp32."""
-    one_step: bool = False
-    """Mark a model of flow matching as one to run in one unguided step."""
 
 
 class VOSRRunConfig(RunConfig):
@@ -133,6 +140,7 @@ class VOSRRunConfig(RunConfig):
     start: Literal["reference", "condition"] = "reference"
     """Of a new network: the paper's initialisation, or one that is the best linear estimator already (ours)."""
     data: DataSettings
+    cut: CutSettings = CutSettings()
     condition: ConditionSettings = ConditionSettings()
     times: TimeSettings = TimeSettings()
     balance: PositiveFloat | None = None
@@ -142,6 +150,16 @@ class VOSRRunConfig(RunConfig):
     export: ExportSettings = ExportSettings()
     ema: Annotated[float, Field(ge=0, lt=1)] | None = 0.9999
     optimizer: VOSROptimizer = VOSROptimizer()
+
+    @property
+    def side(self) -> int:
+        """Of what the network sees, in pixels."""
+        return self.cut.side or self.data.crop
+
+    @property
+    def posterior_mean(self) -> bool:
+        """Whether the model is trained at t = 1 alone, and gives the posterior mean in one step."""
+        return self.mode == "flow" and self.times.noise_only_chance == 1
 
     @model_validator(mode="after")
     def one_mode(self) -> VOSRRunConfig:
@@ -158,6 +176,10 @@ class VOSRRunConfig(RunConfig):
                 raise ValueError("mode is distill, which does not read start and times: leave them out")
         if self.weights is not None and self.start != "reference":
             raise ValueError("start is of a new network: leave it out, or leave out weights")
+        if self.cut.side is None and self.cut.count != 1:
+            raise ValueError("cut.count is of smaller squares: set cut.side")
+        if self.cut.side is not None and self.cut.side > self.data.crop:
+            raise ValueError(f"cut.side is {self.cut.side}, larger than data.crop of {self.data.crop}")
         low, high = self.condition.weak_strengths
         if low > high:
             raise ValueError(f"condition.weak_strengths is {low} to {high}: the smaller one comes first")

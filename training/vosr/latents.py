@@ -199,9 +199,7 @@ def current_name(name: str) -> str:
     return f"{head}.attentions.0.{OLD_ATTENTION[layer]}.{leaf}" if layer in OLD_ATTENTION else name
 
 
-def load_frozen(
-    module: nn.Module, what: str, source: str, tensors: Mapping[str, Tensor], device: torch.device
-) -> None:
+def load_frozen(module: nn.Module, what: str, source: str, tensors: Mapping[str, Tensor], device: torch.device) -> None:
     """Fill a module made on the meta device: float32, on the device, never trained.
 
     Raises ValueError naming the first tensors that do not fit.

@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...models.vosr.config import POSTERIOR_MEAN
 from ...models.vosr.dit import VOSRDiT
-from ...models.vosr.sampling import weak_strength_from_args
+from ...models.vosr.sampling import MULTI_STEP, weak_strength_from_args
 from ..data.degradations import Degradations
 from ..data.photos import Photos
 from ..data.validation import validation_batch
@@ -25,7 +26,7 @@ from .presets import make_network, student_args
 from .sampling import restore_latent
 from .start import start_from_condition
 from .vision import VisionFeatures
-from .weights import architecture, load_into, load_weights, one_step, write_file, write_folder
+from .weights import architecture, load_into, load_weights, write_file, write_folder
 
 DIT = "dit."
 """Before the names of the trained network in `network`."""
@@ -38,6 +39,17 @@ START_DRAWS = 2**41
 """Number of their first draws: no micro-batch has it."""
 
 DTYPES = {"fp16": torch.float16, "fp32": torch.float32}
+
+
+def cut_squares(images: Tensor, places: Tensor, side: int) -> Tensor:
+    """Squares of images `[B, 3, H, W]` with upper left corners at places `[B, N, 2]` -> `[B N, 3, side, side]`."""
+    return torch.stack(
+        [
+            image[:, top : top + side, left : left + side]
+            for image, corners in zip(images, places.tolist(), strict=True)
+            for top, left in corners
+        ]
+    )
 
 
 class VOSRMethod(Method[VOSRRunConfig]):
@@ -101,9 +113,7 @@ class VOSRMethod(Method[VOSRRunConfig]):
             settings.n_steps,
             settings.u_weight,
         )
-        self.network = OneStepDistillation(
-            self.dit, teacher, self.config.condition, settings.weak_strength, objective
-        )
+        self.network = OneStepDistillation(self.dit, teacher, self.config.condition, settings.weak_strength, objective)
 
     def new_network(self, device: torch.device) -> VOSRDiT:
         config = self.config
@@ -114,8 +124,9 @@ class VOSRMethod(Method[VOSRRunConfig]):
         config, width = self.config, self.args["enc_dim"]
         self.latents = make_latents(self.args, config.vae, device)
         cell = self.latents.downscale * self.args["patch_size"]
-        if config.data.crop % cell:
-            raise ValueError(f"data.crop is {config.data.crop}: this model needs a multiple of {cell} pixels")
+        if config.side % cell:
+            name = "data.crop" if config.cut.side is None else "cut.side"
+            raise ValueError(f"{name} is {config.side}: this model needs a multiple of {cell} pixels")
         self.vision = None
         if not width:
             if config.vision is not None:
@@ -138,11 +149,12 @@ class VOSRMethod(Method[VOSRRunConfig]):
         samples, size, encoded = self.samples(), self.config.batch, []
         for number in range(START_BATCHES):
             items = [dict(samples[number * size + index]) for index in range(size)]
-            hq = torch.stack([item["hq"] for item in items])
             draws = Draws(self.config.seed, START_DRAWS + number, device)
-            lq = self.degradations(hq.to(device), draws)
+            lq = self.pictures({"hq": torch.stack([item["hq"] for item in items])}, draws)["lq"]
             encoded.append(self.latents.encode(lq * 2 - 1, draws.normal).cpu())
-        start_from_condition(self.dit.cpu(), torch.cat(encoded), torch.Generator().manual_seed(self.config.seed))
+        generator = torch.Generator().manual_seed(self.config.seed)
+        one_step = self.config.posterior_mean
+        start_from_condition(self.dit.cpu(), torch.cat(encoded), generator, one_step=one_step)
         self.dit.to(device)
 
     def parameter_groups(self, turn: str) -> list[dict[str, Any]]:
@@ -157,10 +169,15 @@ class VOSRMethod(Method[VOSRRunConfig]):
 
     def pictures(self, batch: Batch, draws: Draws) -> dict[str, Tensor]:
         hq = batch["hq"].to(draws.device)
-        return {"hq": hq, "lq": self.degradations(hq, draws)}
+        pictures = {"hq": hq, "lq": self.degradations(hq, draws)}
+        side = self.config.cut.side
+        if side is None:
+            return pictures
+        places = torch.randint(hq.shape[-1] - side + 1, (len(hq), self.config.cut.count, 2), generator=draws.generator)
+        return {name: cut_squares(images, places, side) for name, images in pictures.items()}
 
     def prepare(self, batch: Batch, draws: Draws) -> Batch:
-        """Latents `hq` and `lq` `[B, C, h, w]`, samples of the posterior, and the features `z` `[B, M, E]` of the LQ."""
+        """Latents `hq` and `lq` `[B, C, h, w]`, samples of the posterior, and features `z` `[B, M, E]` of the LQ."""
         pictures = self.pictures(batch, draws)
         lq = pictures["lq"] * 2 - 1
         # Together, as the reference encodes them.
@@ -179,11 +196,11 @@ class VOSRMethod(Method[VOSRRunConfig]):
         return torch.autocast(device.type, torch.bfloat16, enabled=self.config.precision == "bf16")
 
     def example_batch(self) -> Batch:
-        side = self.config.data.crop // self.latents.downscale
-        latent = torch.zeros(self.config.batch, self.latents.channels, side, side)
+        side, count = self.config.side // self.latents.downscale, self.config.batch * self.config.cut.count
+        latent = torch.zeros(count, self.latents.channels, side, side)
         batch = {"hq": latent, "lq": latent.clone()}
         if self.vision is not None:
-            batch["z"] = torch.zeros(self.config.batch, self.vision.tokens, self.vision.width)
+            batch["z"] = torch.zeros(count, self.vision.tokens, self.vision.width)
         return batch
 
     def validation(self) -> Batch | None:
@@ -193,7 +210,8 @@ class VOSRMethod(Method[VOSRRunConfig]):
     def restore(self, batch: Batch, draws: Draws) -> Tensor:
         """A few images at a time, as training takes them; students without guidance."""
         sampling, size = self.config.sampling, self.config.batch
-        guidance = 1.0 if self.dit.config.has_end_time else sampling.guidance
+        single = self.dit.config.has_end_time or self.config.posterior_mean
+        guidance, steps = 1.0 if single else sampling.guidance, sampling.steps or (1 if single else MULTI_STEP)
         strength = weak_strength_from_args(self.args)
 
         def velocity(x: Tensor, t: Tensor, r: Tensor, z: Tensor | None) -> Tensor:
@@ -204,7 +222,7 @@ class VOSRMethod(Method[VOSRRunConfig]):
             lq = self.latents.encode(images * 2 - 1)
             z = self.features(images * 2 - 1).get("z")
             noise = draws.normal(*lq.shape)
-            latent = restore_latent(velocity, lq, z, noise, sampling.steps, guidance, strength)
+            latent = restore_latent(velocity, lq, z, noise, steps, guidance, strength)
             restored.append(self.latents.decode(latent).add(1).div(2).clamp(0, 1).cpu())
         return torch.cat(restored)
 
@@ -212,7 +230,7 @@ class VOSRMethod(Method[VOSRRunConfig]):
         """args.json and checkpoints/ema_model.safetensors as released, and a single file for diffusion_models."""
         settings = self.config.export
         state = {**self.fixed, **{name.removeprefix(DIT): value for name, value in tensors.items()}}
-        args = one_step(self.args) if settings.one_step else self.args
+        args = {**self.args, "distill_type": POSTERIOR_MEAN} if self.config.posterior_mean else self.args
         paths = write_folder(folder, args, state)
         if settings.file is not None:
             paths.append(write_file(folder / settings.file, args, state, DTYPES[settings.dtype]))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -23,7 +24,7 @@ def restore_latent(
     x = noise
     times = euler_times(steps).to(x.device)
     blank = None if z is None else torch.zeros_like(z)
-    for t, r in zip(times[:-1], times[1:], strict=True):
+    for t, r in pairwise(times):
         here, there = t.expand(len(x)), r.expand(len(x))
         full = velocity(torch.cat([lq, x], dim=1), here, there, z).float()
         weak = None

@@ -18,8 +18,8 @@ NOISE_GAIN = 0.1
 """How strongly blocks see the noisy latent at first; near t = 1 it tells nothing."""
 GATE = 0.2
 """Initial gate of every sublayer."""
-NEIGHBOURS = ((0, 1), (0, -1), (1, 0), (-1, 0), (0, 0))
-"""Token offsets (rows, columns) the heads start out attending to, head after head."""
+NEIGHBOURS = ((0, 1), (0, -1), (1, 0), (-1, 0), (1, 1), (-1, -1), (1, -1), (-1, 1))
+"""Token offsets (rows, columns) the heads start out attending to, head after head and on through the blocks."""
 SHARPNESS = 1.5
 """Initial gain of the query and key norms: how much more the nearest token counts than its neighbours."""
 TIME_STD = (1.0, 0.05)
@@ -40,7 +40,9 @@ def linear_velocity(t: Tensor, variance: float) -> tuple[Tensor, Tensor]:
 
 
 @torch.no_grad()
-def start_from_condition(model: VOSRDiT, lq: Tensor, generator: torch.Generator, variance: float = 0.03) -> VOSRDiT:
+def start_from_condition(
+    model: VOSRDiT, lq: Tensor, generator: torch.Generator, variance: float = 0.03, one_step: bool = False
+) -> VOSRDiT:
     """Set an initialised network so that its velocity is `linear_velocity`; training adds what is not linear.
 
     The embedding gives every input value a residual channel of its own, the final modulation scales those channels
@@ -48,7 +50,8 @@ def start_from_condition(model: VOSRDiT, lq: Tensor, generator: torch.Generator,
     hold the whitened patches of the LQ latent, because detail and noise are faint beside a patch's mean.
 
     lq: LQ latents of the training data, `[N, C, H, W]`, enough of them to estimate a covariance. variance: of the LQ
-    latent's error. Raises ValueError when the width cannot hold all channels.
+    latent's error. one_step: the network only ever sees t = 1, where the noise tells nothing: blocks start blind to the
+    noisy latent, and to time for good. Raises ValueError when the width cannot hold all channels.
     """
     config = model.config
     inputs = 2 * config.latent_channels * config.patch_size**2
@@ -57,22 +60,25 @@ def start_from_condition(model: VOSRDiT, lq: Tensor, generator: torch.Generator,
             f"hidden size {config.hidden_size} cannot hold {inputs} input values, {inputs // 2} whitened ones and a "
             f"constant: use more than {inputs + inputs // 2}"
         )
-    copy_inputs(model, inputs)
+    copy_inputs(model, inputs, 0.0 if one_step else NOISE_GAIN)
     whiten_condition(model, inputs, lq)
-    for block in model.blocks:
-        attend_to_neighbours(block.attn, config.head_dim)
+    for index, block in enumerate(model.blocks):
+        attend_to_neighbours(block.attn, config.head_dim, first=index * config.num_heads)
         block.attn.proj.weight.zero_()
         block.mlp.w3.weight.zero_()
         block.scale_shift_table[[2, 5]] = GATE
-    draw_time_features(model, generator)
-    fit_time_scale(model, inputs, variance)
+    if one_step:
+        leave_out_time(model)
+    else:
+        draw_time_features(model, generator)
+        fit_time_scale(model, inputs, variance)
     # The fit is a sum of large terms that cancel: ordinary steps would destroy it.
     model.t_embedder.requires_grad_(False)
     model.final_layer.adaLN_modulation.requires_grad_(False)
     return model
 
 
-def copy_inputs(model: VOSRDiT, inputs: int) -> None:
+def copy_inputs(model: VOSRDiT, inputs: int, noise_gain: float) -> None:
     """Carry the input from the embedding to the output, where it is x_t - c_lq."""
     width = model.config.hidden_size
     embed = model.x_embedder.proj
@@ -86,7 +92,7 @@ def copy_inputs(model: VOSRDiT, inputs: int) -> None:
         norm.weight.fill_(token_rms / SIGNAL)
         norm.weight[inputs] = 0
     for norm in norms[1:]:
-        norm.weight[inputs // 2 : inputs].mul_(NOISE_GAIN)
+        norm.weight[inputs // 2 : inputs].mul_(noise_gain)
     # Embedding rows are ordered (channel, row, column), outputs (row, column, channel).
     area, channels = model.config.patch_size**2, model.config.latent_channels
     copied = torch.eye(channels * area).view(channels, area, -1).transpose(0, 1).flatten(0, 1)
@@ -107,8 +113,10 @@ def whiten_condition(model: VOSRDiT, inputs: int, lq: Tensor) -> None:
     model.x_embedder.proj.bias[channels] = -SIGNAL * whitening @ mean.float()
 
 
-def attend_to_neighbours(attention: SelfAttention, head_dim: int) -> None:
+def attend_to_neighbours(attention: SelfAttention, head_dim: int, first: int) -> None:
     """Give each head a fixed relative position to look at, so that the network starts out like a convolution.
+
+    first: the neighbour of the first head.
 
     Constant queries and keys, in the fastest rotary frequencies, agree best where the rotations differ by the
     offset; what depends on the tokens starts small beside them.
@@ -119,7 +127,7 @@ def attend_to_neighbours(attention: SelfAttention, head_dim: int) -> None:
     used = frequencies > 0.2
     bias = attention.qkv.bias.view(3, heads, 2, quarter, 2)
     for head in range(heads):
-        offset = NEIGHBOURS[head % len(NEIGHBOURS)]
+        offset = NEIGHBOURS[(first + head) % len(NEIGHBOURS)]
         for axis in range(2):
             angle = offset[axis] * frequencies
             bias[0, head, axis, :, 0] = used.float()
@@ -128,6 +136,13 @@ def attend_to_neighbours(attention: SelfAttention, head_dim: int) -> None:
     attention.qkv.weight.view(3, heads * head_dim, -1)[:2].mul_(0.1)
     for norm in (attention.q_norm, attention.k_norm):
         norm.weight.fill_(SHARPNESS)
+
+
+def leave_out_time(model: VOSRDiT) -> None:
+    """Make the time's embedding zero; the final modulation, which initialisation leaves at 1, is that of t = 1."""
+    last = model.t_embedder.mlp[2]
+    last.weight.zero_()
+    last.bias.zero_()
 
 
 def draw_time_features(model: VOSRDiT, generator: torch.Generator) -> None:

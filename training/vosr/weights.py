@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ...models.state_dict import require_keys, shapes_of, sizes_of
-from ...models.vosr.config import ARGS_KEY, VOSRConfig, check_args, strip_wrapper_prefix
+from ...models.vosr.config import ARGS_KEY, POSTERIOR_MEAN, VOSRConfig, check_args, strip_wrapper_prefix
 from ...models.vosr.dit import VOSRDiT
 from ..engine.files import write_atomically
 from .tensor_files import read_tensors
@@ -46,17 +46,15 @@ def narrowed(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     return (narrow if narrow.isfinite().all() else tensor.float()).contiguous()
 
 
-def one_step(args: Mapping[str, Any]) -> dict[str, Any]:
-    """The args of a model to run in one unguided step unless told otherwise, as a distilled one does."""
-    return {"distill_type": "onestep", **args}
+def export_file(source: Path, target: Path, dtype: torch.dtype = torch.float16, posterior_mean: bool = False) -> Path:
+    """A trained folder (or such a file) as one file. Raises ValueError when it carries no args.
 
-
-def export_file(source: Path, target: Path, dtype: torch.dtype = torch.float16, single_step: bool = False) -> Path:
-    """A trained folder (or such a file) as one file. Raises ValueError when it carries no args."""
+    posterior_mean: mark it as trained at t = 1 alone, which runs in one unguided step and in no other way.
+    """
     args, tensors = load_weights(source)
     if args is None:
         raise ValueError(f"{source} carries no '{ARGS_KEY}': give the folder with args.json instead")
-    return write_file(target, one_step(args) if single_step else args, tensors, dtype)
+    return write_file(target, {**args, "distill_type": POSTERIOR_MEAN} if posterior_mean else args, tensors, dtype)
 
 
 def load_weights(path: Path, device: torch.device | str = "cpu") -> tuple[dict[str, Any] | None, dict[str, Tensor]]:
@@ -114,7 +112,8 @@ def load_into(model: VOSRDiT, path: Path, tensors: Mapping[str, Tensor], missing
     Raises ValueError naming the first tensors that do not fit.
     """
     own = model.state_dict()
-    expected = {name: value for name, value in own.items() if name in tensors or not name.startswith(missing or ("\0",))}
+    may_lack = {name for name in own if name.startswith(missing)} - tensors.keys()
+    expected = {name: value for name, value in own.items() if name not in may_lack}
     require_keys("VOSR network", path.name, expected, tensors, DERIVED)
     if next(iter(own.values())).is_meta:
         return

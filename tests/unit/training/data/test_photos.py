@@ -14,6 +14,7 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from realisr.training.data.config import DataSettings
+from realisr.training.data.order import Order
 from realisr.training.data.photos import Photos
 from realisr.training.engine.batches import unchanged
 
@@ -126,6 +127,21 @@ def test_sources_share_the_samples_by_their_weights(tmp_path):
     for kind in ("many", "few"):
         counts = [count for path, count in shown.items() if Path(path).parent.name == kind]
         assert max(counts) - min(counts) <= 1
+
+
+def test_an_order_of_many_sources():
+    sizes, weights = [3, 1, 7, 2, 5, 4, 1, 1, 6, 2, 2, 3], [1, 1, 2, 1, 1, 3, 1, 1, 0.5, 1, 1, 1]
+    order = Order(sizes, weights, seed=3)
+    epochs = [[order.place(n) for n in range(e * len(order), (e + 1) * len(order))] for e in range(6)]
+    for epoch in epochs:
+        counts = Counter(source for source, _ in epoch)
+        for source, weight in enumerate(weights):
+            assert abs(counts[source] - weight / sum(weights) * sum(sizes)) <= 0.5 or counts[source] == 1
+    shown = Counter(place for epoch in epochs for place in epoch)
+    for source, size in enumerate(sizes):
+        times = [shown[source, index] for index in range(size)]
+        assert max(times) - min(times) <= 1
+    assert [Order(sizes, weights, seed=3).place(n) for n in reversed(range(30))][::-1] == epochs[0][:30]
 
 
 @pytest.mark.parametrize("chance", [0.0, 0.2, 1.0])

@@ -46,6 +46,7 @@ def test_orientation_is_applied(orientation):
     assert np.array_equal(read(encoded(Image.fromarray(RGB), exif=exif)), UPRIGHT[orientation](RGB))
 
 
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF")
 def test_damaged_exif_leaves_the_picture_as_it_is():
     content = encoded(Image.fromarray(RGB), exif=b"Exif\0\0MM\0*\0\0\xff\xff\xff\xff")
     assert np.array_equal(read(content), RGB)

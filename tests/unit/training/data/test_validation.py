@@ -17,7 +17,7 @@ from realisr.training.data.crops import Crop
 from realisr.training.data.photos import Photos
 from realisr.training.data.reading import PhotoError
 from realisr.training.data.validation import validation_batch
-from realisr.training.engine.config import ValidationSettings
+from realisr.training.engine.config import RunConfig, ValidationSettings, read_config
 
 SIDE = 24
 
@@ -158,3 +158,32 @@ def test_crop_prompts_survive_writing_and_reading():
 def test_settings_that_cannot_work_are_errors(values, message):
     with pytest.raises(ValidationError, match=message):
         data(**values)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (
+            "sources: [{folder: x, wieght: 2}]",
+            "data.sources.0.wieght: there is no such setting; did you mean 'weight'?",
+        ),
+        (
+            "{sources: [{builtin: true}], degradation: [{kind: simple}, {kind: real_world, first: {gausian: [1, 2]}}]}",
+            "data.degradation.1.real_world.first.gausian: there is no such setting; did you mean 'gaussian'?",
+        ),
+        (
+            "{sources: [{builtin: true}], degradation: [{kind: camera, roud_chance: 1}]}",
+            "data.degradation.0.camera.roud_chance: there is no such setting; did you mean 'round_chance'?",
+        ),
+        ("sources: []", "data.sources: tuple should have at least 1 item after validation, not 0, not []"),
+    ],
+)
+def test_a_mistake_in_a_list_is_one_line_with_the_nearest_key_of_its_kind(tmp_path, text, said):
+    class Run(RunConfig):
+        data: DataSettings
+
+    path = tmp_path / "run.yaml"
+    path.write_text(f"out: x\nsteps: 1\ndata: {text if text.startswith('{') else '{' + text + '}'}\n")
+    with pytest.raises(ValueError) as error:
+        read_config(path, [], Run)
+    assert str(error.value).splitlines()[1:] == [f"  {said}"]

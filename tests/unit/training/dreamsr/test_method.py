@@ -150,3 +150,39 @@ def test_a_control_for_another_flux(method, models, tmp_path):
     save_file(control_weights(), tmp_path / "other.safetensors")
     with pytest.raises(ValueError, match="was made for another FLUX: its pooled_width is 768, this model's 64"):
         method("meta", control={"start": str(tmp_path / "other.safetensors")})
+
+
+def test_resumes_bit_for_bit(method):
+    """Both turns' optimizers, the LoRA and the discriminator among what a checkpoint keeps."""
+    from realisr.training.engine.engine import Engine
+
+    lora = {"rank": 2, "alpha": 2.0}
+    whole = run(method(lora=lora, steps=4))
+    first = method(lora=lora, steps=2, run="parts")
+    Engine(type(first)(first.config)).run()
+    parts = run(method(lora=lora, steps=4, run="parts"))
+    for folder, tensors in whole.items():
+        assert all(torch.equal(value, parts[folder][name]) for name, value in tensors.items())
+
+
+def test_mixed_precision(method):
+    """Frozen weights in bfloat16, trained ones in float32; the losses are near those of full precision."""
+    from realisr.training.engine.draws import Draws
+
+    losses: dict[str, dict[str, float]] = {}
+    for precision in ("fp32", "bf16"):
+        made = method(lora={"rank": 2, "alpha": 2.0}, precision=precision, run=precision, losses={"image_below": 1.0})
+        samples, network = made.samples(), made.network
+        items = [{name: value for name, value in samples[number].items() if name != "skipped"} for number in (0, 1)]
+        with torch.no_grad():
+            batch = made.prepare(made.collate(items), Draws(0, 0))
+        found = losses[precision] = {}
+        for turn in ("control", "lora", "discriminator"):
+            with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+                parts = network(turn, batch, Draws(0, 1))
+            parts["loss"].backward()
+            found.update({f"{turn}/{name}": value.item() for name, value in parts.items()})
+        trained = [value for value in network.parameters() if value.requires_grad]
+        assert all(value.dtype == torch.float32 and value.grad is not None for value in trained if value.any())
+    for name, value in losses["fp32"].items():
+        assert losses["bf16"][name] == pytest.approx(value, rel=0.1, abs=0.05), name

@@ -19,13 +19,13 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_photos(tmp_path_factory.mktemp("photos"))
 
 
-@pytest.fixture
-def settings(photos: Path, tmp_path: Path) -> Callable[..., dict[str, Any]]:
-    """Settings of a tiny run of flow matching; keyword arguments replace or add keys at the top."""
+@pytest.fixture(scope="session")
+def make_settings(photos: Path) -> Callable[..., dict[str, Any]]:
+    """Settings of a tiny run of flow matching into a folder; keyword arguments replace or add keys at the top."""
 
-    def make(name: str = "run", **changes: Any) -> dict[str, Any]:
+    def make(out: Path, **changes: Any) -> dict[str, Any]:
         return {
-            "out": str(tmp_path / name),
+            "out": str(out),
             "steps": 4,
             "batch": 2,
             "precision": "fp32",

@@ -1,4 +1,4 @@
-"""Runs that are killed, starved of disk, damaged or diverging lose nothing; shown on VOSR, the engine is everybody's."""
+"""Runs that are killed, starved of disk, damaged or diverging lose nothing: the engine, shown on VOSR."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,29 @@ from harness.training import (
     write_config,
 )
 
-STEPS = 20
+STEPS = 12
+
+
+@pytest.fixture(scope="module")
+def finished(server: TrainingServer, make_settings, tmp_path_factory) -> Path:
+    """A run of six steps with checkpoints at 4 and 6."""
+    folder = tmp_path_factory.mktemp("finished") / "run"
+    server.run("--config", write_config(folder.with_suffix(".yaml"), make_settings(folder, steps=6)))
+    return folder
+
+
+@pytest.fixture
+def copy(finished: Path, make_settings, tmp_path: Path) -> Callable[..., tuple[Path, Path]]:
+    """(folder, YAML) of a copy of that run; broken_off: without the checkpoint of its end."""
+
+    def make(name: str = "run", broken_off: bool = False, **changes: Any) -> tuple[Path, Path]:
+        folder = tmp_path / name
+        shutil.copytree(finished, folder)
+        if broken_off:
+            shutil.rmtree(newest(folder))
+        return folder, write_config(tmp_path / f"{name}.yaml", make_settings(folder, **{"steps": 6, **changes}))
+
+    return make
 
 
 def newest(folder: Path) -> Path:
@@ -59,7 +82,7 @@ def equal(first: Any, second: Any) -> bool:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
-def test_five_kills_change_nothing(server: TrainingServer, settings, tmp_path, optimizer):
+def test_five_kills_change_nothing(server: TrainingServer, make_settings, tmp_path, optimizer):
     recipe = {
         "steps": STEPS,
         "start": "condition",
@@ -68,8 +91,8 @@ def test_five_kills_change_nothing(server: TrainingServer, settings, tmp_path, o
         "accumulate": 2,
         "checkpoints": {"every": 3, "keep": 1},
     }
-    whole = write_config(tmp_path / "whole.yaml", settings("whole", **recipe))
-    broken = write_config(tmp_path / "broken.yaml", settings("broken", **recipe))
+    whole = write_config(tmp_path / "whole.yaml", make_settings(tmp_path / "whole", **recipe))
+    broken = write_config(tmp_path / "broken.yaml", make_settings(tmp_path / "broken", **recipe))
     server.run("--config", whole)
     rng = np.random.default_rng(10)
     for last in sorted(rng.choice(np.arange(1, STEPS), 5, replace=False)):
@@ -83,34 +106,28 @@ def test_five_kills_change_nothing(server: TrainingServer, settings, tmp_path, o
 
 
 @pytest.mark.slow
-def test_a_kill_at_any_point_of_writing_a_checkpoint(server: TrainingServer, settings, tmp_path):
-    """From step 2 to the end at 4, dying at every file and folder operation of saving in turn."""
-    recipe = {"steps": 4, "checkpoints": {"every": 2, "keep": 1}}
-    server.run("--config", write_config(tmp_path / "whole.yaml", settings("whole", **recipe)))
-    start = write_config(tmp_path / "start.yaml", settings("start", **recipe))
-    server.run("--config", start, "steps=2")
+def test_a_kill_at_any_point_of_writing_a_checkpoint(server: TrainingServer, finished, copy):
+    """From step 4 to the end at 6, dying at every file and folder operation of saving in turn."""
     deaths = 0
     for point in range(100):
-        folder = tmp_path / f"broken_{point}"
-        shutil.copytree(tmp_path / "start", folder)
-        config = write_config(tmp_path / "broken.yaml", settings(folder.name, **recipe))
+        folder, config = copy(f"broken_{point}", broken_off=True, checkpoints={"every": 2, "keep": 1})
         status = server.start("--config", config, die_at=point).wait()
         if status == 0:
             break
         assert status == -signal.SIGKILL
         deaths += 1
         server.run("--config", config)
-        assert_same_end(folder, tmp_path / "whole")
+        assert_same_end(folder, finished)
         shutil.rmtree(folder)
-    assert deaths >= 10, "saving has fewer steps than it must have"
+    assert deaths >= 12, "saving has fewer steps than it must have"
 
 
-def test_an_interrupt_saves_first(server: TrainingServer, settings, tmp_path):
+def test_an_interrupt_saves_first(server: TrainingServer, make_settings, tmp_path):
     recipe = {"steps": STEPS, "checkpoints": {"every": 1000}}
-    server.run("--config", write_config(tmp_path / "whole.yaml", settings("whole", **recipe)))
-    config = write_config(tmp_path / "broken.yaml", settings("broken", **recipe))
+    server.run("--config", write_config(tmp_path / "whole.yaml", make_settings(tmp_path / "whole", **recipe)))
+    config = write_config(tmp_path / "broken.yaml", make_settings(tmp_path / "broken", **recipe))
     run = server.start("--config", config)
-    wait_for_step(tmp_path / "broken", 3, run)
+    wait_for_step(tmp_path / "broken", 2, run)
     os.kill(run.pid, signal.SIGINT)
     assert run.wait() == 0, run.text
     taken = max(figures(tmp_path / "broken"))
@@ -120,83 +137,89 @@ def test_an_interrupt_saves_first(server: TrainingServer, settings, tmp_path):
     assert_same_end(tmp_path / "broken", tmp_path / "whole")
 
 
-def test_a_full_disk_loses_nothing(server: TrainingServer, settings, tmp_path):
-    recipe = {"steps": 6, "checkpoints": {"every": 2, "keep": 1}}
-    server.run("--config", write_config(tmp_path / "whole.yaml", settings("whole", **recipe)))
-    config = write_config(tmp_path / "full.yaml", settings("full", **recipe))
-    server.run("--config", config, "steps=2")
-    before = newest_weights(tmp_path / "full")
-    largest = (newest(tmp_path / "full") / "optimizers.pt").stat().st_size
+def test_a_full_disk_loses_nothing(server: TrainingServer, finished, copy):
+    folder, config = copy(broken_off=True, checkpoints={"every": 2, "keep": 1})
+    before = newest_weights(folder)
+    largest = (newest(folder) / "optimizers.pt").stat().st_size
     for limit in (100_000, largest - 1):  # the network's file does not fit, or only the optimizers' does not
         run = server.start("--config", config, largest_file=limit)
         assert run.wait() == 1
         assert "error: cannot write the checkpoint" in run.text and "Traceback" not in run.text
         assert "The older checkpoints are whole" in run.text
-        assert_equal_tensors(newest_weights(tmp_path / "full"), before)
-        assert not leftovers(tmp_path / "full")
+        assert_equal_tensors(newest_weights(folder), before)
+        assert not leftovers(folder)
     server.run("--config", config)
-    assert_same_end(tmp_path / "full", tmp_path / "whole")
+    assert_same_end(folder, finished)
 
 
-@pytest.mark.parametrize("name", ["network.safetensors", "average.safetensors", "optimizers.pt", "state.json"])
-@pytest.mark.parametrize("damage", ["cut", "flipped", "gone"])
-def test_a_damaged_checkpoint_gives_way_to_an_older_one(server: TrainingServer, settings, tmp_path, name, damage):
-    config = write_config(tmp_path / "run.yaml", settings())
-    server.run("--config", config)
-    folder = tmp_path / "run"
-    expected = newest_weights(folder)
+@pytest.mark.parametrize(
+    ("name", "damage"),
+    [
+        ("network.safetensors", "cut"),
+        ("network.safetensors", "flipped"),
+        ("average.safetensors", "gone"),
+        ("optimizers.pt", "flipped"),
+        ("state.json", "flipped"),
+        ("state.json", "gone"),
+    ],
+)
+def test_a_damaged_checkpoint_gives_way_to_an_older_one(server: TrainingServer, finished, copy, name, damage):
+    folder, config = copy(checkpoints={"every": 2, "keep": 1})
     hurt(newest(folder) / name, damage)
     run = server.run("--config", config)
-    assert "going on from step 2" in run.text
+    assert "going on from step 4" in run.text
     # A checkpoint without its state is what a killed write leaves: nothing to complain about.
-    assert ("trying an older one" in run.text) == (name != "state.json" or damage != "gone"), run.text
-    assert_equal_tensors(newest_weights(folder), expected)
+    assert ("trying an older one" in run.text) == (damage != "gone" or name != "state.json"), run.text
+    assert_same_end(folder, finished)
 
 
-def test_damage_to_all_checkpoints_is_an_error(server: TrainingServer, settings, tmp_path):
-    config = write_config(tmp_path / "run.yaml", settings())
-    server.run("--config", config)
-    found = sorted((tmp_path / "run" / "checkpoints").glob("step_*"))
+def test_a_new_checkpoint_is_not_deleted_for_a_damaged_later_one(server: TrainingServer, copy):
+    """With one to keep, and the damaged one of step 6 still there when step 5 is saved."""
+    folder, config = copy(checkpoints={"every": 1, "keep": 1})
+    hurt(newest(folder) / "network.safetensors", "cut")
+    server.run("--config", config, "steps=5")
+    assert newest(folder).name == "step_00000005"
+    assert "going on from step 5" in server.run("--config", config).text
+
+
+def test_damage_to_all_checkpoints_is_an_error(server: TrainingServer, copy):
+    folder, config = copy()
+    found = sorted((folder / "checkpoints").glob("step_*"))
     assert len(found) == 2
     for path in found:
         hurt(path / "network.safetensors", "cut")
     run = server.start("--config", config)
     assert run.wait() == 1
     assert "error: " in run.text and str(found[-1]) in run.text and "No older checkpoint is left" in run.text
-    assert sorted((tmp_path / "run" / "checkpoints").glob("step_*")) == found
+    assert sorted((folder / "checkpoints").glob("step_*")) == found
 
 
 def hurt(path: Path, damage: str) -> None:
     """Cut a file, change a byte in its middle, or delete it."""
     content = bytearray(path.read_bytes())
-    if damage == "gone":
-        path.unlink()
-        return
+    path.unlink()
     if damage == "cut":
-        content = content[: len(content) // 2]
-    else:
+        path.write_bytes(content[: len(content) // 2])
+    elif damage == "flipped":
         content[len(content) // 2] ^= 0x55
-    path.write_bytes(content)
+        path.write_bytes(content)
 
 
 @pytest.mark.parametrize("rate", [1e15, 1e38])
-def test_divergence_stops_the_run_and_keeps_what_was_good(server: TrainingServer, settings, tmp_path, rate):
-    """Two good steps are saved; with a huge rate, saving every step, nothing that diverged stays."""
-    config = write_config(tmp_path / "run.yaml", settings(checkpoints={"every": 1, "keep": 1}))
-    server.run("--config", config, "steps=2")
-    before = newest_weights(tmp_path / "run")
-    run = server.start("--config", config, "steps=8", f"optimizer.learning_rate={rate}")
+def test_divergence_stops_the_run_and_keeps_what_was_good(server: TrainingServer, copy, rate):
+    """Six good steps are saved; with a huge rate, saving every step, no state that diverged stays."""
+    folder, config = copy(steps=12, checkpoints={"every": 1, "keep": 1})
+    run = server.start("--config", config, f"optimizer.learning_rate={rate}")
     assert run.wait() == 1
     assert "optimizer.learning_rate" in run.text and "Traceback" not in run.text
-    again = server.run("--config", config, "steps=4")
-    assert "going on from step 2" in again.text, again.text
-    assert all(torch.isfinite(value).all() for value in newest_weights(tmp_path / "run").values())
-    assert newest_weights(tmp_path / "run").keys() == before.keys()
-    assert all(np.isfinite(list(figures(tmp_path / "run").values())))
+    again = server.run("--config", config, "steps=7")
+    assert "going on from step 6" in again.text, again.text
+    assert all(value.isfinite().all() for value in newest_weights(folder).values())
+    assert all(np.isfinite(list(figures(folder).values())))
 
 
-def test_another_network_does_not_go_on_from_this_one(server: TrainingServer, settings, tmp_path):
-    server.run("--config", write_config(tmp_path / "run.yaml", settings(steps=2)))
-    run = server.start("--config", tmp_path / "run.yaml", "model.depth=2")
+def test_another_network_does_not_go_on_from_this_one(server: TrainingServer, copy):
+    _, config = copy()
+    run = server.start("--config", config, "model.depth=2")
     assert run.wait() == 1
     assert "holds a run of another network" in run.text and "Set `out` to a new folder" in run.text
