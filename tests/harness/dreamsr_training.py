@@ -151,5 +151,6 @@ def settings(models: Path, photos: Path, tokenizers: Path, out: Path, **changes:
         "lpips": {"backbone": str(models / "vgg16.pth"), "head": str(models / "lpips.pth")},
         "discriminator": {"width": 8},
         "restore": {"texture_steps": 2},
+        "export": {"dtype": "fp32"},
         "optimizer": {"learning_rate": 1e-3},
     } | changes

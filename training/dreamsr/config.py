@@ -129,6 +129,14 @@ class RestoreSettings(Settings):
     texture_steps: PositiveInt = TEXTURE_STEPS
 
 
+class ExportSettings(Settings):
+    """The files for the nodes, below `out`: controlnet/NAME_mm_controlnet.safetensors and
+    loras/NAME_acceleration.safetensors."""
+
+    name: str = "dreamsr"
+    dtype: Literal["bf16", "fp16", "fp32"] = "bf16"
+
+
 class DreamSRConfig(RunConfig):
     """A DreamSR run. Defaults are the paper's; batch x accumulate x devices is to be 64."""
 
@@ -154,6 +162,7 @@ class DreamSRConfig(RunConfig):
     """null: the control alone (stage 1)."""
     discriminator: DiscriminatorSettings = DiscriminatorSettings()
     restore: RestoreSettings = RestoreSettings()
+    export: ExportSettings = ExportSettings()
     optimizer: OptimizerSettings = OptimizerSettings(learning_rate=5e-6)
     cache: UserPath | None = None
     """Folder in which embedded prompts, and latents of crops that come again, are kept; null: `out`/cache."""

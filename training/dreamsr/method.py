@@ -14,9 +14,12 @@ from ...models.dreamsr.config import Injection
 from ...models.dreamsr.mm_controlnet import MMControlNet
 from ..data.augment import changes
 from ..data.cache import FeatureCache
+from ..data.crop_prompts import read_crop_prompts
 from ..data.degradations import Degradations
 from ..data.photos import Photos
-from ..data.validation import validation_batch
+from ..data.reading import PhotoError
+from ..data.sources import sidecar
+from ..data.validation import image_files, validation_batch
 from ..engine.draws import Draws
 from ..engine.method import Batch, Method
 from ..flux.autoencoder import LATENT_CHANNELS, Autoencoder, load_autoencoder
@@ -236,7 +239,16 @@ class DreamSRMethod(Method[DreamSRConfig]):
     # --- results -------------------------------------------------------------------------------------------------
 
     def validation(self) -> Batch | None:
-        return validation_batch(self.config.data, self.config.validation, self.config.data.crop)
+        """Images without a .txt go by the whole photo's prompt in their .crops.json, and without both by none."""
+        data, settings = self.config.data, self.config.validation
+        batch = validation_batch(data, settings)
+        if batch is not None:
+            files = [sidecar(path, data.crop_prompts) for path in image_files(settings)]
+            batch["prompt"] = [
+                prompt or (whole_prompt(file, data.crop) if file.is_file() else "")
+                for prompt, file in zip(batch["prompt"], files, strict=True)
+            ]
+        return batch
 
     def restore(self, batch: Batch, draws: Draws) -> Tensor:
         """One image after another, with its prompt as the global and the local one."""
@@ -248,7 +260,17 @@ class DreamSRMethod(Method[DreamSRConfig]):
         return ((torch.cat(restored) + 1) / 2).clamp(0, 1)
 
     def export(self, folder: Path, tensors: Mapping[str, Tensor], steps: int) -> list[Path]:
-        written = [write_control(folder, tensors, self.injection)]
-        if self.config.lora is not None:
-            written.append(write_lora(folder, tensors, self.config.lora.rank, self.config.lora.alpha))
+        settings, lora = self.config.export, self.config.lora
+        dtype = DTYPES[settings.dtype]
+        written = [write_control(folder, settings.name, tensors, self.injection, dtype)]
+        if lora is not None:
+            written.append(write_lora(folder, settings.name, tensors, lora.rank, lora.alpha, dtype))
         return written
+
+
+def whole_prompt(file: Path, side: int) -> str:
+    """The whole photo's prompt of a .crops.json. Raises ValueError for a file of another form."""
+    try:
+        return read_crop_prompts(file.read_text(encoding="utf-8"), side).prompt
+    except PhotoError as error:
+        raise ValueError(f"validation image {file.name}: {error}") from error

@@ -117,6 +117,26 @@ def test_restores_with_and_without_the_lora(method):
         assert restored.shape == (2, 3, SIDE, SIDE) and restored.min() >= 0 and restored.max() <= 1
 
 
+def test_validation_prompts(method, photos):
+    """From the .txt, else the whole photo's of the .crops.json, else none."""
+    (photos / "photo1.txt").rename(photos / "photo1.moved")
+    try:
+        batch = method("meta", validation={"images": [str(photos)]}).validation()
+    finally:
+        (photos / "photo1.moved").rename(photos / "photo1.txt")
+    assert batch["prompt"] == [f"photo number {index}" for index in range(3)]
+    assert batch["lq"].shape == batch["hq"].shape == (3, 3, SIDE, SIDE)
+
+
+def test_precision_of_the_files(method):
+    from realisr.training.engine.engine import Engine
+
+    made = method(steps=1, export={"name": "mine", "dtype": "bf16"})
+    Engine(type(made)(made.config)).run()
+    tensors = load_file(made.config.out / "controlnet" / "mine_mm_controlnet.safetensors")
+    assert {value.dtype for value in tensors.values()} == {torch.bfloat16}
+
+
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
