@@ -64,6 +64,10 @@ def child(request: dict[str, Any]) -> int:
     for stream in (1, 2):
         os.dup2(log, stream)
     os.environ.update(request.get("environment", {}))
+    if os.environ.get("ACCELERATE_USE_FSDP") == "true":
+        from sharded_run import let_cpu_processes_shard
+
+        let_cpu_processes_shard()
     if request.get("largest_file") is not None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (request["largest_file"],) * 2)
     if request.get("die_at") is not None:
