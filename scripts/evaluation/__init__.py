@@ -1,0 +1,1 @@
+"""What scripts/evaluate.py is made of: pairs of files, protocols, scores, rows on disk, reports."""
