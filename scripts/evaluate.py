@@ -20,19 +20,17 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from _pack import ROOT, load_pack
+import torch
 
-load_pack()
-import torch  # noqa: E402
-
-import restore  # noqa: E402
-from evaluation import plots, published, report  # noqa: E402
-from evaluation.judge import Judge, Settings  # noqa: E402
-from evaluation.pairs import EvaluateError, Pair, check_files, pair_up  # noqa: E402
-from evaluation.protocols import PROTOCOLS  # noqa: E402
-from evaluation.run import fid_of, score_pairs  # noqa: E402
-from evaluation.store import Rows  # noqa: E402
-from realisr.services.iqa.metrics import split_names  # noqa: E402
+import restore
+from _pack import ROOT
+from evaluation import plots, published, report
+from evaluation.judge import Judge, Settings
+from evaluation.pairs import EvaluateError, Pair, check_files, pair_up
+from evaluation.protocols import PROTOCOLS
+from evaluation.run import fid_of, score_pairs
+from evaluation.store import Rows
+from realisr.services.iqa.metrics import split_names
 
 FEATURES = "fid"
 RESTORED = "restored"
