@@ -193,7 +193,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--server", default="http://127.0.0.1:8188", help="ComfyUI's address, for --restore")
     parser.add_argument("--set", action="append", default=[], metavar="NODE.INPUT=VALUE", dest="settings")
-    return parser.parse_args(argv)
+    return parser.parse_intermixed_args(argv)
 
 
 def print_list() -> None:

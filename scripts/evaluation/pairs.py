@@ -178,7 +178,8 @@ def complaint_about(image: Image.Image) -> str:
         return "more than 8 bits per channel; save it with 8"
     if image.mode not in ("RGB", "L"):
         return f"of mode {image.mode}; save it as RGB"
-    if image.getexif().get(ORIENTATION, 1) != 1:
+    # Asked for what a PNG's header does not have, Pillow would decode the whole image.
+    if ("exif" in image.info or image.format != "PNG") and image.getexif().get(ORIENTATION, 1) != 1:
         return "turned by an EXIF tag, which programs read differently; save it upright"
     return ""
 
