@@ -10,7 +10,7 @@ name. Into --out go per_image.csv (written as it goes: an interrupted run goes o
 trade_off.png, and worst_METHOD.png with the ten worst results.
 
 PSNR and SSIM need torch, NumPy and Pillow. The other metrics are pyiqa's, with weight files on this machine: what is
-missing is named in the table with where to get it. Plots need matplotlib.
+missing is named in the table with where to get it. Plots need matplotlib. More: docs/evaluate.md
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ PERCEPTION = (
 WORST = 10
 PANEL, MARGIN, LABEL = 320, 8, 20
 """Pixels: longest side of a picture on the sheet, space between two, height of a line of text."""
-NO_MATPLOTLIB = "plots need the Python package matplotlib: pip install matplotlib"
+NO_MATPLOTLIB = "plots need the Python package matplotlib: pip install matplotlib (or '<folder of the pack>[evaluate]')"
 
 
 def axes_of(metrics: Mapping[str, MetricInfo]) -> tuple[str, str] | None:
