@@ -10,10 +10,10 @@ import comfy.model_patcher
 import comfy.utils
 import folder_paths
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..models.fidelity import Channel, psnr, ssim
-from ..services.iqa.metrics import MetricInfo, score
+from ..services.iqa.metrics import MetricInfo, MetricModule, score
 from ..services.iqa.offline import create_network
 from ..services.iqa.weights import require_weights
 
@@ -41,22 +41,6 @@ def folder_contents(folder: Path) -> Hashable:
         return ()
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     return tuple((str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in files)
-
-
-class MetricModule(nn.Module):
-    """A metric's network, and the modules it keeps in plain lists, out of reach of `.to(device)`."""
-
-    def __init__(self, network: nn.Module):
-        super().__init__()
-        self.network = network
-        self.kept_in_lists = nn.ModuleList(
-            item
-            for module in network.modules()
-            for value in vars(module).values()
-            if isinstance(value, list)
-            for item in value
-            if isinstance(item, nn.Module)
-        )
 
 
 class MetricPatcher(comfy.model_patcher.ModelPatcher):

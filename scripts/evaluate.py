@@ -16,6 +16,7 @@ missing is named in the table with where to get it. Plots need matplotlib. More:
 from __future__ import annotations
 
 import argparse
+import hashlib
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -52,8 +53,10 @@ def method_folders(asked: argparse.Namespace) -> dict[str, Path]:
         name, equals, folder = text.partition("=")
         path = Path(folder) if equals and not Path(text).is_dir() else Path(text)
         add_method(folders, name if equals and path != Path(text) else path.resolve().name, path)
+    if asked.restore and asked.lq is None:
+        raise EvaluateError("--restore needs --lq, the folder of images to restore")
     for workflow in asked.restore:
-        target = asked.out / RESTORED / workflow.stem
+        target = asked.out / RESTORED / f"{workflow.stem}-{digest_of(workflow, asked.settings)}"
         add_method(folders, workflow.stem, target)
         restore_folder(asked, workflow, target)
     if not folders:
@@ -67,10 +70,15 @@ def add_method(folders: dict[str, Path], name: str, path: Path) -> None:
     folders[name] = path
 
 
+def digest_of(workflow: Path, settings: Sequence[str]) -> str:
+    """Another for another workflow or settings, whose results must not be taken for these. Raises EvaluateError."""
+    if not workflow.is_file():
+        raise EvaluateError(f"there is no workflow file {workflow}")
+    return hashlib.sha256(workflow.read_bytes() + "\n".join(settings).encode()).hexdigest()[:8]
+
+
 def restore_folder(asked: argparse.Namespace, workflow: Path, target: Path) -> None:
     """Every LQ image through a running ComfyUI, as scripts/restore.py does it. Raises EvaluateError if any fails."""
-    if asked.lq is None:
-        raise EvaluateError("--restore needs --lq, the folder of images to restore")
     settings = [word for setting in asked.settings for word in ("--set", setting)]
     arguments = [str(asked.lq), str(target), "--workflow", str(workflow), "--server", asked.server, *settings]
     if status := restore.main(arguments):
@@ -157,7 +165,14 @@ def draw(folder: Path, found: report.Report, methods: Mapping[str, Sequence[Pair
 
 
 def device_of(name: str) -> str:
-    return ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
+    """The device to compute on. Raises EvaluateError for one that is not there."""
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:
+        raise EvaluateError(f"--device {name} cannot be used here: {str(error).splitlines()[0]}") from error
+    return name
 
 
 def positive(text: str) -> int:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from realisr.models.fidelity import WINDOW, psnr, ssim
-from realisr.services.iqa.metrics import MetricInfo, score
+from realisr.services.iqa.metrics import MetricInfo, MetricModule, score
 from realisr.services.iqa.offline import create_network
 from realisr.services.iqa.reference import FID, OWN_METRICS, find_metric
 
@@ -93,9 +93,8 @@ class Judge:
                 network = create_network(metric, self.settings.weights, **options)
             except (ValueError, ImportError) as error:
                 return str(error)
-            device = torch.device(self.settings.device)
-            self.networks[name] = (network.net.model if name == FID else moved(network, device)).eval()
-            self.networks[name].to(device)
+            module = MetricModule(network).to(self.settings.device).eval()
+            self.networks[name] = module.network.net.model if name == FID else module.network
         self.metrics[name] = metric
         return ""
 
@@ -125,7 +124,7 @@ class Judge:
             except ValueError as error:
                 row.scores[name] = math.nan
                 notes.append(str(error))
-        row.note = " ".join(notes)
+        row.note = " ".join(" ".join(notes).split())
         return row
 
     def _score(self, metric: MetricInfo, tensors: Sequence[Tensor]) -> float:
@@ -158,14 +157,3 @@ def features_file(folder: Path, method: str, name: str, image: Path) -> Path:
 def planes(pixels: np.ndarray) -> Tensor:
     """uint8 `[H, W, 3]` -> float32 `[1, 3, H, W]` in 0..1."""
     return torch.from_numpy(np.ascontiguousarray(pixels)).movedim(-1, 0)[None].float() / 255
-
-
-def moved(network: Any, device: torch.device) -> Any:
-    """The network on a device, with the modules that it keeps in plain lists (CLIPIQA its CLIP)."""
-    for module in network.modules():
-        for value in vars(module).values():
-            if isinstance(value, list):
-                for item in value:
-                    if isinstance(item, torch.nn.Module):
-                        item.to(device)
-    return network.to(device)

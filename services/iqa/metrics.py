@@ -137,6 +137,22 @@ def entry(name: str, config: Mapping[str, Any]) -> MetricInfo:
     )
 
 
+class MetricModule(nn.Module):
+    """A metric's network, and the modules it keeps in plain lists, out of reach of `.to(device)`."""
+
+    def __init__(self, network: nn.Module):
+        super().__init__()
+        self.network = network
+        self.kept_in_lists = nn.ModuleList(
+            item
+            for module in network.modules()
+            for value in vars(module).values()
+            if isinstance(value, list)
+            for item in value
+            if isinstance(item, nn.Module)
+        )
+
+
 def score(network: nn.Module, metric: MetricInfo, image: Tensor, reference: Tensor | None = None) -> float:
     """One image `[1, 3, H, W]` in 0..1, float32, on the network's device, against a reference where it needs one.
 

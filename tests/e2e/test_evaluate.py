@@ -39,6 +39,10 @@ def test_a_workflow_is_restored_and_measured(server, capsys, tmp_path: Path):
     assert method["images"].keys() == {"a_LR2", "b_LR2"}
     assert method["mean"] == {"psnr": pytest.approx(80), "ssim": pytest.approx(1)}
     assert (tmp_path / "out" / "worst_twice.png").is_file()
+    # Other settings do not find the results of these.
+    arguments[arguments.index("ImageScaleBy.scale_by=2")] = "ImageScaleBy.scale_by=4"
+    assert evaluate.main(arguments) == 2
+    assert "80 x 96 pixels, but 40 x 48" in capsys.readouterr().err
 
 
 def test_a_restoration_that_fails_stops_the_evaluation(server, capsys, tmp_path: Path):

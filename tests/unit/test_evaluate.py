@@ -399,6 +399,8 @@ def test_other_names_are_paired_in_order_on_request(tmp_path: Path):
         (["--compare-with", "vicr-table-9"], "no table 'vicr-table-9'; there are: .*osediff-realsr"),
         (["--compare-with", "vicr-table-4"], r"figures of vicr-table-4 \(VICR, .*\) are not part of this repository"),
         (["--restore", "workflow.json"], "--restore needs --lq"),
+        (["--restore", "no_such.json", "--lq", "."], "there is no workflow file no_such.json"),
+        (["--device", "warp:9"], "--device warp:9 cannot be used here"),
     ],
 )
 def test_what_cannot_be_asked_for(capsys, folder: Path, arguments: list[str], message: str):
