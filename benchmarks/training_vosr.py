@@ -66,7 +66,7 @@ class HeldOut:
 
     @staticmethod
     def latents(method: Any, images: Tensor) -> Tensor:
-        return method.latents.encode(images * 2 - 1)
+        return method.latents.latent(method.latents.posterior(images * 2 - 1))
 
     @torch.no_grad()
     def velocity_error(self, method: Any, shuffled: bool) -> float:
@@ -107,19 +107,18 @@ def run(options: argparse.Namespace) -> None:
         flow = Path(folder) / "flow"
         engine, method = train(settings(options, flow, model=MODEL))
         held_out = HeldOut(method, options)
-        rows = [held_out.row("untrained", method)]
+        lq = psnr(held_out.lq, held_out.hq).mean().item()
+        print(f"The input has {lq:.2f} dB, {len(held_out.hq)} crops of 32 pixels; batch {options.batch}.\n")
+        print("| Network | Velocity error | with another crop's condition | PSNR, 1 step | PSNR, 10 steps |")
+        print("| --- | --- | --- | --- | --- |")
+        print(held_out.row("untrained", method))
         engine.run()
         with engine.average.in_place():
-            rows.append(held_out.row(f"flow matching, {options.steps} steps", method))
+            print(held_out.row(f"flow matching, {options.steps} steps", method), flush=True)
         for kind in ("rcgm", "shortcut"):
             distillation = {"teacher": flow, "method": kind, "guidance": 1.0}
             changes = {"mode": "distill", "distillation": distillation, "steps": options.distillation}
             engine, student = train(settings(options, Path(folder) / kind, **changes))
             engine.run()
             with engine.average.in_place():
-                rows.append(held_out.row(f"student, {kind}, {options.distillation} steps", student))
-        lq = psnr(held_out.lq, held_out.hq).mean().item()
-    print("| Network | Velocity error | with another crop's condition | PSNR, 1 step | PSNR, 10 steps |")
-    print("| --- | --- | --- | --- | --- |")
-    print("\n".join(rows))
-    print(f"\nThe input has {lq:.2f} dB, {len(held_out.hq)} crops of 32 pixels; batch {options.batch}.")
+                print(held_out.row(f"student, {kind}, {options.distillation} steps", student), flush=True)

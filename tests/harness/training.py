@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -117,17 +118,19 @@ class TrainingServer:
         assert run.wait() == 0, run.text
         return run
 
-    def run_together(self, processes: int, *arguments: Any) -> None:
-        """One training in several processes, as a launcher starts them, on gloo."""
+    def run_together(self, processes: int, *arguments: Any, environment: Mapping[str, str] | None = None) -> list[Run]:
+        """One training in several processes, as a launcher starts them, on gloo. environment: what it sets beside."""
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
         world = {"WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
         world |= {"LOCAL_WORLD_SIZE": str(processes), "ACCELERATE_TORCH_DEVICE": "cpu"}
+        world |= environment or {}
         ranks = [{**world, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(processes)]
-        runs = [self.start(*arguments, environment=environment) for environment in ranks]
+        runs = [self.start(*arguments, environment=each) for each in ranks]
         for run in runs:
             assert run.wait() == 0, run.text
+        return runs
 
     def status_of(self, pid: int) -> int:
         while pid not in self.statuses:

@@ -17,6 +17,7 @@ import signal
 import sys
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -52,7 +53,7 @@ def die_at(count: int) -> None:
     checkpoints.sync = fatal(checkpoints.sync)
     checkpoints.remove = fatal(checkpoints.remove)
     checkpoints.save_file = fatal(checkpoints.save_file)
-    checkpoints.os = type("os", (), {"replace": staticmethod(fatal(os.replace))})
+    vars(checkpoints)["os"] = SimpleNamespace(replace=fatal(os.replace))
     # The files for the nodes are written through these.
     files.sync = fatal(files.sync)
 
@@ -63,6 +64,10 @@ def child(request: dict[str, Any]) -> int:
     for stream in (1, 2):
         os.dup2(log, stream)
     os.environ.update(request.get("environment", {}))
+    if os.environ.get("ACCELERATE_USE_FSDP") == "true":
+        from sharded_run import let_cpu_processes_shard
+
+        let_cpu_processes_shard()
     if request.get("largest_file") is not None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (request["largest_file"],) * 2)
     if request.get("die_at") is not None:

@@ -117,7 +117,8 @@ def in_the_trainer(engine: Any, scene: Scene, image: torch.Tensor, scale: float)
     lq = image.movedim(-1, 1) * 2 - 1
     with torch.no_grad(), engine.average.in_place():
         z = method.features(lq).get("z")
-        return restore_latent(method.dit, method.latents.encode(lq), z, scene.noise, 2, scale, 0.15)
+        lq_latent = method.latents.latent(method.latents.posterior(lq))
+        return restore_latent(method.dit, lq_latent, z, scene.noise, 2, scale, 0.15)
 
 
 def compare(host: Any, engine: Any, files: dict[str, str], name: str, scale: float) -> None:

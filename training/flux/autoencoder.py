@@ -48,7 +48,7 @@ class Autoencoder:
 
 
 def sizes(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
-    """Arguments of AutoencoderKL for tensors in the original names or diffusers'. Raises KeyError for one that lacks."""
+    """Arguments of AutoencoderKL for tensors in the original names or diffusers'. Raises KeyError where one lacks."""
     own = "encoder.down.0.block.0.conv1.weight" in shapes
     level, block = ("encoder.down.", "block") if own else ("encoder.down_blocks.", "resnets")
     levels = require_layers(shapes, level)

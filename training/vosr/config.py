@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
-from ..data.config import DataSettings
+from ..data.config import AugmentSettings, DataSettings
 from ..engine.config import Chance, OptimizerSettings, RunConfig, Settings, UserPath
 from .presets import PRESETS
 
@@ -135,6 +135,9 @@ class VOSRRunConfig(RunConfig):
     """The SD 2.1 VAE (0.5B) or the Qwen-Image VAE (1.4B): a file or a diffusers folder, as the nodes take it."""
     vision: UserPath | None = None
     """DINOv2 B (0.5B) or L (1.4B): the torch hub file or that of transformers."""
+    cache: UserPath | None = None
+    """Folder that keeps what the VAE makes of clean crops, where these come again: with `data.fixed_crops` and without
+    `data.augment`. Degraded pictures are new at every step and are always encoded."""
     weights: UserPath | None = None
     """Folder or file to start from."""
     start: Literal["reference", "condition"] = "reference"
@@ -176,6 +179,10 @@ class VOSRRunConfig(RunConfig):
                 raise ValueError("mode is distill, which does not read start and times: leave them out")
         if self.weights is not None and self.start != "reference":
             raise ValueError("start is of a new network: leave it out, or leave out weights")
+        if self.cache is not None and (not self.data.fixed_crops or self.data.augment != AugmentSettings()):
+            raise ValueError("cache is for crops that come again: set data.fixed_crops, and leave out data.augment")
+        if self.cache is not None and self.cut.side is not None:
+            raise ValueError("cache is for whole crops: leave out cut")
         if self.cut.side is None and self.cut.count != 1:
             raise ValueError("cut.count is of smaller squares: set cut.side")
         if self.cut.side is not None and self.cut.side > self.data.crop:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -39,14 +39,25 @@ OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "
 """What diffusers once called the layers of its attention."""
 
 
+class Posterior(NamedTuple):
+    """A Gaussian over latents, `[B, C, h, w]` each."""
+
+    mean: Tensor
+    logvar: Tensor
+
+
 class LatentSpace(Protocol):
     """Where the network works."""
 
     channels: int
     downscale: int
 
-    def encode(self, image: Tensor, normal: Callable[..., Tensor] | None = None) -> Tensor:
-        """Normalised latents: a sample of the posterior with noise from `normal(*shape)`, or without it its mean."""
+    def posterior(self, image: Tensor) -> Posterior:
+        """What images are encoded to, not normalised."""
+        ...
+
+    def latent(self, posterior: Posterior, noise: Tensor | None = None) -> Tensor:
+        """Normalised latents: a sample made with standard normal noise, or without it the posterior's mean."""
         ...
 
     def decode(self, latent: Tensor) -> Tensor:
@@ -61,8 +72,12 @@ class PixelLatents:
         self.vae = PixelUnshuffleVAE(downscale, scale)
         self.channels, self.downscale = self.vae.latent_channels, downscale
 
-    def encode(self, image: Tensor, normal: Callable[..., Tensor] | None = None) -> Tensor:
-        return self.vae.encode(image)
+    def posterior(self, image: Tensor) -> Posterior:
+        latent = self.vae.encode(image)
+        return Posterior(latent, torch.full_like(latent, LOGVAR_RANGE[0]))
+
+    def latent(self, posterior: Posterior, noise: Tensor | None = None) -> Tensor:
+        return posterior.mean
 
     def decode(self, latent: Tensor) -> Tensor:
         return self.vae.decode(latent)
@@ -88,11 +103,15 @@ class VAELatents:
         self.channels, self.downscale = len(mean), downscale
         self.mean, self.std = (torch.tensor(values).view(1, -1, 1, 1) for values in (mean, std))
 
-    def encode(self, image: Tensor, normal: Callable[..., Tensor] | None = None) -> Tensor:
+    def posterior(self, image: Tensor) -> Posterior:
         with torch.autocast(image.device.type, enabled=False):
             mean, logvar = self.moments(image.float())
-            latent = mean if normal is None else mean + (0.5 * logvar.clamp(*LOGVAR_RANGE)).exp() * normal(*mean.shape)
-            return (latent - self.mean.to(latent)) / self.std.to(latent)
+        return Posterior(mean, logvar.clamp(*LOGVAR_RANGE))
+
+    def latent(self, posterior: Posterior, noise: Tensor | None = None) -> Tensor:
+        mean, logvar = posterior
+        latent = mean if noise is None else mean + (0.5 * logvar).exp() * noise
+        return (latent - self.mean.to(latent)) / self.std.to(latent)
 
     def decode(self, latent: Tensor) -> Tensor:
         with torch.autocast(latent.device.type, enabled=False):
@@ -149,7 +168,7 @@ def sd_latents(path: Path, tensors: Mapping[str, Tensor], device: torch.device) 
     require_tensors(what, path.name, tensors)
     with sizes_of(what, path.name, tensors), torch.device("meta"):
         settings = kl_settings(tensors)
-        vae = AutoencoderKL(**settings)
+        vae: Any = AutoencoderKL(**settings)
     if any(key.startswith("encoder.down.") for key in tensors):
         renamed = convert_ldm_vae_checkpoint(dict(tensors), settings)
         if len(renamed) != len(tensors):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -13,13 +14,15 @@ from torch import Tensor
 from ...models.vosr.config import POSTERIOR_MEAN
 from ...models.vosr.dit import VOSRDiT
 from ...models.vosr.sampling import MULTI_STEP, weak_strength_from_args
+from ...models.vosr.vae_files import weights_in
+from ..data.cache import FeatureCache, content_key
 from ..data.degradations import Degradations
 from ..data.photos import Photos
 from ..data.validation import validation_batch
 from ..engine.draws import Draws
 from ..engine.method import Batch, Method, Samples
 from .config import DistillationSettings, ModelSettings, VOSRRunConfig
-from .latents import LatentSpace, make_latents
+from .latents import LatentSpace, Posterior, make_latents
 from .losses import Distillation
 from .network import VELOCITY, FlowMatching, OneStepDistillation
 from .presets import make_network, student_args
@@ -60,6 +63,7 @@ class VOSRMethod(Method[VOSRRunConfig]):
     args: dict[str, Any]
     """The args.json of the network in training."""
     latents: LatentSpace
+    cache: FeatureCache | None
     vision: VisionFeatures | None
     dit: VOSRDiT
     fixed: dict[str, Tensor]
@@ -127,6 +131,7 @@ class VOSRMethod(Method[VOSRRunConfig]):
         if config.side % cell:
             name = "data.crop" if config.cut.side is None else "cut.side"
             raise ValueError(f"{name} is {config.side}: this model needs a multiple of {cell} pixels")
+        self.cache = self.latent_cache(device)
         self.vision = None
         if not width:
             if config.vision is not None:
@@ -140,6 +145,17 @@ class VOSRMethod(Method[VOSRRunConfig]):
         if self.vision.width != width:
             raise ValueError(f"vision is {config.vision}, whose features are {self.vision.width} wide, not {width}")
 
+    def latent_cache(self, device: torch.device) -> FeatureCache | None:
+        """Where latents of clean crops are kept. Raises ValueError for a model without a VAE."""
+        config = self.config
+        if config.cache is None or device.type == "meta":
+            return None
+        if config.vae is None:
+            raise ValueError("cache is for what a VAE makes of crops, and the model has none: leave it out")
+        with weights_in(config.vae).open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        return FeatureCache(config.cache, {"vae": digest})
+
     def start_from_condition(self, device: torch.device) -> None:
         """Set the new network to the best linear estimator for the training data."""
         if device.type == "meta":
@@ -151,7 +167,8 @@ class VOSRMethod(Method[VOSRRunConfig]):
             items = [dict(samples[number * size + index]) for index in range(size)]
             draws = Draws(self.config.seed, START_DRAWS + number, device)
             lq = self.pictures({"hq": torch.stack([item["hq"] for item in items])}, draws)["lq"]
-            encoded.append(self.latents.encode(lq * 2 - 1, draws.normal).cpu())
+            posterior = self.latents.posterior(lq * 2 - 1)
+            encoded.append(self.latents.latent(posterior, draws.normal(*posterior.mean.shape)).cpu())
         generator = torch.Generator().manual_seed(self.config.seed)
         one_step = self.config.posterior_mean
         start_from_condition(self.dit.cpu(), torch.cat(encoded), generator, one_step=one_step)
@@ -179,11 +196,26 @@ class VOSRMethod(Method[VOSRRunConfig]):
     def prepare(self, batch: Batch, draws: Draws) -> Batch:
         """Latents `hq` and `lq` `[B, C, h, w]`, samples of the posterior, and features `z` `[B, M, E]` of the LQ."""
         pictures = self.pictures(batch, draws)
-        lq = pictures["lq"] * 2 - 1
-        # Together, as the reference encodes them.
-        latents = self.latents.encode(torch.cat([lq, pictures["hq"] * 2 - 1]), draws.normal)
+        lq, hq = pictures["lq"] * 2 - 1, pictures["hq"] * 2 - 1
+        if self.cache is None:  # together, as the reference encodes them
+            posterior = self.latents.posterior(torch.cat([lq, hq]))
+        else:
+            parts = zip(self.latents.posterior(lq), self.kept_posterior(batch["hq"], hq), strict=True)
+            posterior = Posterior(*(torch.cat(part) for part in parts))
+        latents = self.latents.latent(posterior, draws.normal(*posterior.mean.shape))
         lq_latent, hq_latent = latents.chunk(2)
         return {"hq": hq_latent, "lq": lq_latent, **self.features(lq)}
+
+    def kept_posterior(self, crops: Tensor, hq: Tensor) -> Posterior:
+        """The posterior of clean crops, on their device, from the disk where it has been computed before.
+
+        crops: on the CPU in [0, 1], by which they are known. hq: on the device in [-1, 1].
+        """
+        assert self.cache is not None
+        found = self.cache.fetch(
+            [content_key(crop) for crop in crops], lambda rows: self.latents.posterior(hq[rows])._asdict()
+        )
+        return Posterior(found["mean"].to(hq.device), found["logvar"].to(hq.device))
 
     def features(self, lq: Tensor) -> dict[str, Tensor]:
         """`z` of LQ images in [-1, 1], where the model reads features."""
@@ -219,7 +251,7 @@ class VOSRMethod(Method[VOSRRunConfig]):
 
         restored = []
         for images in batch["lq"].to(draws.device).split(size):
-            lq = self.latents.encode(images * 2 - 1)
+            lq = self.latents.latent(self.latents.posterior(images * 2 - 1))
             z = self.features(images * 2 - 1).get("z")
             noise = draws.normal(*lq.shape)
             latent = restore_latent(velocity, lq, z, noise, steps, guidance, strength)

@@ -51,6 +51,11 @@ class VOSRNetwork(nn.Module):
     def losses(self, batch: Mapping[str, Any], draws: Draws) -> dict[str, Tensor]:
         raise NotImplementedError
 
+    def compile(self, *args: Any, **options: Any) -> None:
+        """The networks alone: around them are draws, which no compiler follows."""
+        for module in self.children():
+            module.compile(*args, **options)
+
 
 class FlowMatching(VOSRNetwork):
     """The multi-step objective."""

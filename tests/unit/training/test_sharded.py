@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +14,10 @@ import yaml
 from safetensors.torch import load_file
 
 from _pack import ROOT
-from harness import dreamsr_training, processes, pure_training, vicr_training
+from harness import dreamsr_training, pure_training, sharded_run, vicr_training
+from harness.training import TrainingServer, write_config
 
 CONFIGS = ROOT / "training" / "configs" / "accelerate"
-RUNNER = ROOT / "tests" / "harness" / "sharded_run.py"
 
 
 def plain(value: Any) -> Any:
@@ -73,30 +76,39 @@ def last_network(out: Path) -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
 def test_launch_configurations_are_valid(path):
-    environment = processes.launch_environment(path)
+    environment = sharded_run.launch_environment(path)
     sharded = yaml.safe_load(path.read_text())["distributed_type"] == "FSDP"
     assert (environment.get("ACCELERATE_USE_FSDP") == "true") == sharded == path.stem.startswith("fsdp2")
     assert not sharded or environment["FSDP_VERSION"] == "2"
 
 
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], TrainingServer]]:
+    """The process that starts trainings of a method."""
+    with ExitStack() as stack:
+
+        @cache
+        def started(method: str) -> TrainingServer:
+            return stack.enter_context(TrainingServer(tmp_path_factory.mktemp(method), method))
+
+        yield started
+
+
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("name", RUNS)
-def test_shards_train_as_a_whole_does(tmp_path, comfyui, name):
+def test_shards_train_as_a_whole_does(tmp_path, comfyui, server, name):
     """Two processes with FSDP2, some resumed on the way, against one that accumulates both micro-batches."""
     method, launch, make = RUNS[name]
     settings = plain({**make(tmp_path, comfyui.comfyui), "steps": 2, "workers": 0, "precision": "fp32"})
-    path = tmp_path / "run.yaml"
-    path.write_text(yaml.safe_dump(settings))
-    environment = processes.launch_environment(CONFIGS / f"{launch}.yaml")
-    command = [method, "--config", str(path)]
-    for steps in ("1", "2") if name in RESUMED else ("2",):
-        outputs = processes.run_together(
-            [str(RUNNER), *command, f"out={tmp_path / 'sharded'}", f"steps={steps}"], environment
-        )
-    assert ("going on from step 1" in outputs[0]) == (name in RESUMED)
+    config = ("--config", write_config(tmp_path / "run.yaml", settings))
+    environment = sharded_run.launch_environment(CONFIGS / f"{launch}.yaml")
+    for steps in (1, 2) if name in RESUMED else (2,):
+        arguments = (*config, f"out={tmp_path / 'sharded'}", f"steps={steps}")
+        runs = server(method).run_together(2, *arguments, environment=environment)
+    assert ("going on from step 1" in runs[0].text) == (name in RESUMED)
     assert (tmp_path / "sharded" / "samples").is_dir() == ("validation" in settings)
-    whole = [str(ROOT / "scripts" / "train.py"), *command, f"out={tmp_path / 'whole'}", "accumulate=2"]
-    processes.run_together(whole, {}, count=1)
+    server(method).run(*config, f"out={tmp_path / 'whole'}", "accumulate=2")
     found, expected = last_network(tmp_path / "sharded"), last_network(tmp_path / "whole")
     assert found.keys() == expected.keys()
     for key, value in expected.items():

@@ -221,6 +221,45 @@ def test_dry_run(settings, bridge):
     assert picture.is_file()
 
 
+@pytest.mark.parametrize(("base", "least", "most"), [("int8", 0.5, 0.6), ("nf4", 0.28, 0.38)])
+def test_dry_run_of_a_quantised_base(settings, base, least, most):
+    """Its weights are those of half and a good quarter of bf16's bytes, and as much is trained."""
+    from realisr.training.engine.estimate import estimate
+
+    def size(base: str) -> tuple[int, int]:
+        method = built(settings(base=base, precision="bf16"), META)
+        frozen = [value for value in method.network.parameters() if not value.requires_grad]
+        found = estimate(method)
+        assert found.activations > 0
+        return found.trained, sum(value.numel() * value.element_size() for value in frozen)
+
+    (trained, whole), (trained_of_base, of_base) = size("full"), size(base)
+    assert trained == trained_of_base and least < of_base / whole < most
+
+
+@pytest.mark.parametrize("base", ["int8", "nf4"])
+def test_a_quantised_base_trains(settings, base):
+    """It computes about what the whole one does, and its LoRA learns."""
+    pytest.importorskip("bitsandbytes")
+    whole, method = (built(settings(base=kind, precision="bf16")) for kind in ("full", base))
+    made = prepared(whole)
+    losses = []
+    for network in (whole.network, method.network):
+        with torch.autocast("cpu", torch.bfloat16):
+            losses.append(network("train", made, None)["loss"])
+    assert abs(losses[1] / losses[0] - 1) < 0.05
+    losses[1].backward()
+    assert method.network.transformer.transformer_blocks[0].attn.to_q.lora_B.default.weight.grad.abs().max() > 0
+
+
+def test_a_quantised_base_without_bitsandbytes(settings, monkeypatch):
+    import sys
+
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
+    with pytest.raises(ModuleNotFoundError, match="base is nf4, which needs bitsandbytes: pip install bitsandbytes"):
+        built(settings(base="nf4"))
+
+
 def test_example_batch_is_like_a_prepared_one(settings):
     method = built(settings())
     example, made = method.example_batch(), prepared(method)

@@ -11,10 +11,12 @@ import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 import train
 import vosr_file
+from harness.autoencoders import sd21_vae
+from harness.checkpoints import dinov2
 from harness.training import TrainingServer, assert_equal_tensors, assert_two_processes_equal_one, figures, write_config
 from realisr.training.engine.config import read_config
 from realisr.training.engine.draws import Draws
@@ -86,6 +88,7 @@ def test_shipped_settings_are_valid_and_the_papers(path):
         ({"weights": "x", "start": "condition"}, "start is of a new network"),
         ({"condition": {"weak_strengths": [0.3, 0.1]}}, "the smaller one comes first"),
         ({"cut": {"count": 4}}, "set cut.side"),
+        ({"cache": "x"}, "set data.fixed_crops"),
         ({"cut": {"side": 32}}, "larger than data.crop of 16"),
     ],
 )
@@ -123,6 +126,31 @@ def test_a_step_is_made_of_latents_of_both_pictures(make):
     losses = method.network("train", batch, draws)
     again, repeated = first_batch(method)
     assert torch.equal(losses["loss"], method.network("train", again, repeated)["loss"])
+
+
+def test_latents_of_clean_crops_are_kept(make, make_settings, photos, tmp_path):
+    """With a cache a step is what it is without, and the VAE sees each clean crop once."""
+    save_file(sd21_vae(), tmp_path / "vae.safetensors")
+    save_file(dinov2(width=64, depth=2), tmp_path / "dino.safetensors")
+    model = {"preset": "0.5B", "dim": 64, "depth": 1, "num_heads": 2, "resolution": 16, "enc_dim": 64}
+    (tmp_path / "args.json").write_text(json.dumps({**PRESETS["0.5B"], "layer_dinov2b_list": [0], "dinov2_size": 56}))
+    data = {**make_settings(tmp_path)["data"], "fixed_crops": 1}
+    common = {
+        "model": {**model, "args_file": str(tmp_path / "args.json")},
+        "vae": str(tmp_path / "vae.safetensors"),
+        "vision": str(tmp_path / "dino.safetensors"),
+        "data": data,
+    }
+    expected = first_batch(make(**common))[0]
+    for encoded in (4, 2):  # images: those of both kinds, then the degraded ones alone
+        method = make(**common, cache=str(tmp_path / "cache"))
+        seen, moments = [], method.latents.moments
+        method.latents.moments = lambda image, seen=seen, moments=moments: (seen.append(len(image)), moments(image))[1]
+        found = first_batch(method)[0]
+        assert sum(seen) == encoded
+        assert found.keys() == expected.keys() == {"hq", "lq", "z"}
+        for name, value in expected.items():
+            torch.testing.assert_close(found[name], value, rtol=1e-4, atol=1e-4)
 
 
 def test_squares_are_cut_at_the_same_places_of_both_pictures(make):
@@ -169,6 +197,18 @@ def test_half_precision_reaches_every_parameter(make, teacher, mode):
         method.network("train", batch, draws)["loss"].backward()
     silent = [name for name, value in method.parameters("train") if value.grad is None or not value.grad.any()]
     assert not silent
+
+
+def test_compiled_networks_give_the_same_loss(make):
+    """By a backend that runs the captured graphs as they are."""
+    method = make()
+    torch.nn.init.normal_(method.dit.final_layer.linear.weight, generator=torch.Generator().manual_seed(1))
+    names = [name for name, _ in method.parameters("train")]
+    plain = method.network("train", *first_batch(method))["loss"].item()
+    method.network.compile(backend="eager")
+    assert method.network("train", *first_batch(method))["loss"].item() == pytest.approx(plain, rel=1e-5)
+    assert method.dit._compiled_call_impl is not None
+    assert [name for name, _ in method.parameters("train")] == names
 
 
 def test_checkpointing_changes_memory_not_gradients(make):
@@ -249,7 +289,7 @@ def test_a_constant_velocity_is_restored_exactly(make, photos):
     class Straight(torch.nn.Module):
         def forward(self, turn: str, inputs: dict[str, torch.Tensor], draws: Draws) -> dict[str, torch.Tensor]:
             assert turn == VELOCITY
-            return {"velocity": start - method.latents.encode(batch["lq"] * 2 - 1)}
+            return {"velocity": start - method.latents.posterior(batch["lq"] * 2 - 1).mean}
 
     method.network = Straight()
     restored = method.restore(batch, Draws(0, 1))
