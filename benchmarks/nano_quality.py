@@ -197,7 +197,9 @@ def table(results: Sequence[Result]) -> str:
 
 
 def line(row: Result) -> str:
-    scores = [f"{value:.{digits}f}" for one in (row.bicubic, row.restored) for value, digits in ((one.psnr, 2), (one.ssim, 4))]
+    scores = [
+        f"{value:.{digits}f}" for one in (row.bicubic, row.restored) for value, digits in ((one.psnr, 2), (one.ssim, 4))
+    ]
     gains = [f"{row.psnr_gain:+.2f}", f"{row.ssim_gain:+.4f}"]
     return "| " + " | ".join([row.test, row.photo, row.degradation, *scores, *gains]) + " |"
 

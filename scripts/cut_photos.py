@@ -29,7 +29,9 @@ def levels(photo: Image.Image, shrink: float, tile: int) -> list[np.ndarray]:
 
 def tiles(image: np.ndarray, side: int) -> list[np.ndarray]:
     """Square tiles that cover the image evenly, overlapping where they must."""
-    rows, columns = (np.linspace(0, length - side, -(-length // side)).round().astype(int) for length in image.shape[:2])
+    rows, columns = (
+        np.linspace(0, length - side, -(-length // side)).round().astype(int) for length in image.shape[:2]
+    )
     return [image[top : top + side, left : left + side] for top in rows for left in columns]
 
 

@@ -242,7 +242,9 @@ def test_a_posterior_mean_runs_in_one_unguided_step(host, one_step_only):
 
 
 def test_a_posterior_mean_refuses_more_steps(host, one_step_only):
-    with pytest.raises(ValueError, match="tiny_posterior_mean is a one-step model.*25 steps would make the image worse"):
+    with pytest.raises(
+        ValueError, match="tiny_posterior_mean is a one-step model.*25 steps would make the image worse"
+    ):
         in_one_node(host, one_step_only, picture(8, 8), steps=25)
 
 
