@@ -5,7 +5,7 @@
     python3 dev/host_env.py run -- benchmarks/full_size_training.py steps --smoke   (the same code on tiny networks)
 
 The model files are made here with FLUX's tensor names and shapes and no content (sparse files), so that the methods
-are built as users build them. `steps` fills the networks with random numbers on the device and trains on random batches:
+are built as users build them. `steps` fills the networks with random numbers on the device and trains on such batches:
 seconds per step, peak memory, and the share of the chip's bfloat16 rate that the operations of a step come to
 (--tflops: what the chip's maker states; operations by torch.utils.flop_counter). Tokenizers are those of ComfyUI, which
 `host_env.py run` names in COMFYUI_PATH.
@@ -273,7 +273,7 @@ def take_steps(method: Method[Any], device: torch.device, steps: int) -> Measure
             loss = method.network(turn, batch, Draws(0, number, device))["loss"]
         loss.backward()
         torch.nn.utils.clip_grad_norm_(optimizer.parameters, 1.0)
-        optimizer.step(number, steps)
+        optimizer.step(number, WARM_UP + steps)
         return loss.detach()
 
     counter = FlopCounterMode(display=False)

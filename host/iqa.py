@@ -10,9 +10,10 @@ import comfy.model_patcher
 import comfy.utils
 import folder_paths
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from ..services.iqa.metrics import MetricInfo, score
+from ..models.fidelity import Channel, psnr, ssim
+from ..services.iqa.metrics import MetricInfo, MetricModule, score
 from ..services.iqa.offline import create_network
 from ..services.iqa.weights import require_weights
 
@@ -23,6 +24,9 @@ MEMORY_PER_IMAGE = 2 * 1024**3
 """Bytes of the default metrics at their hungriest: 20 crops through a ViT-B/8 (MANIQA)."""
 MEMORY_PER_PIXEL = 1024
 """Bytes; every 224-pixel window at stride 32 is laid out in memory (LIQE, 588 bytes per pixel)."""
+
+FIDELITY = {"psnr": psnr, "ssim": ssim}
+"""Metrics that are computed without a network, on the CPU in float64."""
 
 
 def weights_folder() -> Path:
@@ -37,22 +41,6 @@ def folder_contents(folder: Path) -> Hashable:
         return ()
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     return tuple((str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in files)
-
-
-class MetricModule(nn.Module):
-    """A metric's network, and the modules it keeps in plain lists, out of reach of `.to(device)`."""
-
-    def __init__(self, network: nn.Module):
-        super().__init__()
-        self.network = network
-        self.kept_in_lists = nn.ModuleList(
-            item
-            for module in network.modules()
-            for value in vars(module).values()
-            if isinstance(value, list)
-            for item in value
-            if isinstance(item, nn.Module)
-        )
 
 
 class MetricPatcher(comfy.model_patcher.ModelPatcher):
@@ -113,18 +101,53 @@ def score_all(images: Sequence[Tensor], metrics: Sequence[MetricInfo]) -> Tensor
     Alpha is left out and values are clipped to 0..1. Shows progress and stops between images when cancelled.
     Raises MissingWeights before any work, and what `create_network` and `score` raise.
     """
+    return score_each([(image, None) for image in images], metrics)
+
+
+def score_pairs(
+    images: Sequence[Tensor],
+    references: Sequence[Tensor],
+    metrics: Sequence[MetricInfo],
+    channel: Channel = "y",
+    crop_border: int = 0,
+) -> Tensor:
+    """Scores `[len(images), len(metrics)]` in float64 of images against references, both `[H, W, C]` and 8-bit exact.
+
+    channel, crop_border: what PSNR and SSIM look at; networks see whole RGB images, as in papers. Otherwise as
+    `score_all`.
+    """
+    return score_each(list(zip(images, references, strict=True)), metrics, channel, crop_border)
+
+
+def score_each(
+    pairs: Sequence[tuple[Tensor, Tensor | None]],
+    metrics: Sequence[MetricInfo],
+    channel: Channel = "y",
+    crop_border: int = 0,
+) -> Tensor:
     folder = weights_folder()
     require_weights(metrics, folder)
-    scores = torch.empty(len(images), len(metrics), dtype=torch.float64)
+    scores = torch.empty(len(pairs), len(metrics), dtype=torch.float64)
     bar = comfy.utils.ProgressBar(scores.numel())
     for column, metric in enumerate(metrics):
         comfy.model_management.throw_exception_if_processing_interrupted()
-        patcher = LOADED.load(metric, folder)
-        for row, image in enumerate(images):
+        own = FIDELITY.get(metric.name)
+        patcher = None if own else LOADED.load(metric, folder)
+        for row, (image, reference) in enumerate(pairs):
             comfy.model_management.throw_exception_if_processing_interrupted()
-            memory = MEMORY_PER_IMAGE + MEMORY_PER_PIXEL * image.shape[0] * image.shape[1]
-            comfy.model_management.load_models_gpu([patcher], memory_required=memory)
-            pixels = image[None, ..., :3].movedim(-1, 1).to(device=patcher.load_device, dtype=torch.float32)
-            scores[row, column] = score(patcher.model.network, metric, pixels.clamp(0, 1))
+            if own is not None and reference is not None:
+                value = float(own(planes(image), planes(reference), channel, crop_border))
+            else:
+                assert patcher is not None
+                memory = MEMORY_PER_IMAGE + MEMORY_PER_PIXEL * image.shape[0] * image.shape[1]
+                comfy.model_management.load_models_gpu([patcher], memory_required=memory)
+                given = [planes(each, patcher.load_device) for each in (image, reference) if each is not None]
+                value = score(patcher.model.network, metric, *given)
+            scores[row, column] = value
             bar.update(1)
     return scores
+
+
+def planes(image: Tensor, device: torch.device | None = None) -> Tensor:
+    """An image `[H, W, C]` as metrics take it: `[1, 3, H, W]` in float32, alpha left out, clipped to 0..1."""
+    return image[None, ..., :3].movedim(-1, 1).to(device=device, dtype=torch.float32).clamp(0, 1)

@@ -1,7 +1,7 @@
-// The table of scores on NR-IQA Score and NR-IQA Best-of-N Selector, from the node's `score_table` output.
+// The table of scores on NR-IQA Score, NR-IQA Best-of-N Selector and Evaluate Against Reference, from the node's `score_table` output.
 import { app } from "../../scripts/app.js";
 
-const NODES = ["RealISR_NRIQAScore", "RealISR_NRIQABestOfN"];
+const NODES = ["RealISR_NRIQAScore", "RealISR_NRIQABestOfN", "RealISR_EvaluateAgainstReference"];
 const ROW_HEIGHT = 20;
 const MAX_HEIGHT = 240;
 const COLUMN_WIDTH = 80;

@@ -15,6 +15,7 @@ from . import (
     pure_entropy,
     pure_loaders,
     quality,
+    reference,
     tiles,
     vicr,
     vicr_loaders,
@@ -41,6 +42,7 @@ MODULES = (
     agent,
     agent_loop,
     quality,
+    reference,
     image,
 )
 

@@ -73,7 +73,7 @@ class NewVisionContextBridge(io.ComfyNode):
                     min=0,
                     max=16384,
                     advanced=True,
-                    tooltip="Width between the bridge's projections. 0: FLUX's, which fits the paper's parameter count.",
+                    tooltip="Width between the bridge's projections. 0: FLUX's, as fits the paper's parameter count.",
                 ),
                 io.Int.Input(
                     "seed",

@@ -16,6 +16,10 @@ import numpy as np
 from PIL import Image
 
 
+EDGES = 6.0
+"""Weakest edges of a tile that is kept, in 8-bit levels."""
+
+
 def levels(photo: Image.Image, shrink: float, tile: int) -> list[np.ndarray]:
     """The photo shrunk by `shrink`, 2 `shrink`, ... while a tile fits, as uint8 `[H, W, 3]`."""
     found = []
@@ -42,6 +46,17 @@ def edge_strength(image: np.ndarray) -> float:
     return float(change[change >= np.median(change)].mean())
 
 
+def cut(photo: Image.Image, name: str, out: Path, tile: int, shrink: float, keep: int, edges: float) -> int:
+    """Write the tiles of one RGB photo as `name`_000.png and so on; returns how many."""
+    count = 0
+    for image in levels(photo, shrink, tile):
+        ranked = sorted(tiles(image, tile), key=edge_strength, reverse=True)
+        for kept in [each for each in ranked if edge_strength(each) >= edges][:keep]:
+            Image.fromarray(kept).save(out / f"{name}_{count:03d}.png", compress_level=1)
+            count += 1
+    return count
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("photos", type=Path, nargs="+")
@@ -49,18 +64,13 @@ def main() -> None:
     parser.add_argument("--tile", type=int, default=384, help="side in pixels")
     parser.add_argument("--shrink", type=float, default=2.0)
     parser.add_argument("--keep", type=int, default=12, help="tiles of each photo and size")
-    parser.add_argument("--edges", type=float, default=6.0, help="leave out tiles with weaker edges, in 8-bit levels")
+    parser.add_argument("--edges", type=float, default=EDGES, help="leave out tiles with weaker edges, in 8-bit levels")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     for path in options.photos:
         with Image.open(path) as file:
             photo = file.convert("RGB")
-        count = 0
-        for image in levels(photo, options.shrink, options.tile):
-            ranked = sorted(tiles(image, options.tile), key=edge_strength, reverse=True)
-            for tile in [tile for tile in ranked if edge_strength(tile) >= options.edges][: options.keep]:
-                Image.fromarray(tile).save(options.out / f"{path.stem}_{count:03d}.png", compress_level=1)
-                count += 1
+        count = cut(photo, path.stem, options.out, options.tile, options.shrink, options.keep, options.edges)
         print(f"{path.name} {photo.width}x{photo.height}: {count} tiles", flush=True)
 
 

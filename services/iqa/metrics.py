@@ -1,4 +1,4 @@
-"""pyiqa's no-reference metrics: which there are, which a text names, and scoring an image with one.
+"""pyiqa's metrics: which there are, which a text names, and scoring an image with one.
 
 pyiqa is optional and imported on use. Its list of metrics is read without importing it.
 """
@@ -9,7 +9,7 @@ import difflib
 import importlib.util
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,6 +41,8 @@ class MetricInfo:
     lower_is_better: bool
     score_range: str
     """In pyiqa's own words; `~` marks a rough bound."""
+    needs_reference: bool = False
+    """Compares an image with a reference."""
 
 
 def install_command() -> str:
@@ -67,14 +69,14 @@ def catalogue() -> Mapping[str, Mapping[str, Any]]:
 
 
 def parse_metrics(text: str) -> tuple[MetricInfo, ...]:
-    """Metrics named in a text, separated by commas, spaces or lines, in its order; case does not matter.
+    """No-reference metrics named in a text, in its order; case does not matter.
 
     Raises ValueError for an empty list, a name twice, a name pyiqa does not have (with close ones), and metrics that
     need more than one image; ImportError when pyiqa is not installed.
     """
     table = catalogue()
     spelling = {name.lower(): name for name in table}
-    names = [name for name in re.split(r"[\s,;]+", text) if name]
+    names = split_names(text)
     if not names:
         raise ValueError(f"No metric is named. The paper's are: {', '.join(DEFAULT_METRICS)}.")
     known = [spelling.get(name.lower()) for name in names]
@@ -82,10 +84,20 @@ def parse_metrics(text: str) -> tuple[MetricInfo, ...]:
         describe(match, table[match]) if match else unknown(name, table)
         for name, match in zip(names, known, strict=True)
     )
+    refuse_repetition(metrics)
+    return metrics
+
+
+def split_names(text: str) -> list[str]:
+    """Names in a text, separated by commas, spaces or lines."""
+    return [name for name in re.split(r"[\s,;]+", text) if name]
+
+
+def refuse_repetition(metrics: Sequence[MetricInfo]) -> None:
+    """Raises ValueError for a metric named twice."""
     twice = sorted({metric.name for metric in metrics if metrics.count(metric) > 1})
     if twice:
         raise ValueError(f"Named more than once, which would count double: {', '.join(twice)}.")
-    return metrics
 
 
 def unknown(name: str, table: Mapping[str, Mapping[str, Any]]) -> MetricInfo:
@@ -111,13 +123,43 @@ def describe(name: str, config: Mapping[str, Any]) -> MetricInfo:
             f"The metric '{name}' {reason}. Here each image is judged by itself: use no-reference metrics such as "
             f"{', '.join(DEFAULT_METRICS)}."
         )
-    return MetricInfo(name, architecture, bool(config.get("lower_better", False)), config.get("score_range", ""))
+    return entry(name, config)
 
 
-def score(network: nn.Module, metric: MetricInfo, image: Tensor) -> float:
-    """One image `[1, 3, H, W]` in 0..1, float32, on the network's device. Raises ValueError when the metric refuses."""
+def entry(name: str, config: Mapping[str, Any]) -> MetricInfo:
+    """A metric of any kind as pyiqa's table has it."""
+    return MetricInfo(
+        name,
+        config["metric_opts"]["type"],
+        bool(config.get("lower_better", False)),
+        config.get("score_range", ""),
+        config["metric_mode"] == "FR",
+    )
+
+
+class MetricModule(nn.Module):
+    """A metric's network, and the modules it keeps in plain lists, out of reach of `.to(device)`."""
+
+    def __init__(self, network: nn.Module):
+        super().__init__()
+        self.network = network
+        self.kept_in_lists = nn.ModuleList(
+            item
+            for module in network.modules()
+            for value in vars(module).values()
+            if isinstance(value, list)
+            for item in value
+            if isinstance(item, nn.Module)
+        )
+
+
+def score(network: nn.Module, metric: MetricInfo, image: Tensor, reference: Tensor | None = None) -> float:
+    """One image `[1, 3, H, W]` in 0..1, float32, on the network's device, against a reference where it needs one.
+
+    Raises ValueError when the metric refuses.
+    """
     try:
-        result = network(image)
+        result = network(image) if reference is None else network(image, reference)
     except AssertionError as error:
         height, width = image.shape[-2:]
         raise ValueError(

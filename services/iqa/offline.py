@@ -23,7 +23,7 @@ import torch
 from torch import nn
 
 from .metrics import MetricInfo, install_command
-from .weights import WEIGHT_URLS, MissingWeights, UnpublishedWeights, require_published, require_weights
+from .weights import WEIGHT_URLS, MissingWeights, UnpublishedWeights, find_file, require_published, require_weights
 
 ARGUMENTS: dict[str, dict[str, Any]] = {"CFANet": {"backbone_pretrain": False}}
 """What architectures are told. TOPIQ's checkpoint (CFANet) holds its backbone. `pretrained_model_path` is left alone:
@@ -173,11 +173,18 @@ def offline(metric: str, architecture: str, folder: Path) -> Iterator[None]:
     from huggingface_hub import constants
     from pyiqa.archs import afineclip_model, clip_model
     from pyiqa.utils import download_util
+    from torchvision.models import _api
 
     module = importlib.import_module(MODULES[architecture]) if architecture in MODULES else None
 
     def refuse(url: str, destination: str, *_: Any, **__: Any) -> NoReturn:
         raise MissingWeights({metric: [url]}, Path(destination).parent)
+
+    def load_backbone(url: str, *_: Any, **__: Any) -> Any:
+        path = find_file(url, folder)
+        if path is None:
+            raise MissingWeights({metric: [url]}, folder)
+        return torch.load(path, map_location="cpu", weights_only=True)
 
     def find_clip(url: str, _root: str) -> str:
         path = folder / url.rpartition("/")[2]
@@ -199,6 +206,8 @@ def offline(metric: str, architecture: str, folder: Path) -> Iterator[None]:
         # Neither has a setting that keeps it from downloading. pyiqa imported torch's function by name.
         for owner in (torch.hub, download_util):
             stack.enter_context(exchanged(owner, "download_url_to_file", refuse))
+        # It would look into torch.hub's `checkpoints` alone, and not where the other files are.
+        stack.enter_context(exchanged(_api, "load_state_dict_from_url", load_backbone))
         # Metrics name their CLIP (LIQE insists on it) and never pass download_root on.
         for owner in (clip_model, afineclip_model, *([module] if architecture == "LAIONAes" else [])):
             stack.enter_context(exchanged(owner, "_download", find_clip))

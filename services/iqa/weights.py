@@ -12,6 +12,8 @@ from .metrics import MetricInfo
 HUGGING_FACE = "https://huggingface.co/chaofengc/IQA-PyTorch-Weights/resolve/main/"
 OPENAI_CLIP = "https://openaipublic.azureedge.net/clip/models/"
 RN50 = OPENAI_CLIP + "afeb0e10f9e5a86da6080e35cf09123aca3b358a0c3e3b6c78a7b63bc04b6762/RN50.pt"
+TORCHVISION = "https://download.pytorch.org/models/"
+ALEXNET, VGG16 = TORCHVISION + "alexnet-owt-7be5be79.pth", TORCHVISION + "vgg16-397923af.pth"
 VIT_B_32 = OPENAI_CLIP + "40d365715913c9da98579312b702a82c18be219cc2a73407c4526f58eba950af/ViT-B-32.pt"
 
 WEIGHT_URLS: Mapping[str, tuple[str, ...]] = {
@@ -31,6 +33,11 @@ WEIGHT_URLS: Mapping[str, tuple[str, ...]] = {
     "topiq_nr-spaq": (HUGGING_FACE + "cfanet_nr_spaq_res50-a7f799ac.pth",),
     "niqe": (HUGGING_FACE + "niqe_modelparameters.mat",),
     "brisque": (HUGGING_FACE + "brisque_svm_weights.pth",),
+    "lpips": (HUGGING_FACE + "LPIPS_v0.1_alex-df73285e.pth", ALEXNET),
+    "lpips-vgg": (HUGGING_FACE + "LPIPS_v0.1_vgg-a78928a0.pth", VGG16),
+    "dists": (HUGGING_FACE + "DISTS_weights-f5e65c96.pth", VGG16),
+    "topiq_fr": (HUGGING_FACE + "cfanet_fr_kadid_res50-2c4cc61d.pth",),
+    "fid": (HUGGING_FACE + "pt_inception-2015-12-05-6726825d.pth",),
 }
 """Only what can be said before a run; other metrics say which file they miss when they are loaded."""
 
@@ -39,10 +46,25 @@ class UnpublishedWeights(ValueError):
     """A file that is only opened when it is the published one, and is not."""
 
 
+def find_file(url: str, folder: Path) -> Path | None:
+    """The file of an address in `folder`, or where torch.hub keeps it below (`checkpoints/`); None where it is not."""
+    name = url.rpartition("/")[2]
+    return next((path for path in (folder / name, folder / "checkpoints" / name) if path.is_file()), None)
+
+
 def published_hash(url: str) -> str:
     """The SHA-256 that an address names in its path, as OpenAI's do; "" where it names none."""
     folder = url.rpartition("/")[0].rpartition("/")[2].lower()
     return folder if re.fullmatch("[0-9a-f]{64}", folder) else ""
+
+
+def file_hash(path: Path) -> str:
+    """SHA-256 of a file."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while part := file.read(2**20):
+            digest.update(part)
+    return digest.hexdigest()
 
 
 def require_published(path: Path, url: str) -> None:
@@ -51,11 +73,7 @@ def require_published(path: Path, url: str) -> None:
     CLIP's archives are TorchScript, programs that run when they are read and may write files; so only the known ones
     are opened.
     """
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while part := file.read(2**20):
-            digest.update(part)
-    found = digest.hexdigest()
+    found = file_hash(path)
     if found != published_hash(url):
         raise UnpublishedWeights(
             f"{path} is not the file that OpenAI publishes (its SHA-256 is {found[:12]}..., "
@@ -87,6 +105,6 @@ def require_weights(metrics: Sequence[MetricInfo], folder: Path) -> None:
     missing = {}
     for metric in metrics:
         urls = WEIGHT_URLS.get(metric.name, ())
-        missing[metric.name] = [url for url in urls if not (folder / url.rpartition("/")[2]).is_file()]
+        missing[metric.name] = [url for url in urls if find_file(url, folder) is None]
     if any(missing.values()):
         raise MissingWeights({name: urls for name, urls in missing.items() if urls}, folder)

@@ -15,6 +15,9 @@ from .checkpoints import StateDict
 
 LIQE, MUSIQ, MANIQA = "liqe_koniq.pt", "musiq_koniq_ckpt-e95806b9.pth", "ckpt_koniq10k.pt"
 TOPIQ, TOPIQ_FACE = "cfanet_nr_koniq_res50-9a73138b.pth", "topiq_nr_cgfiqa_res50-0a8b8e4f.pth"
+LPIPS, ALEXNET = "LPIPS_v0.1_alex-df73285e.pth", "alexnet-owt-7be5be79.pth"
+DISTS, VGG16 = "DISTS_weights-f5e65c96.pth", "vgg16-397923af.pth"
+INCEPTION = "pt_inception-2015-12-05-6726825d.pth"
 CLIP_VIT, CLIP_RESNET = "ViT-B-32.pt", "RN50.pt"
 CLIP_TEXT = {
     "context_length": 77,
@@ -139,4 +142,66 @@ def save_topiq(folder: Path, name: str = TOPIQ) -> StateDict:
     torch.manual_seed(0)
     state_dict = randomised(CFANet(use_ref=False, pretrained=False, backbone_pretrain=False))
     torch.save({"params": state_dict}, folder / name)
+    return state_dict
+
+
+def save_backbone(path: Path, network: nn.Module, seed: int) -> StateDict:
+    """A torchvision classifier's file with random convolutions; returns these. The rest, unused, is one number."""
+    generator = torch.Generator().manual_seed(seed)
+    drawn: StateDict = {}
+    kept: StateDict = {}
+    for key, value in network.state_dict().items():
+        if key.startswith("features."):
+            scale = (2 / value[0].numel()) ** 0.5 if value.ndim == 4 else 0.1
+            kept[key] = drawn[key] = scale * torch.randn(value.shape, generator=generator)
+        else:
+            kept[key] = torch.zeros(()).expand(value.shape)
+    torch.save(kept, path)
+    return drawn
+
+
+def save_lpips(folder: Path, seed: int = 0) -> StateDict:
+    """LPIPS on AlexNet, its two files; returns what its own holds."""
+    from torchvision.models import alexnet
+
+    with torch.device("meta"):
+        backbone = alexnet()
+    save_backbone(folder / ALEXNET, backbone, seed)
+    generator = torch.Generator().manual_seed(seed)
+    widths = (64, 192, 384, 256, 256)
+    lins = {
+        f"lin{index}.model.1.weight": torch.rand(1, width, 1, 1, generator=generator)
+        for index, width in enumerate(widths)
+    }
+    torch.save(lins, folder / LPIPS)
+    return lins
+
+
+def save_dists(folder: Path, seed: int = 0) -> StateDict:
+    """DISTS on VGG-16, its two files; returns what its own holds."""
+    from torchvision.models import vgg16
+
+    with torch.device("meta"):
+        backbone = vgg16()
+    save_backbone(folder / VGG16, backbone, seed)
+    generator = torch.Generator().manual_seed(seed)
+    weights = {name: 0.1 + 0.01 * torch.randn(1, 1475, 1, 1, generator=generator) for name in ("alpha", "beta")}
+    torch.save(weights, folder / DISTS)
+    return weights
+
+
+def save_inception(folder: Path, seed: int = 0) -> StateDict:
+    """FID's Inception: 24 million parameters."""
+    from realisr.services.iqa.offline import exchanged, importable
+
+    torch.manual_seed(seed)
+    with importable():
+        from pyiqa.archs import inception
+    with exchanged(inception, "load_pretrained_network", lambda *_: None):
+        network = inception.fid_inception_v3()
+    state_dict = {
+        key: torch.randn_like(value) * (2 / value[0].numel()) ** 0.5 if value.ndim == 4 else value
+        for key, value in network.state_dict().items()
+    }
+    torch.save(state_dict, folder / INCEPTION)
     return state_dict

@@ -16,7 +16,7 @@ from harness import quality
 def weights(host) -> Path:
     """models/classifiers/pyiqa with LIQE, CLIPIQA (small) and MUSIQ in it, random."""
     folder = host.models / "classifiers" / "pyiqa"
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
     quality.save_liqe(folder)
     quality.save_clipiqa(folder)
     quality.save_musiq(folder)

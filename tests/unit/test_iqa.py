@@ -24,6 +24,7 @@ from realisr.services.iqa.metrics import (
     score,
 )
 from realisr.services.iqa.offline import create_network, importable, offline
+from realisr.services.iqa.reference import find_metric, parse_reference_metrics
 from realisr.services.iqa.weights import WEIGHT_URLS, MissingWeights, require_weights
 
 
@@ -100,6 +101,34 @@ def test_suggestions_are_usable_themselves():
     with pytest.raises(ValueError, match="no metric") as caught:
         parse_metrics("fidd")
     assert "fid," not in str(caught.value)
+
+
+def test_metrics_with_a_reference():
+    found = parse_reference_metrics("PSNR, ssim, lpips-VGG dists")
+    assert [entry.name for entry in found] == ["psnr", "ssim", "lpips-vgg", "dists"]
+    assert [entry.lower_is_better for entry in found] == [False, False, True, True]
+    assert all(entry.needs_reference for entry in found)
+    assert not find_metric("musiq").needs_reference and not find_metric("fid").needs_reference
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (" ", "No metric is named. There are: psnr, ssim, lpips"),
+        ("lpipss", r"no metric named 'lpipss'. Did you mean lpips"),
+        ("psnr, musiq", "'musiq' does not compare with a reference"),
+        ("psnr, PSNR", "more than once.*psnr"),
+    ],
+)
+def test_a_list_with_a_reference_that_cannot_be_used(text: str, message: str):
+    with pytest.raises(ValueError, match=message):
+        parse_reference_metrics(text)
+
+
+def test_psnr_and_ssim_need_no_package(pyiqa_absent):
+    assert [entry.name for entry in parse_reference_metrics("ssim psnr")] == ["ssim", "psnr"]
+    with pytest.raises(ImportError, match="need the Python package pyiqa"):
+        parse_reference_metrics("psnr, lpips")
 
 
 # --- packages --------------------------------------------------------------------------------------------------------
@@ -217,17 +246,35 @@ def test_the_addresses_are_pyiqas_own():
             brisque_arch,
             clip_model,
             clipiqa_arch,
+            dists_arch,
+            inception,
             liqe_arch,
+            lpips_arch,
             maniqa_arch,
             musiq_arch,
             niqe_arch,
             topiq_arch,
         )
-    modules = (brisque_arch, clipiqa_arch, liqe_arch, maniqa_arch, musiq_arch, niqe_arch, topiq_arch)
+        from torchvision.models import AlexNet_Weights, VGG16_Weights
+    modules = (
+        *(
+            brisque_arch,
+            clipiqa_arch,
+            dists_arch,
+            liqe_arch,
+            lpips_arch,
+            maniqa_arch,
+            musiq_arch,
+            niqe_arch,
+            topiq_arch,
+        ),
+    )
     published = {url for module in modules for url in module.default_model_urls.values()}
-    assert {url for urls in WEIGHT_URLS.values() for url in urls} <= published | {*clip_model._MODELS.values()}
+    published |= {*clip_model._MODELS.values(), inception.FID_WEIGHTS_URL}
+    published |= {AlexNet_Weights.IMAGENET1K_V1.url, VGG16_Weights.IMAGENET1K_V1.url}
+    assert {url for urls in WEIGHT_URLS.values() for url in urls} <= published
     for name in WEIGHT_URLS:
-        metric(name)
+        find_metric(name)
 
 
 @pytest.mark.parametrize("name", ["cnniqa", "paq2piq", "hyperiqa"])
@@ -363,3 +410,33 @@ def test_a_setting_that_turns_torchs_guard_off_does_not_reach_metrics(tmp_path: 
     quality.save_topiq(tmp_path)
     create_network(metric("topiq_nr"), tmp_path)
     assert os.environ["TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"] == "1"
+
+
+def test_lpips_from_its_files(tmp_path: Path, no_network):
+    """Its backbone is torchvision's, and lies beside it or where torch.hub would keep it."""
+    info = find_metric("lpips")
+    with pytest.raises(MissingWeights, match=r"LPIPS_v0.1_alex-df73285e\.pth from .*alexnet-owt-7be5be79\.pth from"):
+        create_network(info, tmp_path)
+    published = quality.save_lpips(tmp_path)
+    network = create_network(info, tmp_path)
+    state_dict = network.net.state_dict()
+    assert all(torch.equal(state_dict[key], value.float()) for key, value in published.items())
+    one, other = picture(64), picture(64, seed=1)
+    assert score(network, info, one, one) == pytest.approx(0, abs=1e-6)
+    near, far = score(network, info, 0.9 * one + 0.1 * other, one), score(network, info, other, one)
+    assert 0 < near < far
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / quality.ALEXNET).rename(tmp_path / "checkpoints" / quality.ALEXNET)
+    assert score(create_network(info, tmp_path), info, other, one) == pytest.approx(far)
+    assert no_network == []
+
+
+@pytest.mark.slow
+def test_dists_from_its_files(tmp_path: Path, no_network):
+    quality.save_dists(tmp_path)
+    info = find_metric("dists")
+    network = create_network(info, tmp_path)
+    one, other = picture(64), picture(64, seed=1)
+    assert score(network, info, one, one) == pytest.approx(0, abs=1e-5)
+    assert 0 < score(network, info, 0.9 * one + 0.1 * other, one) < score(network, info, other, one)
+    assert no_network == []

@@ -11,7 +11,7 @@ import pytest
 from _pack import ROOT
 from host_env import read_extra
 
-EXTRAS = ("agent", "demo", "quality", "test")
+EXTRAS = ("agent", "demo", "evaluate", "quality", "test")
 
 
 @pytest.fixture

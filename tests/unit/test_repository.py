@@ -52,7 +52,10 @@ def test_other_paths_are_fine(text: str):
 
 
 REPOSITORY = "https://github.com/realisr/RealISR"
-PAGES = ("README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md", "docs/command-line.md")
+PAGES = (
+    *("README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md"),
+    *("docs/command-line.md", "docs/evaluate.md"),
+)
 
 
 EXPANDED = {"Agent Refinement Candidates", "Agent Refinement Result", "Agent Refinement Round"}

@@ -25,7 +25,7 @@ def start(script: str, cwd: Path, *arguments: str, folders: tuple[str, ...] = ()
     )
 
 
-@pytest.mark.parametrize(("script", "folders"), [("train.py", ()), ("demo.py", ("dev",))])
+@pytest.mark.parametrize(("script", "folders"), [("train.py", ()), ("evaluate.py", ()), ("demo.py", ("dev",))])
 def test_a_script_starts(tmp_path: Path, script: str, folders: tuple[str, ...]):
     done = start(script, tmp_path, "--help", folders=folders)
     assert done.returncode == 0, done.stderr

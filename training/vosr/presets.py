@@ -33,9 +33,10 @@ PRESETS: dict[str, dict[str, Any]] = {
         "ae_downscale": 2,
         "ae_scale": 2.0,
         "resolution": 64,
-        "dim": 192,
+        "dim": 224,
         "depth": 4,
-        "num_heads": 6,
+        "num_heads": 7,
+        "mlp_ratio": 3.858,  # 576 hidden channels: multiples of 32 run faster
         "enc_type": "none",
         "enc_dim": 0,
         "encdim_ratio": 0,
