@@ -62,6 +62,10 @@ class Engine:
             raise ValueError(
                 "several optimizers and frozen parts do not go through DeepSpeed: launch with FSDP2 or DDP"
             )
+        if self.accelerator.is_fsdp2 and config.optimizer.name == "prodigy":
+            raise ValueError(
+                "Prodigy's state does not go through FSDP2: launch with DDP, or set optimizer.name to adamw"
+            )
         if config.threads is not None:
             torch.set_num_threads(config.threads)
         self.folder = config.out / "checkpoints"

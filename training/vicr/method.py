@@ -7,6 +7,7 @@ levels as FLUX's sampler visits them; FLUX's guidance 30, as in restoring; CLIP 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -91,21 +92,24 @@ class VICRMethod(Method[VICRConfig]):
                 raise ValueError(f"models.{name} is {found} wide; this FLUX reads {wanted}")
 
     def bridge_config(self, flux: Any, vision: ImageEncoder | None) -> tuple[BridgeConfig | None, dict[str, Tensor]]:
-        """The bridge's sizes, and its weights where it starts from a file."""
+        """The bridge's sizes, and its weights where it starts from a file.
+
+        Its scale is a vector of one number, which files may hold too: FSDP2 shards no scalars.
+        """
         settings = self.config.bridge
         if vision is None:
             return None, {}
         hidden = flux.num_attention_heads * flux.attention_head_dim
         width = hidden if settings.joins == "modulation" else flux.pooled_projection_dim
         if settings.file is None:
-            return BridgeConfig(vision.width, settings.hidden or hidden, width), {}
+            return BridgeConfig(vision.width, settings.hidden or hidden, width, scale_shape=(1,)), {}
         config, weights = read_bridge(settings.file)
         if (config.embedding, config.width) != (vision.width, width):
             raise ValueError(
                 f"bridge.file reads {config.embedding} and gives {config.width}; with this CLIP, this FLUX and "
                 f"bridge.joins {settings.joins} it must read {vision.width} and give {width}"
             )
-        return config, weights
+        return replace(config, scale_shape=(1,)), {**weights, "scale": weights["scale"].reshape(1)}
 
     def open_caches(self, device: torch.device, dtype: torch.dtype) -> None:
         config = self.config

