@@ -1,0 +1,148 @@
+"""What a restored tile is measured by, against the low-quality image it was restored from. Ours: no paper states it.
+
+Only what a low-quality image is right about is compared: its mean colour and its low frequencies. Detail may be new.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..image import gaussian_blur
+from ..tiles.grid import Box, TileGrid
+from .cells import tile_cells
+
+LEVELS = 255.0
+LUMA = (0.299, 0.587, 0.114)
+
+STRUCTURE_FLOOR = 8.0
+"""Levels of structure that any tile is granted: below, differences are noise."""
+
+SHARP_FLOOR = 2.0
+"""Levels of detail that any tile is granted."""
+
+SEAM_FLOOR = 1.0
+"""Levels by which neighbouring lines of pixels may differ anywhere."""
+
+SEAM_REACH = 6
+"""Lines on either side of a border that it is compared with."""
+
+
+@dataclass(frozen=True)
+class Measures:
+    """Of every tile, `[N]` float64 on the CPU; NaN where a tile has values that are not numbers."""
+
+    finite: Tensor
+    """Share of values that are numbers, 0..1."""
+    contrast: Tensor
+    """Standard deviation of the restored tile, levels of 255."""
+    lq_contrast: Tensor
+    """The same of the low-passed low-quality tile."""
+    color: Tensor
+    """Largest difference of a channel's mean, levels of 255."""
+    structure: Tensor
+    """What differs between the low-passed tiles, less their means, in parts of the low-quality tile's structure."""
+    sharpness: Tensor
+    """Natural logarithm of the restored tile's fine detail in parts of the low-quality tile's medium detail."""
+    seam: Tensor
+    """How much the pixels step at the tile's borders, in parts of how much they step beside them; 0 without borders."""
+
+
+def low_pass_sigma(scale: float, side: int) -> float:
+    """Pixels of the result over which a low-quality image is believed: two of its own pixels, 1/64 of a tile at least.
+
+    At most an eighth of a tile.
+    """
+    return min(max(2.0 * scale, side / 64, 2.0), side / 8)
+
+
+def blur(image: Tensor, sigma: float) -> Tensor:
+    """`[C, H, W]` low-passed."""
+    return gaussian_blur(image[None], sigma, math.ceil(3 * sigma))[0]
+
+
+def rms(values: Tensor) -> Tensor:
+    return values.square().mean().sqrt()
+
+
+def spread(values: Tensor) -> Tensor:
+    """Root mean square of `[C, H, W]` less each channel's mean."""
+    return rms(values - values.mean(dim=(-1, -2), keepdim=True))
+
+
+def luma(image: Tensor) -> Tensor:
+    """`[3, H, W]` -> `[1, H, W]`."""
+    return torch.tensordot(torch.tensor(LUMA).to(image), image, dims=1)[None]
+
+
+def measure_tiles(restored: Tensor, lq: Tensor, grid: TileGrid, scale: float) -> Measures:
+    """Measures of the tiles of a restored image `[3, H, W]` against `lq` `[3, H, W]`, enlarged to its size; 0..1.
+
+    grid: in pixels of the result. scale: how many times larger it is than the low-quality image. Works tile by tile,
+    so that memory does not grow with the image.
+    """
+    sigma = low_pass_sigma(scale, min(grid.tile_height, grid.tile_width))
+    cells = tile_cells(grid)
+    rows = [measure_tile(restored, lq, box, cell, sigma) for box, cell in zip(grid.boxes, cells, strict=True)]
+    columns = torch.tensor(rows, dtype=torch.float64).unbind(1)
+    return Measures(*columns, seam=seams(restored, lq, grid))
+
+
+def measure_tile(restored: Tensor, lq: Tensor, box: Box, cell: Box, sigma: float) -> list[float]:
+    """Of one tile, in the order of Measures, all but the seam."""
+    tile, model = (box.crop(image).float() * LEVELS for image in (restored, lq))
+    inner = Box(cell.top - box.top, cell.left - box.left, cell.height, cell.width)
+    usable = tile.isfinite()
+    model_low = blur(model, sigma)
+    lq_contrast = spread(inner.crop(model_low))
+    if not usable.all():
+        nan = math.nan
+        return [float(usable.float().mean()), nan, float(lq_contrast), nan, nan, nan]
+    color = (inner.crop(tile) - inner.crop(model)).mean(dim=(-1, -2)).abs().max()
+    residual = spread(inner.crop(blur(tile, sigma) - model_low))
+    structure = residual / torch.hypot(lq_contrast, torch.tensor(STRUCTURE_FLOOR))
+    grey, model_grey = luma(tile), luma(model)
+    fine = rms(inner.crop(grey - blur(grey, 1.5)))
+    medium = rms(inner.crop(blur(model_grey, sigma / 2) - blur(model_grey, 2 * sigma)))
+    sharpness = torch.log((fine + SHARP_FLOOR) / (medium + SHARP_FLOOR))
+    values = (spread(inner.crop(tile)), lq_contrast, color, structure, sharpness)
+    return [1.0, *(float(value) for value in values)]
+
+
+def seams(restored: Tensor, lq: Tensor, grid: TileGrid) -> Tensor:
+    """Of every tile `[N]`: the mean over its borders inside the image of the step there in parts of those beside it."""
+    ratios = [
+        [step_ratio(restored, lq, box, axis, line) for axis, line in inner_borders(box, grid)] for box in grid.boxes
+    ]
+    means = [sum(found) / len(found) if found else 0.0 for found in ratios]
+    return torch.tensor(means, dtype=torch.float64)
+
+
+def inner_borders(box: Box, grid: TileGrid) -> list[tuple[int, int]]:
+    """(axis, line) of a tile's borders that lie inside the image: between the lines `line` - 1 and `line`."""
+    ends = [(-2, box.top, grid.height), (-2, box.top + box.height, grid.height)]
+    ends += [(-1, box.left, grid.width), (-1, box.left + box.width, grid.width)]
+    return [(axis, line) for axis, line, length in ends if 0 < line < length]
+
+
+def step_ratio(restored: Tensor, lq: Tensor, box: Box, axis: int, line: int) -> float:
+    """The median step across a border, less what the low-quality image steps there, in parts of the steps beside it.
+
+    The median over the pixels of the border: an edge of the picture crosses some of them, a seam all.
+    """
+    length = restored.shape[axis]
+    first, last = max(line - SEAM_REACH, 0), min(line + SEAM_REACH, length)
+    strip = (
+        Box(first, box.left, last - first, box.width) if axis == -2 else Box(box.top, first, box.height, last - first)
+    )
+    difference = (strip.crop(restored).float() - strip.crop(lq).float()) * LEVELS
+    steps = difference.diff(dim=axis).abs().mean(dim=0)
+    medians = steps.nan_to_num(0).median(dim=1 if axis == -2 else 0).values
+    at = line - 1 - first
+    beside = torch.cat([medians[:at], medians[at + 1 :]])
+    if not len(beside):
+        return 0.0
+    return float((medians[at] + SEAM_FLOOR) / (beside.mean() + SEAM_FLOOR))
