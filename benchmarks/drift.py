@@ -5,9 +5,9 @@
 The central square of each photo is degraded as in benchmarks/tile_check.py. Faithful results are bicubic, VOSR nano in
 one step, the original, the original sharpened, and the original with an even tint. Results that lie are the original
 with something that was not there, or is there no more: a face (from another photo) of a fifth of the side pasted
-elsewhere; a part the size of that face replaced by the picture's other half or smoothed away; the picture mirrored; and,
-on two pictures of text, words replaced by others. Printed: the drift of each kind in quantiles, and which share would be
-vetoed at some limits.
+elsewhere; a part of the size of that face replaced by another part, or smoothed away; the picture mirrored; and, on two
+pictures of text, words replaced by others. Printed: the drift of each kind, and which share would be vetoed at some
+limits.
 """
 
 from __future__ import annotations

@@ -4,8 +4,8 @@
     python3 dev/host_env.py run -- benchmarks/tile_check.py --calibration (photos they were chosen on)
     python3 dev/host_env.py run -- benchmarks/tile_check.py --side 256 --tile 64 --overlap 16
 
-The central square of each photo is degraded three ways (x2 with noise and JPEG, x4 with noise and JPEG, x4 real-world of
-second order) and restored four ways: Pillow's bicubic, VOSR nano in one step, total variation denoising, and the
+The central square of each photo is degraded three ways (x2 with noise and JPEG, x4 with noise and JPEG, x4 real-world
+of second order) and restored four ways: Pillow's bicubic, VOSR nano in one step, total variation denoising, and the
 original itself, which has all the detail a generative method could invent and be right. Each of those is a clean image:
 any tile found bad in it is a false alarm. Then one tile at a time gets a fault (tests/harness/tile_faults.py), blended
 with its neighbours as merging tiles does; it is found when that tile is reported. A fault counts as visible when it

@@ -33,6 +33,10 @@ LIMITS = {
     "structure": (
         "How far the low frequencies may differ, in parts of the input's own: 1 is a tile that shows something else."
     ),
+    "agreement": (
+        "Least share of the input's shapes that a tile must have at the same place, in parts of what the middle one of "
+        "all tiles has: 1 is all, 0 none."
+    ),
     "blurred": "How many times less detail than its neighbours a tile may have, for what the input shows there.",
     "noisy": "How many times more detail than its neighbours a tile may have.",
     "seam": "How many times more the pixels may step at a tile's borders than beside them.",
@@ -125,12 +129,13 @@ class CheckTiles(io.ComfyNode):
         overlap: int,
         color: float,
         structure: float,
+        agreement: float,
         blurred: float,
         noisy: float,
         seam: float,
         tile_grid: TileLayout | None = None,
     ) -> io.NodeOutput:
-        limits = Thresholds(color, structure, blurred, noisy, seam)
+        limits = Thresholds(color, structure, agreement, blurred, noisy, seam)
         restored, lq = image_with_nan(image), checked_image(lq_image, f"{NAME} (lq_image): ")
         height, width = restored.shape[1:3]
         check_pair(restored, lq)

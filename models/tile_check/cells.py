@@ -29,6 +29,27 @@ def tile_cells(grid: TileGrid) -> list[Box]:
     ]
 
 
+def tile_cores(grid: TileGrid) -> list[Box]:
+    """What each tile is judged by: its cell without what it shares, as far as half of the cell is left.
+
+    So that the fault of one tile, which averaging carries into the tiles beside it, is not found in them too.
+    """
+    down, across = grid.overlaps
+    cores = []
+    for cell in tile_cells(grid):
+        top, height = inner(cell.top, cell.height, grid.height, down)
+        left, width = inner(cell.left, cell.width, grid.width, across)
+        cores.append(Box(top, left, height, width))
+    return cores
+
+
+def inner(start: int, length: int, whole: int, overlap: int) -> tuple[int, int]:
+    """(start, length) of a cell's core along one axis."""
+    off = min((overlap + 1) // 2, length // 4)
+    before, after = (off if start > 0 else 0), (off if start + length < whole else 0)
+    return start + before, length - before - after
+
+
 def neighbours(grid: TileGrid, index: int) -> list[int]:
     """Numbers of the tiles around a tile, diagonal ones too."""
     across, down = len(grid.columns), len(grid.rows)

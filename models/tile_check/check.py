@@ -14,7 +14,7 @@ from ..tiles.grid import Box, TileGrid
 from .cells import neighbours, tile_cells
 from .measures import Measures, measure_tiles
 
-Kind = Literal["not finite", "constant", "color", "structure", "blurred", "noisy", "seam"]
+Kind = Literal["not finite", "constant", "color", "structure", "agreement", "blurred", "noisy", "seam"]
 
 CONSTANT = 1.0
 """Levels of contrast below which a restored tile says nothing."""
@@ -22,13 +22,25 @@ CONSTANT = 1.0
 CONSTANT_LQ = 5.0
 """Levels of contrast above which its low-quality tile does."""
 
+OUTLIER = 4.0
+"""Times the middle tile's difference: the same restoration of the same input, so that tiles are alike."""
+
+ALONE = 0.6
+"""Of the agreement asked for: heavy noise and blur may leave so little in every tile."""
+
+OVERSHADOWED = 2.0
+"""Times worse a neighbour is, for a tile not to be blamed for what averaging carried over from it: see judge."""
+
+CLEARLY_BAD = 1.5
+"""Times its limit, what a tile is always blamed for."""
+
 LEAST_NEIGHBOURS = 3
 """Around a tile, before its detail is compared with theirs: a tile in the corner of two by two has as many."""
 
 
 @dataclass(frozen=True)
 class Thresholds:
-    """A tile is bad above any of these; 0 turns one off. What they are of: see Measures.
+    """A tile is bad above any of these, of agreement below; 0 turns one off. What they are of: see Measures.
 
     Raises ValueError for a negative one and for a seam or detail ratio between 0 and 1.
     """
@@ -36,7 +48,11 @@ class Thresholds:
     color: float = 24.0
     """Levels of 255 by which a channel's mean may differ."""
     structure: float = 0.75
-    """Difference of the low frequencies in parts of the low-quality tile's own."""
+    """Difference of the low frequencies in parts of the low-quality tile's own. Half of it where that is OUTLIER times
+    what it is in the middle one of all tiles."""
+    agreement: float = 0.65
+    """Least share of the low-quality tile's shapes, in parts of what the middle one of all tiles has; ALONE times as
+    much whatever the others have."""
     blurred: float = 4.0
     """How many times less detail a tile may have than the middle one of its neighbours, for its content."""
     noisy: float = 8.0
@@ -61,6 +77,13 @@ class Fault:
     value: float
     limit: float
 
+    @property
+    def excess(self) -> float:
+        """How many times worse than its limit."""
+        if self.kind == "agreement":
+            return (1 - self.value) / (1 - self.limit)
+        return self.value / self.limit if self.limit and self.kind != "constant" else math.inf
+
     def __str__(self) -> str:
         return SAID[self.kind].format(value=self.value, limit=self.limit)
 
@@ -69,6 +92,7 @@ SAID: dict[Kind, str] = {
     "not finite": "{value:.1%} of its values are not numbers",
     "constant": "one flat colour, where the input shows something (contrast {value:.1f}, at least {limit:.1f})",
     "color": "colour {value:.0f} levels off the input's (limit {limit:g})",
+    "agreement": "does not have the input's shapes where they are (share {value:.2f}, at least {limit:.2f})",
     "structure": "shows something else than the input (difference {value:.2f}, limit {limit:g})",
     "blurred": "{value:.1f} times less detail than its neighbours (limit {limit:g})",
     "noisy": "{value:.1f} times more detail than its neighbours (limit {limit:g})",
@@ -143,8 +167,18 @@ def fitted(image: Tensor, grid: TileGrid) -> Tensor:
 
 
 def judge(measures: Measures, grid: TileGrid, limits: Thresholds) -> list[list[Fault]]:
-    """The faults of each tile: its own first, then those beside its neighbours, of which bad ones do not count."""
-    faults = [own_faults(measures, index, limits) for index in range(len(grid))]
+    """The faults of each tile: its own first, then those beside its neighbours, of which bad ones do not count.
+
+    Of tiles side by side the far worse one is blamed: its share of what they have in common, and the filters, carry it
+    into the other. Where that one is bad by itself it is found once its neighbour is mended.
+    """
+    usual = Usual(middle(measures.structure), middle(measures.agreement))
+    faults = [own_faults(measures, index, limits, usual) for index in range(len(grid))]
+    excess = [max((fault.excess for fault in found), default=0.0) for found in faults]
+    for index in range(len(grid)):
+        worst = max((excess[other] for other in neighbours(grid, index)), default=0.0)
+        if excess[index] < CLEARLY_BAD and worst >= OVERSHADOWED * excess[index]:
+            faults[index] = []
     good = [not found for found in faults]
     for index in range(len(grid)):
         around = neighbours(grid, index)
@@ -166,7 +200,20 @@ def judge(measures: Measures, grid: TileGrid, limits: Thresholds) -> list[list[F
     return faults
 
 
-def own_faults(measures: Measures, index: int, limits: Thresholds) -> list[Fault]:
+@dataclass(frozen=True)
+class Usual:
+    """What the middle one of all tiles has; NaN where none was measured."""
+
+    structure: float
+    agreement: float
+
+
+def middle(values: Tensor) -> float:
+    """The median of those that are numbers."""
+    return float(values.nanmedian())
+
+
+def own_faults(measures: Measures, index: int, limits: Thresholds, usual: Usual) -> list[Fault]:
     """What is wrong with a tile whatever its neighbours are."""
     finite = float(measures.finite[index])
     if finite < 1:
@@ -175,9 +222,15 @@ def own_faults(measures: Measures, index: int, limits: Thresholds) -> list[Fault
     contrast, lq_contrast = float(measures.contrast[index]), float(measures.lq_contrast[index])
     if contrast < CONSTANT and lq_contrast > CONSTANT_LQ:
         found.append(Fault("constant", contrast, CONSTANT))
-    color, structure = float(measures.color[index]), float(measures.structure[index])
+    color, structure, shapes = (
+        float(values[index]) for values in (measures.color, measures.structure, measures.agreement)
+    )
     if limits.color and color > limits.color:
         found.append(Fault("color", color, limits.color))
-    if limits.structure and structure > limits.structure:
-        found.append(Fault("structure", structure, limits.structure))
+    most = min(limits.structure, max(limits.structure / 2, OUTLIER * usual.structure))
+    if limits.structure and structure > most:
+        found.append(Fault("structure", structure, most))
+    least = limits.agreement * max(min(usual.agreement, 1.0), ALONE) if limits.agreement else -math.inf
+    if shapes < least:
+        found.append(Fault("agreement", shapes, least))
     return found

@@ -13,13 +13,19 @@ from torch import Tensor
 
 from ..image import gaussian_blur
 from ..tiles.grid import Box, TileGrid
-from .cells import tile_cells
+from .cells import tile_cores
 
 LEVELS = 255.0
 LUMA = (0.299, 0.587, 0.114)
 
 STRUCTURE_FLOOR = 8.0
 """Levels of structure that any tile is granted: below, differences are noise."""
+
+NOISE_SHARE = 0.35
+"""Of an image's finest detail, what noise of that strength leaves among its shapes; a photo's own are far more."""
+
+LEAST_SHAPES = 6.0
+"""Levels of shapes, less noise, below which a low-quality tile shows none."""
 
 SHARP_FLOOR = 2.0
 """Levels of detail that any tile is granted."""
@@ -45,6 +51,9 @@ class Measures:
     """Largest difference of a channel's mean, levels of 255."""
     structure: Tensor
     """What differs between the low-passed tiles, less their means, in parts of the low-quality tile's structure."""
+    agreement: Tensor
+    """Share of the low-quality tile's shapes that the restored tile has at the same place: 1 for all, 0 for others. NaN
+    where there are none to speak of."""
     sharpness: Tensor
     """Natural logarithm of the restored tile's fine detail in parts of the low-quality tile's medium detail."""
     seam: Tensor
@@ -85,31 +94,49 @@ def measure_tiles(restored: Tensor, lq: Tensor, grid: TileGrid, scale: float) ->
     so that memory does not grow with the image.
     """
     sigma = low_pass_sigma(scale, min(grid.tile_height, grid.tile_width))
-    cells = tile_cells(grid)
-    rows = [measure_tile(restored, lq, box, cell, sigma) for box, cell in zip(grid.boxes, cells, strict=True)]
+    cores = tile_cores(grid)
+    rows = [measure_tile(restored, lq, box, core, sigma) for box, core in zip(grid.boxes, cores, strict=True)]
     columns = torch.tensor(rows, dtype=torch.float64).unbind(1)
     return Measures(*columns, seam=seams(restored, lq, grid))
 
 
-def measure_tile(restored: Tensor, lq: Tensor, box: Box, cell: Box, sigma: float) -> list[float]:
+def measure_tile(restored: Tensor, lq: Tensor, box: Box, core: Box, sigma: float) -> list[float]:
     """Of one tile, in the order of Measures, all but the seam."""
     tile, model = (box.crop(image).float() * LEVELS for image in (restored, lq))
-    inner = Box(cell.top - box.top, cell.left - box.left, cell.height, cell.width)
+    inner = Box(core.top - box.top, core.left - box.left, core.height, core.width)
     usable = tile.isfinite()
     model_low = blur(model, sigma)
     lq_contrast = spread(inner.crop(model_low))
     if not usable.all():
         nan = math.nan
-        return [float(usable.float().mean()), nan, float(lq_contrast), nan, nan, nan]
+        return [float(usable.float().mean()), nan, float(lq_contrast), nan, nan, nan, nan]
     color = (inner.crop(tile) - inner.crop(model)).mean(dim=(-1, -2)).abs().max()
     residual = spread(inner.crop(blur(tile, sigma) - model_low))
     structure = residual / torch.hypot(lq_contrast, torch.tensor(STRUCTURE_FLOOR))
     grey, model_grey = luma(tile), luma(model)
+    shapes, model_shapes = (inner.crop(blur(image, sigma / 2) - blur(image, 2 * sigma)) for image in (grey, model_grey))
+    noise = inner.crop(model_grey - blur(model_grey, sigma / 2))
     fine = rms(inner.crop(grey - blur(grey, 1.5)))
-    medium = rms(inner.crop(blur(model_grey, sigma / 2) - blur(model_grey, 2 * sigma)))
-    sharpness = torch.log((fine + SHARP_FLOOR) / (medium + SHARP_FLOOR))
-    values = (spread(inner.crop(tile)), lq_contrast, color, structure, sharpness)
+    sharpness = torch.log((fine + SHARP_FLOOR) / (rms(model_shapes) + SHARP_FLOOR))
+    values = (
+        spread(inner.crop(tile)),
+        lq_contrast,
+        color,
+        structure,
+        agreement(shapes, model_shapes, noise),
+        sharpness,
+    )
     return [1.0, *(float(value) for value in values)]
+
+
+def agreement(shapes: Tensor, model: Tensor, noise: Tensor) -> Tensor:
+    """The regression of a tile's shapes on those of its low-quality tile, whose noise is none to be found again.
+
+    cov(r, l) / (var(l) - var(noise in l)): noise is in the low-quality image alone, so that a good tile has 1 whether
+    it kept the detail around the shapes, added to it or smoothed it.
+    """
+    own = model.square().mean() - (NOISE_SHARE * rms(noise)).square()
+    return (shapes * model).mean() / own if own > LEAST_SHAPES**2 else torch.tensor(math.nan)
 
 
 def seams(restored: Tensor, lq: Tensor, grid: TileGrid) -> Tensor:

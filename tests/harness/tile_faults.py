@@ -23,8 +23,17 @@ def black(tile: Tensor, other: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def blurred(tile: Tensor, other: Tensor, generator: torch.Generator) -> Tensor:
+    """By a box of a quarter of the tile, twice: no shape is left."""
+    return box_blur(tile, tile.shape[-1] // 4)
+
+
+def half_blurred(tile: Tensor, other: Tensor, generator: torch.Generator) -> Tensor:
     """By a box of an eighth of the tile, twice."""
-    side = max(tile.shape[-1] // 8 // 2 * 2 + 1, 3)
+    return box_blur(tile, tile.shape[-1] // 8)
+
+
+def box_blur(tile: Tensor, side: int) -> Tensor:
+    side = max(side // 2 * 2 + 1, 3)
     for _ in range(2):
         padded = F.pad(tile[None], [side // 2] * 4, mode="reflect")
         tile = F.avg_pool2d(padded, side, 1)[0]
@@ -53,6 +62,7 @@ FAULTS: dict[str, Faulty] = {
     "noise": noise,
     "black": black,
     "blurred": blurred,
+    "half blurred": half_blurred,
     "shifted": shifted,
     "colour-cast": cast,
     "swapped": swapped,

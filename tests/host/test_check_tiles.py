@@ -21,7 +21,7 @@ def photo(height: int = 128, width: int = 160) -> torch.Tensor:
 def check(host, image, lq, **settings):
     from realisr.nodes.tile_check import CheckTiles
 
-    limits = {"color": 24.0, "structure": 0.75, "agreement": 0.35, "blurred": 4.0, "noisy": 8.0, "seam": 3.0}
+    limits = {"color": 24.0, "structure": 0.75, "agreement": 0.65, "blurred": 4.0, "noisy": 8.0, "seam": 3.0}
     return host.run(CheckTiles, image=image, lq_image=lq, **({"tile_size": 64, "overlap": 16} | limits | settings))
 
 
