@@ -104,14 +104,14 @@ def tell(node: str, first: TileCheck, last: TileCheck, rounds: int) -> None:
         log.warning("RealISR: %s: after %d round(s): %s", node, rounds, last.report())
 
 
-def without_nan(latent: Tensor, stand_in: Tensor) -> tuple[Tensor, Tensor | None]:
+def without_nan(latent: Tensor, stand_in: Tensor, redo: bool = False) -> tuple[Tensor, Tensor | None]:
     """A latent `[1, C, h, w]` with `stand_in`'s cells where its own are not numbers, and where that is `[h, w]`.
 
-    So the rest can be decoded, and those tiles be found and restored again. None where all cells are numbers; one in
-    which none is comes back as it is, for the error that says so.
+    So the rest can be decoded, and those tiles be found and restored again. None where all cells are numbers. One in
+    which none is comes back as it is, for the error that says so; not in a redo, which may have another round.
     """
     holes = ~latent.isfinite().all(dim=1)[0]
-    if not holes.any() or holes.all():
+    if not holes.any() or (holes.all() and not redo):
         return latent, None
     return torch.where(holes, stand_in.to(latent), latent), holes
 

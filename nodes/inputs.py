@@ -178,7 +178,7 @@ def drift_limit_input() -> io.Float.Input:
         advanced=True,
         tooltip=(
             "Pass over candidates that no longer show what the low-quality image shows, in its low frequencies or its "
-            "edges: those whose drift is above this. Ours, from no paper; DRIFT_ADVICE 0: off."
+            "edges: those whose drift is above this. Ours, from no paper; try 1.2 (see the help page). 0: off."
         ),
     )
 

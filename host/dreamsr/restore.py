@@ -166,6 +166,8 @@ class ItemRun:
     vae_tile: int
     color: Method
     repair: TileRepair | None
+    redo: bool = False
+    """Whether it is a bad tile that is restored again."""
 
     def restore(self, rgb: Tensor) -> Tensor:
         """An image `[1, H, W, 3]` at the size of the result -> the same restored."""
@@ -175,7 +177,7 @@ class ItemRun:
         clean = clean_latent(self.method, self.grid, latent)
         restored, holes = add_texture(self.method, self.grid, clean, noise, self.seed), None
         if self.repair is not None:
-            restored, holes = without_nan(restored, latent)
+            restored, holes = without_nan(restored, latent, self.redo)
         made_by = "FLUX, or its MM-ControlNet or LoRA,"
         decoded = decode_latent(self.vae, restored, self.vae_tile, made_by)[:, :height, :width, :3]
         return with_nan(align_colors(decoded, rgb.to(decoded), self.color), holes, CELL)
@@ -193,6 +195,6 @@ class ItemRun:
             if repair.less_creative:
                 method = replace(method, texture_start=method.texture_start * LESS_CREATIVE**round_number)
             seed = (self.seed + round_number) % 2**64
-            return replace(self, method=method, grid=part, seed=seed).restore(lq)
+            return replace(self, method=method, grid=part, seed=seed, redo=True).restore(lq)
 
         return repair_tiles(pictures, self.grid.scaled(CELL), self.method.weights, repair, again, NODE)

@@ -127,15 +127,20 @@ def restore_item(
 
 
 def restore_enlarged(
-    model: Model, vae: VAE, vision: ClipVision | None, upscaled: Tensor, options: VOSRRestoreOptions
+    model: Model,
+    vae: VAE,
+    vision: ClipVision | None,
+    upscaled: Tensor,
+    options: VOSRRestoreOptions,
+    redo: bool = False,
 ) -> Tensor:
-    """One image `[1, H, W, 3]` at the size of the result -> the same restored."""
+    """One image `[1, H, W, 3]` at the size of the result -> the same restored. redo: of a bad tile."""
     height, width = upscaled.shape[1:3]
     conditioning = build_conditioning(upscaled, vae, vision, options.encode)
     latent = sample(model, conditioning, options)
     holes = None
     if options.repair is not None:
-        latent, holes = without_nan(latent, conditioning.full[0][1]["concat_latent_image"])
+        latent, holes = without_nan(latent, conditioning.full[0][1]["concat_latent_image"], redo)
     decoded = decode_latent(vae, latent, options.encode.vae_tile, made_by=vosr_info(model).name)
     restored = decoded[:, :height, :width, :3]
     aligned = align_colors(restored, upscaled.to(restored), options.color)
@@ -163,7 +168,8 @@ def repaired(
         guidance = options.guidance
         if repair.less_creative:
             guidance = replace(guidance, scale=closer(guidance.scale, round_number))
-        return restore_enlarged(model, vae, vision, lq, replace(options, seed=seed, encode=encode, guidance=guidance))
+        changed = replace(options, seed=seed, encode=encode, guidance=guidance)
+        return restore_enlarged(model, vae, vision, lq, changed, redo=True)
 
     return repair_tiles(pictures, grid, TILING.weights, repair, again, NODE)
 

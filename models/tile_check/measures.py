@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..image import gaussian_blur
 from ..tiles.grid import Box, TileGrid
-from .cells import tile_cores
+from .cells import tile_cells, tile_cores
 
 LEVELS = 255.0
 LUMA = (0.299, 0.587, 0.114)
@@ -94,22 +94,24 @@ def measure_tiles(restored: Tensor, lq: Tensor, grid: TileGrid, scale: float) ->
     so that memory does not grow with the image.
     """
     sigma = low_pass_sigma(scale, min(grid.tile_height, grid.tile_width))
-    cores = tile_cores(grid)
-    rows = [measure_tile(restored, lq, box, core, sigma) for box, core in zip(grid.boxes, cores, strict=True)]
+    places = zip(grid.boxes, tile_cells(grid), tile_cores(grid), strict=True)
+    rows = [measure_tile(restored, lq, *place, sigma) for place in places]
     columns = torch.tensor(rows, dtype=torch.float64).unbind(1)
     return Measures(*columns, seam=seams(restored, lq, grid))
 
 
-def measure_tile(restored: Tensor, lq: Tensor, box: Box, core: Box, sigma: float) -> list[float]:
+def measure_tile(restored: Tensor, lq: Tensor, box: Box, cell: Box, core: Box, sigma: float) -> list[float]:
     """Of one tile, in the order of Measures, all but the seam."""
     tile, model = (box.crop(image).float() * LEVELS for image in (restored, lq))
     inner = Box(core.top - box.top, core.left - box.left, core.height, core.width)
-    usable = tile.isfinite()
+    finite = float(cell.crop(restored).isfinite().float().mean())
     model_low = blur(model, sigma)
     lq_contrast = spread(inner.crop(model_low))
-    if not usable.all():
+    if finite < 1:
         nan = math.nan
-        return [float(usable.float().mean()), nan, float(lq_contrast), nan, nan, nan, nan]
+        return [finite, nan, float(lq_contrast), nan, nan, nan, nan]
+    # Those of a neighbour's cell, which would spread.
+    tile = torch.where(tile.isfinite(), tile, model)
     color = (inner.crop(tile) - inner.crop(model)).mean(dim=(-1, -2)).abs().max()
     residual = spread(inner.crop(blur(tile, sigma) - model_low))
     structure = residual / torch.hypot(lq_contrast, torch.tensor(STRUCTURE_FLOOR))

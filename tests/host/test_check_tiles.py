@@ -11,7 +11,7 @@ from realisr.models.tiles.grid import TileGrid
 from realisr.models.tiles.layout import TileLayout
 
 
-def photo(height: int = 128, width: int = 160) -> torch.Tensor:
+def photo(height: int = 112, width: int = 160) -> torch.Tensor:
     """Shapes and texture `[1, H, W, 3]`, the same every time."""
     y, x = torch.meshgrid(torch.arange(height) / 16, torch.arange(width) / 16, indexing="ij")
     channels = [0.5 + 0.3 * torch.sin(x * (1 + k / 3) + y) * torch.cos(y * 1.3 - k) for k in range(3)]
@@ -27,15 +27,15 @@ def check(host, image, lq, **settings):
 
 def test_good_and_bad_tiles(host):
     clean = photo()
-    lq = upscale(clean, 40, 32)
+    lq = upscale(clean, 40, 28)
     preview, report, mask, count = check(host, clean, lq)
     assert count == 0 and mask.sum() == 0 and torch.equal(preview, clean)
     assert report == "All 6 tiles are good."
-    grid = TileGrid(128, 160, 64, 64, 16)
+    grid = TileGrid(112, 160, 64, 64, 16)
     broken = inject(clean[0], grid, 4, "black")[None]
     preview, report, mask, count = check(host, broken, lq)
-    assert count == 1 and "tile 5 (x 48, y 64, 64x64)" in report and "colour" in report
-    assert mask.shape == (1, 128, 160) and mask[0, 100, 80] == 1 and mask[0, 10, 10] == 0
+    assert count == 1 and "tile 5 (x 48, y 48, 64x64)" in report and "colour" in report
+    assert mask.shape == (1, 112, 160) and mask[0, 100, 80] == 1 and mask[0, 10, 10] == 0
     assert preview.shape == clean.shape and not torch.equal(preview, broken)
 
 
@@ -43,18 +43,18 @@ def test_nan_is_what_it_looks_for(host):
     clean = photo()
     broken = clean.clone()
     broken[0, 70, 80] = torch.nan
-    preview, report, _, count = check(host, broken, upscale(clean, 40, 32))
+    preview, report, _, count = check(host, broken, upscale(clean, 40, 28))
     assert count == 1 and "not numbers" in report and preview.isfinite().all()
 
 
 def test_batches_alpha_and_grids(host):
     clean = photo()
-    broken = inject(clean[0], TileGrid(128, 160, 64, 64, 16), 0, "noise")[None]
+    broken = inject(clean[0], TileGrid(112, 160, 64, 64, 16), 0, "noise")[None]
     both = torch.cat([clean, broken])
-    lq = upscale(clean, 40, 32)
-    layout = TileLayout.fitted(128, 160, 64, 16)
+    lq = upscale(clean, 40, 28)
+    layout = TileLayout.fitted(112, 160, 64, 16)
     preview, report, mask, count = check(host, torch.cat([both, both[..., :1]], dim=-1), lq, tile_grid=layout)
-    assert preview.shape == (2, 128, 160, 3) and count == 1 and mask[0].sum() == 0 and mask[1].sum() > 0
+    assert preview.shape == (2, 112, 160, 3) and count == 1 and mask[0].sum() == 0 and mask[1].sum() > 0
     assert report.splitlines()[0] == "Image 1: All 6 tiles are good."
 
 

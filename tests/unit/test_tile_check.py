@@ -94,8 +94,9 @@ def test_each_fault_is_found_and_nothing_else(fault, index):
     image = scene()
     found = check_tiles(inject(image, GRID, index, fault), low_quality(image), GRID, 4.0)
     assert index in found.bad
-    # What is not a number spreads over all that the tile shares with others; every other fault stays its own.
-    assert found.bad == [index] or fault == "NaN"
+    # Averaging and filters carry the strongest faults into the tiles beside it.
+    beside = neighbours(GRID, index) if fault in ("NaN", "black") else []
+    assert set(found.bad) <= {index, *beside}
 
 
 def test_a_seam_is_found():
