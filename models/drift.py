@@ -4,7 +4,7 @@ A no-reference score rewards a picture that looks good, also where it was made u
 about is its low frequencies and its edges at its own resolution; both are compared there, window by window, and the
 worst window counts: a face in another place leaves most of the picture as it was.
 
-Measured in benchmarks/drift.py. What the low-quality image does not resolve, such as small text, cannot drift here.
+What the low-quality image does not resolve, such as small text, cannot drift here.
 """
 
 from __future__ import annotations

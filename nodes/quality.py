@@ -197,12 +197,12 @@ def drifts_of(subjects: Sequence[Sequence[Tensor]], lq_image: list[Tensor] | Non
 
     Raises ValueError without low-quality images, or for another number of them than there are images.
     """
+    name = "NR-IQA Best-of-N Selector"
+    models = [item[..., :3] for batch in lq_image or () for item in checked_image(batch, f"{name} (lq_image): ")]
     if limit <= 0:
         return [[0.0] * len(candidates) for candidates in subjects]
-    name = "NR-IQA Best-of-N Selector"
-    if not lq_image:
+    if not models:
         raise ValueError(f"{name}: drift_limit {limit:g} compares candidates with lq_image. Connect it, or set 0.")
-    models = [item[..., :3] for batch in lq_image for item in checked_image(batch, f"{name} (lq_image): ")]
     if len(models) not in (1, len(subjects)):
         raise ValueError(
             f"{name}: {len(models)} low-quality images came for {len(subjects)} images. Give one for each."

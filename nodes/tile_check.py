@@ -135,8 +135,8 @@ class CheckTiles(io.ComfyNode):
         seam: float,
         tile_grid: TileLayout | None = None,
     ) -> io.NodeOutput:
-        limits = Thresholds(color, structure, agreement, blurred, noisy, seam)
         restored, lq = image_with_nan(image), checked_image(lq_image, f"{NAME} (lq_image): ")
+        limits = Thresholds(color, structure, agreement, blurred, noisy, seam)
         height, width = restored.shape[1:3]
         check_pair(restored, lq)
         grid = (

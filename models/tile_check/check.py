@@ -1,4 +1,4 @@
-"""Which tiles of a restored image are bad, and why. Ours: thresholds are calibrated by benchmarks/tile_check.py."""
+"""Which tiles of a restored image are bad, and why. Ours: the limits were chosen on photos, and measured on others."""
 
 from __future__ import annotations
 

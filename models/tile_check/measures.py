@@ -97,7 +97,7 @@ def measure_tiles(restored: Tensor, lq: Tensor, grid: TileGrid, scale: float) ->
     places = zip(grid.boxes, tile_cells(grid), tile_cores(grid), strict=True)
     rows = [measure_tile(restored, lq, *place, sigma) for place in places]
     columns = torch.tensor(rows, dtype=torch.float64).unbind(1)
-    return Measures(*columns, seam=seams(restored, lq, grid))
+    return Measures(*columns, seams(restored, lq, grid))
 
 
 def measure_tile(restored: Tensor, lq: Tensor, box: Box, cell: Box, core: Box, sigma: float) -> list[float]:
