@@ -160,7 +160,7 @@ def repaired(
     downscale = vae.spacial_compression_encode()
     cells = -(-height // (downscale * PATCH_SIZE)) * PATCH_SIZE, -(-width // (downscale * PATCH_SIZE)) * PATCH_SIZE
     latent_grid = options.encode.grid(*cells, downscale)
-    grid = whole(height, width) if latent_grid is None else replace(latent_grid, align=PATCH_SIZE).scaled(downscale)
+    grid = whole(height, width) if latent_grid is None else latent_grid.scaled(downscale)
 
     def again(window: Box, lq: Tensor, round_number: int) -> Tensor:
         seed = (options.seed + round_number) % 2**64

@@ -96,8 +96,8 @@ def measure_tiles(restored: Tensor, lq: Tensor, grid: TileGrid, scale: float) ->
     sigma = low_pass_sigma(scale, min(grid.tile_height, grid.tile_width))
     places = zip(grid.boxes, tile_cells(grid), tile_cores(grid), strict=True)
     rows = [measure_tile(restored, lq, *place, sigma) for place in places]
-    columns = torch.tensor(rows, dtype=torch.float64).unbind(1)
-    return Measures(*columns, seams(restored, lq, grid))
+    columns = [*torch.tensor(rows, dtype=torch.float64).unbind(1), seams(restored, lq, grid)]
+    return Measures(*columns)
 
 
 def measure_tile(restored: Tensor, lq: Tensor, box: Box, cell: Box, core: Box, sigma: float) -> list[float]:
