@@ -148,8 +148,8 @@ def check_tiles(
     """
     if restored.shape != lq.shape:
         raise ValueError(f"The restored image is {list(restored.shape)} and its low-quality image {list(lq.shape)}.")
-    pictures = [fitted(image, grid) for image in (restored, lq)]
-    return TileCheck(grid, judge(measure_tiles(*pictures, grid, scale), grid, thresholds or Thresholds()))
+    measures = measure_tiles(fitted(restored, grid), fitted(lq, grid), grid, scale)
+    return TileCheck(grid, judge(measures, grid, thresholds or Thresholds()))
 
 
 def fitted(image: Tensor, grid: TileGrid) -> Tensor:
