@@ -189,7 +189,7 @@ class DreamSRRestore(io.ComfyNode):
         patch_prompts=None,
         tile_grid=None,
         tile_check=None,
-        tile_check_rounds=None,
+        check_rounds=None,
     ) -> io.NodeOutput:
         def one(name: str, values: list[Any] | None) -> Any:
             return only(NAME, name, values)
@@ -221,9 +221,7 @@ class DreamSRRestore(io.ComfyNode):
                 one("seed", seed),
                 one("vae_tile_size", vae_tile_size),
                 one("color_alignment", color_alignment),
-                chosen_repair(
-                    one("tile_check", tile_check) or TILE_CHECK_OFF, one("tile_check_rounds", tile_check_rounds) or 2
-                ),
+                chosen_repair(one("tile_check", tile_check) or TILE_CHECK_OFF, one("check_rounds", check_rounds) or 2),
             )
         )
 

@@ -202,7 +202,7 @@ def tile_check_inputs(less: str) -> list[io.Input]:
             ),
         ),
         io.Int.Input(
-            "tile_check_rounds",
+            "check_rounds",
             default=2,
             min=1,
             max=10,

@@ -355,7 +355,7 @@ class ARTokenRestorer(io.ComfyNode):
         batch_size: int,
         preview: bool,
         tile_check: str = TILE_CHECK_OFF,
-        tile_check_rounds: int = 2,
+        check_rounds: int = 2,
     ) -> io.NodeOutput:
         if error := text_error(description, guidance, instruction):
             raise ValueError(error)
@@ -380,7 +380,7 @@ class ARTokenRestorer(io.ComfyNode):
             color_fix=color_fix,
             preview=preview,
             together=batch_size,
-            repair=chosen_repair(tile_check, tile_check_rounds),
+            repair=chosen_repair(tile_check, check_rounds),
         )
         restored = restore(model, image, options)
         entropy = (restored.entropy / MAX_ENTROPY).clamp(0, 1)

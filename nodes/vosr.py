@@ -373,7 +373,7 @@ class RestorationCFGSampler(io.ComfyNode):
         vision_encoder=None,
         tile_grid: TileLayout | None = None,
         tile_check: str = TILE_CHECK_OFF,
-        tile_check_rounds: int = 2,
+        check_rounds: int = 2,
     ) -> io.NodeOutput:
         image = checked_image(image, "Restoration-CFG Sampler: ")
         width, height = target_size(image, resize)
@@ -386,7 +386,7 @@ class RestorationCFGSampler(io.ComfyNode):
             encode=EncodeOptions(chosen_strength(weak_strength), posterior=posterior, vae_tile=vae_tile_size),
             tiles=chosen_tiles(tiling) if tile_grid is None else tile_grid,
             color=color_alignment,
-            repair=chosen_repair(tile_check, tile_check_rounds),
+            repair=chosen_repair(tile_check, check_rounds),
         )
         return io.NodeOutput(restore(model, vae, vision_encoder, image, options))
 

@@ -126,7 +126,7 @@ def test_rounds_end(host, parts, faithful):
         return torch.full_like(latent, -2.0)
 
     faults += [black_tile] + [dark] * 100
-    restore(host, parts, picture(80, 120), tile_check=LESS, tile_check_rounds=3)
+    restore(host, parts, picture(80, 120), tile_check=LESS, check_rounds=3)
     assert len(faults) > 1 and calls[0]["seed"] == 42
     assert {(call["seed"], call["scale"]) for call in calls} == {(42, 1.0), (43, 1.5), (44, 2.0), (45, 2.0)}
 
@@ -148,7 +148,7 @@ def test_without_the_check_nan_is_an_error_as_before(host, parts, faithful):
 def test_a_random_network_is_found_out(host, parts):
     """The real sampler: every tile of what random weights make is bad, and the run ends all the same."""
     image = picture(80, 120)
-    once, thrice = restore(host, parts, image), restore(host, parts, image, tile_check=AGAIN, tile_check_rounds=1)
+    once, thrice = restore(host, parts, image), restore(host, parts, image, tile_check=AGAIN, check_rounds=1)
     assert once.shape == thrice.shape
     assert thrice.isfinite().all()
     assert not torch.equal(once, thrice)
