@@ -26,12 +26,15 @@ class Ranking:
     """Index of the chosen candidate, from 0."""
 
 
-def best_of_n(scores: Tensor, higher_is_better: Sequence[bool] | Tensor) -> Ranking:
+def best_of_n(
+    scores: Tensor, higher_is_better: Sequence[bool] | Tensor, vetoed: Sequence[bool] | None = None
+) -> Ranking:
     """The candidate with the smallest sum of ranks.
 
     scores: `[N, M]`, N candidates in the order they were made, M metrics. higher_is_better: `[M]`.
     Ties go to the larger mean of min-max-normalised scores, then to the earliest candidate. A score that is no finite
-    number ranks behind every number of its metric, together with others like it, and adds 0 to the mean.
+    number ranks behind every number of its metric, together with others like it, and adds 0 to the mean. vetoed: `[N]`,
+    candidates that are not chosen and rank as if they had no scores; not all of them.
 
     Raises ValueError for a table without rows or columns.
     """
@@ -41,10 +44,16 @@ def best_of_n(scores: Tensor, higher_is_better: Sequence[bool] | Tensor) -> Rank
     if higher.shape != scores.shape[1:]:
         raise ValueError(f"{scores.shape[1]} metrics need as many directions, got {list(higher.shape)}")
     merit = torch.where(higher, scores.double(), -scores.double())
+    out = torch.zeros(len(scores), dtype=torch.bool, device=scores.device)
+    if vetoed is not None:
+        out = torch.as_tensor(vetoed, dtype=torch.bool, device=scores.device)
+        if out.shape != scores.shape[:1] or out.all():
+            raise ValueError(f"{len(scores)} candidates need a veto or none each, and not all can have one")
+        merit = merit.masked_fill(out[:, None], torch.nan)
     ranks = competition_ranks(merit)
     rank_sum = ranks.sum(dim=1)
     mean = min_max(merit).mean(dim=1)
-    tied = rank_sum == rank_sum.min()
+    tied = (rank_sum == rank_sum[~out].min()) & ~out
     leading = tied & (mean >= mean[tied].max() - MEAN_TOLERANCE)
     return Ranking(ranks, rank_sum, mean, int(leading.nonzero()[0]))
 

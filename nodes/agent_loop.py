@@ -17,8 +17,9 @@ from ..host.agent.history import RefinementHistory, RoundResult, circumstances
 from ..host.agent.loop import CANDIDATES_ID, LOOP_ID, RESULT_ID, ROUND_ID, START_ID, Expansion, Wiring
 from ..host.images import checked_image
 from ..host.progress import show_on_node
+from ..models.drift import kept_candidates, measure_drift, told_drifts
 from .agent import AgentPromptRefiner, check_previous, refiner_options
-from .inputs import vlm_input
+from .inputs import drift_limit_input, vlm_input
 from .sockets import AgentLoopSocket
 
 log = logging.getLogger(__name__)
@@ -111,6 +112,7 @@ class AgentRefinementLoop(io.ComfyNode):
                     "with 3 and raise it: rounds that are done are not run again.",
                 ),
                 *refiner_options(),
+                drift_limit_input(),
             ],
             outputs=[
                 io.Image.Output(
@@ -152,6 +154,7 @@ class AgentRefinementLoop(io.ComfyNode):
         max_length: list[int],
         on_failure: list[str],
         instruction: Sequence[str] = (),
+        drift_limit: Sequence[float] = (0.0,),
     ) -> io.NodeOutput:
         """All come as lists. The refiner's inputs are only compared here: each round's node gets them by wire.
 
@@ -303,6 +306,8 @@ class AgentRefinementCandidates(io.ComfyNode):
                 per_round(io.String.Input("prompt", tooltip="The prompt of a round."), "prompts"),
                 per_round(io.String.Input("change", tooltip="What the agent changed in a round."), "changes"),
                 per_round(io.String.Input("reason", tooltip="Why it did."), "reasons"),
+                io.Image.Input("lq_image", optional=True, tooltip="The low-quality image, for drift_limit."),
+                drift_limit_input(),
             ],
             outputs=[
                 io.Image.Output(display_name="candidates", tooltip="The images, round by round."),
@@ -312,10 +317,29 @@ class AgentRefinementCandidates(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, images: Rounds, prompts: Rounds, changes: Rounds, reasons: Rounds) -> io.NodeOutput:
-        """All that the rounds made, in the order of the rounds."""
-        texts = in_order(prompts)
-        return io.NodeOutput(in_order(images), texts, report(texts, in_order(changes), in_order(reasons), len(images)))
+    def execute(
+        cls,
+        images: Rounds,
+        prompts: Rounds,
+        changes: Rounds,
+        reasons: Rounds,
+        lq_image: Sequence[torch.Tensor] = (),
+        drift_limit: Sequence[float] = (0.0,),
+    ) -> io.NodeOutput:
+        """All that the rounds made, in the order of the rounds, but for what drifted too far."""
+        made, texts = in_order(images), in_order(prompts)
+        told = (in_order(changes), in_order(reasons), len(images))
+        if not lq_image or drift_limit[0] <= 0:
+            return io.NodeOutput(made, texts, report(texts, *told))
+        drifts = [measure_drift(image[0, ..., :3], lq_of(lq_image, index)).value for index, image in enumerate(made)]
+        kept = kept_candidates(drifts, len(lq_image), drift_limit[0])
+        notes = told_drifts(drifts, len(lq_image), drift_limit[0])
+        return io.NodeOutput([made[i] for i in kept], [texts[i] for i in kept], report(texts, *told, notes))
+
+
+def lq_of(lq_image: Sequence[torch.Tensor], index: int) -> torch.Tensor:
+    """The low-quality image `[h, w, 3]` of a candidate, all of them listed round by round."""
+    return lq_image[index % len(lq_image)][0, ..., :3]
 
 
 Loops = list[RefinementHistory]
@@ -353,8 +377,10 @@ def in_order(rounds: Rounds) -> list[Any]:
     return [value for number in sorted(rounds, key=int) for value in rounds[number]]
 
 
-def report(prompts: list[str], changes: list[str], reasons: list[str], rounds: int = 1) -> str:
-    """The rounds in words. All lists are round by round, changes and reasons from round 2 on."""
+def report(
+    prompts: list[str], changes: list[str], reasons: list[str], rounds: int = 1, notes: Sequence[str] = ()
+) -> str:
+    """The rounds in words. All lists are round by round, changes and reasons from round 2 on; notes: further lines."""
     images = len(prompts) // rounds
     blocks = []
     for index, prompt in enumerate(prompts):
@@ -362,6 +388,7 @@ def report(prompts: list[str], changes: list[str], reasons: list[str], rounds: i
         lines = [title, f"Prompt: {prompt}"]
         if index >= images:
             lines += [f"Changed: {changes[index - images]}", f"Why: {reasons[index - images]}"]
+        lines += notes[index : index + 1]
         blocks.append("\n".join(lines))
     return "\n\n".join(blocks)
 

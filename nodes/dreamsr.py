@@ -15,7 +15,18 @@ from ..host.images import checked_image
 from ..host.model_folders import model_files
 from ..models.color import METHODS
 from ..models.dreamsr.schedule import REMOVAL_TIME, TEXTURE_START, TEXTURE_STEPS, texture_sigmas
-from .inputs import MAX_SEED, only, resize_input, target_size, tile_weights_input, tiles_per_batch_input, vae_tile_input
+from .inputs import (
+    MAX_SEED,
+    TILE_CHECK_OFF,
+    chosen_repair,
+    only,
+    resize_input,
+    target_size,
+    tile_check_inputs,
+    tile_weights_input,
+    tiles_per_batch_input,
+    vae_tile_input,
+)
 from .sockets import MMControlNetSocket, TileGridSocket
 
 CATEGORY = "RealISR/DreamSR"
@@ -149,6 +160,7 @@ class DreamSRRestore(io.ComfyNode):
                 ),
                 tiles_per_batch_input(advanced=True),
                 vae_tile_input(),
+                *tile_check_inputs("texture_start a fifth lower each time"),
             ],
             outputs=[io.Image.Output(display_name="image", tooltip="The restored image at the target size.")],
         )
@@ -176,6 +188,8 @@ class DreamSRRestore(io.ComfyNode):
         mm_controlnet=None,
         patch_prompts=None,
         tile_grid=None,
+        tile_check=None,
+        check_rounds=None,
     ) -> io.NodeOutput:
         def one(name: str, values: list[Any] | None) -> Any:
             return only(NAME, name, values)
@@ -207,6 +221,7 @@ class DreamSRRestore(io.ComfyNode):
                 one("seed", seed),
                 one("vae_tile_size", vae_tile_size),
                 one("color_alignment", color_alignment),
+                chosen_repair(one("tile_check", tile_check) or TILE_CHECK_OFF, one("check_rounds", check_rounds) or 2),
             )
         )
 

@@ -10,6 +10,7 @@ import torch
 from comfy_api.latest import io
 
 from ..host.images import checked_image
+from ..host.tile_repair import TileRepair
 from ..models.tiles.weights import WEIGHTS, Weights
 from .sockets import VLMSocket
 
@@ -163,6 +164,60 @@ def tiles_per_batch_input(advanced: bool = False) -> io.Int.Input:
             "all. Memory depends on this and the tile size, not on the image. Too many for the memory are halved."
         ),
     )
+
+
+def drift_limit_input() -> io.Float.Input:
+    return io.Float.Input(
+        "drift_limit",
+        default=0.0,
+        min=0.0,
+        max=10.0,
+        step=0.05,
+        round=0.001,
+        optional=True,
+        advanced=True,
+        tooltip=(
+            "Pass over candidates that no longer show what the low-quality image shows, in its low frequencies or its "
+            "edges: those whose drift is above this. Ours, from no paper; try 1.2 (see the help page). 0: off."
+        ),
+    )
+
+
+TILE_CHECK_OFF, RERUN_SEED, RERUN_LESS = "off", "rerun with another seed", "rerun with less creativity"
+TILE_CHECKS = [TILE_CHECK_OFF, RERUN_SEED, RERUN_LESS]
+
+
+def tile_check_inputs(less: str) -> list[io.Input]:
+    """What a whole-method node asks about bad tiles; last among its inputs. less: what less creativity is there."""
+    return [
+        io.Combo.Input(
+            "tile_check",
+            options=TILE_CHECKS,
+            default=TILE_CHECK_OFF,
+            optional=True,
+            tooltip=(
+                "Compare each tile of the result with the input (as Check Tiles does) and restore bad ones again: with "
+                f"another seed, or also with less creativity ({less}). All else stays as it is, to the bit. off: no "
+                "check."
+            ),
+        ),
+        io.Int.Input(
+            "check_rounds",
+            default=2,
+            min=1,
+            max=10,
+            optional=True,
+            advanced=True,
+            tooltip="How often tiles that are still bad are restored again, at most.",
+        ),
+    ]
+
+
+def chosen_repair(tile_check: str, rounds: int) -> TileRepair | None:
+    """What the widgets ask for; None for no check. Raises ValueError for no option."""
+    if tile_check not in TILE_CHECKS:
+        raise ValueError(f"The input tile_check is {tile_check!r:.60}. It takes {' or '.join(map(repr, TILE_CHECKS))}.")
+    return None if tile_check == TILE_CHECK_OFF else TileRepair(rounds, less_creative=tile_check == RERUN_LESS)
 
 
 def error_of(check: Callable[[], object]) -> str | None:

@@ -13,7 +13,15 @@ from ..models.pure.logits import TokenSampling
 from ..models.pure.options import AnswerParts, GenerationOptions
 from ..models.pure.prompt import INSTRUCTION, PLACEHOLDER
 from ..models.pure.vocabulary import IMAGE_TOKENS
-from .inputs import MAX_SEED, read_choice, resize_input, target_size
+from .inputs import (
+    MAX_SEED,
+    TILE_CHECK_OFF,
+    chosen_repair,
+    read_choice,
+    resize_input,
+    target_size,
+    tile_check_inputs,
+)
 from .pure_loaders import CATEGORY
 from .sockets import ARRestorerSocket, TokenGridSocket
 
@@ -282,6 +290,7 @@ class ARTokenRestorer(io.ComfyNode):
                     tooltip="Take the blurred colours from the input (wavelet), as the authors always do.",
                 ),
                 *expert_inputs(),
+                *tile_check_inputs("temperature a fifth lower each time"),
             ],
             outputs=[
                 io.Image.Output(display_name="image", tooltip="The restored image at the target size."),
@@ -345,6 +354,8 @@ class ARTokenRestorer(io.ComfyNode):
         instruction: str,
         batch_size: int,
         preview: bool,
+        tile_check: str = TILE_CHECK_OFF,
+        check_rounds: int = 2,
     ) -> io.NodeOutput:
         if error := text_error(description, guidance, instruction):
             raise ValueError(error)
@@ -369,6 +380,7 @@ class ARTokenRestorer(io.ComfyNode):
             color_fix=color_fix,
             preview=preview,
             together=batch_size,
+            repair=chosen_repair(tile_check, check_rounds),
         )
         restored = restore(model, image, options)
         entropy = (restored.entropy / MAX_ENTROPY).clamp(0, 1)

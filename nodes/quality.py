@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import accumulate
 
 from comfy_api.latest import io
+from torch import Tensor
 
 from ..host.images import checked_image
 from ..host.iqa import score_all, weights_folder
 from ..models.best_of_n import best_of_n
 from ..models.candidates import ARRANGEMENTS, AUTO, group_candidates
+from ..models.drift import measure_drift, vetoed
 from ..services.iqa.metrics import DEFAULT_METRICS, parse_metrics
 from ..services.iqa.weights import require_weights
+from .inputs import drift_limit_input
 from .score_table import ScoreTable, Section
 
 CATEGORY = "RealISR/Quality"
@@ -125,6 +129,12 @@ class NRIQABestOfN(io.ComfyNode):
                     force_input=True,
                     tooltip="Prompts of the candidates in the same order, as Agent Refinement Loop gives them.",
                 ),
+                io.Image.Input(
+                    "lq_image",
+                    optional=True,
+                    tooltip="Only for drift_limit: the low-quality image. One for all images, or one for each.",
+                ),
+                drift_limit_input(),
             ],
             outputs=[
                 io.Image.Output(
@@ -153,26 +163,63 @@ class NRIQABestOfN(io.ComfyNode):
         return metrics_error(metrics[0] if metrics else None) or True
 
     @classmethod
-    def execute(cls, images, metrics, candidates, image_count, prompts=None) -> io.NodeOutput:
+    def execute(
+        cls, images, metrics, candidates, image_count, prompts=None, lq_image=None, drift_limit=(0.0,)
+    ) -> io.NodeOutput:
         chosen = parse_metrics(metrics[0])
         for image in images:
             checked_image(image, "NR-IQA Best-of-N Selector: ")
         groups = group_candidates(images, prompts, candidates[0], image_count[0])
         subjects = [subject for group in groups for subject in group.subjects]
+        drifts = drifts_of(subjects, lq_image, drift_limit[0])
         scores = score_all([candidate for subject in subjects for candidate in subject], chosen)
         higher = [not metric.lower_is_better for metric in chosen]
         tables = scores.split([len(subject) for subject in subjects])
-        rankings = [best_of_n(table, higher) for table in tables]
+        rankings = [
+            best_of_n(table, higher, vetoed(drift, drift_limit[0])) for table, drift in zip(tables, drifts, strict=True)
+        ]
         best = [ranking.best for ranking in rankings]
 
         ends = list(accumulate(len(group.subjects) for group in groups))
         results = [group.joined(best[end - len(group.subjects) : end]) for group, end in zip(groups, ends, strict=True)]
         prompts_of = [group.prompts for group in groups for _ in group.subjects]
         best_prompts = [texts[index] if texts else "" for texts, index in zip(prompts_of, best, strict=True)]
-        titles = [f"image {number}" if len(subjects) > 1 else "" for number in range(len(subjects))]
+        names = [f"image {number}" if len(subjects) > 1 else "" for number in range(len(subjects))]
+        told = [drift_text(drift, drift_limit[0]) for drift in drifts]
+        titles = [", ".join(filter(None, parts)) for parts in zip(names, told, strict=True)]
         sections = [Section(*parts) for parts in zip(titles, tables, rankings, prompts_of, strict=True)]
         table = ScoreTable(chosen, sections)
         return io.NodeOutput(results, best, best_prompts, table.text(), ui=table.ui())
+
+
+def drifts_of(subjects: Sequence[Sequence[Tensor]], lq_image: list[Tensor] | None, limit: float) -> list[list[float]]:
+    """Drift of every candidate `[H, W, C]` of every image; zeros where the limit asks for none.
+
+    Raises ValueError without low-quality images, or for another number of them than there are images.
+    """
+    name = "NR-IQA Best-of-N Selector"
+    models = [item[..., :3] for batch in lq_image or () for item in checked_image(batch, f"{name} (lq_image): ")]
+    if limit <= 0:
+        return [[0.0] * len(candidates) for candidates in subjects]
+    if not models:
+        raise ValueError(f"{name}: drift_limit {limit:g} compares candidates with lq_image. Connect it, or set 0.")
+    if len(models) not in (1, len(subjects)):
+        raise ValueError(
+            f"{name}: {len(models)} low-quality images came for {len(subjects)} images. Give one for each."
+        )
+    return [
+        [measure_drift(candidate[..., :3], models[index % len(models)]).value for candidate in candidates]
+        for index, candidates in enumerate(subjects)
+    ]
+
+
+def drift_text(drifts: Sequence[float], limit: float) -> str:
+    """The drifts in words; nothing where none were measured."""
+    if limit <= 0:
+        return ""
+    out = vetoed(drifts, limit)
+    said = [f"{drift:.2f}{' (vetoed)' if veto else ''}" for drift, veto in zip(drifts, out, strict=True)]
+    return f"drift {', '.join(said)}"
 
 
 NODES = [NRIQAScore, NRIQABestOfN]

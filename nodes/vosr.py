@@ -13,7 +13,17 @@ from ..host.vosr.restore import VOSRRestoreOptions, restore, vosr_info
 from ..models.color import METHODS, Method
 from ..models.tiles.layout import TileLayout
 from ..models.vosr.sampling import DEFAULT_GUIDANCE_SCALE, RestorationGuidance
-from .inputs import MAX_SEED, error_of, read_choice, resize_input, target_size, vae_tile_input
+from .inputs import (
+    MAX_SEED,
+    TILE_CHECK_OFF,
+    chosen_repair,
+    error_of,
+    read_choice,
+    resize_input,
+    target_size,
+    tile_check_inputs,
+    vae_tile_input,
+)
 from .sockets import TileGridSocket
 
 CATEGORY = "RealISR/VOSR"
@@ -327,6 +337,7 @@ class RestorationCFGSampler(io.ComfyNode):
                 posterior_input(),
                 vae_tile_input(),
                 tile_grid_input("tiling"),
+                *tile_check_inputs("restoration_scale half a unit higher each time, which one-step models do not read"),
             ],
             outputs=[io.Image.Output(display_name="image", tooltip="The restored image at the target size.")],
         )
@@ -361,6 +372,8 @@ class RestorationCFGSampler(io.ComfyNode):
         vae_tile_size: int,
         vision_encoder=None,
         tile_grid: TileLayout | None = None,
+        tile_check: str = TILE_CHECK_OFF,
+        check_rounds: int = 2,
     ) -> io.NodeOutput:
         image = checked_image(image, "Restoration-CFG Sampler: ")
         width, height = target_size(image, resize)
@@ -373,6 +386,7 @@ class RestorationCFGSampler(io.ComfyNode):
             encode=EncodeOptions(chosen_strength(weak_strength), posterior=posterior, vae_tile=vae_tile_size),
             tiles=chosen_tiles(tiling) if tile_grid is None else tile_grid,
             color=color_alignment,
+            repair=chosen_repair(tile_check, check_rounds),
         )
         return io.NodeOutput(restore(model, vae, vision_encoder, image, options))
 

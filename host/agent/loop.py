@@ -20,7 +20,9 @@ CANDIDATES_ID = "RealISR_AgentRefinementCandidates"
 
 PROMPT_OUTPUT, IMAGE_OUTPUT, ROUND_OUTPUT, LOOP_OUTPUT = 0, 1, 2, 3
 
-LOOP_INPUTS = ("loop", "image", "rounds")
+DRIFT_LIMIT = "drift_limit"
+
+LOOP_INPUTS = ("loop", "image", "rounds", DRIFT_LIMIT)
 """The loop's own; all its other inputs are the refiner's."""
 
 
@@ -134,5 +136,8 @@ class Expansion:
             **{f"changes.{number}": result.out(2) for number, result in enumerate(self.results, 2)},
             **{f"reasons.{number}": result.out(3) for number, result in enumerate(self.results, 2)},
         }
+        if DRIFT_LIMIT in self.inputs:
+            gathered["lq_image"] = [self.wiring.start, IMAGE_OUTPUT]
+            gathered[DRIFT_LIMIT] = self.inputs[DRIFT_LIMIT]
         node = self.own.node(CANDIDATES_ID, id="candidates", **gathered)
         return [node.out(index) for index in range(3)], self.copies | self.own.finalize()

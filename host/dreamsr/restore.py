@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import comfy.model_management
 import comfy.sample
@@ -16,10 +16,12 @@ from torch import Tensor
 from ...models.color import Method, align_colors
 from ...models.dreamsr.schedule import REMOVAL_TIME, TEXTURE_START, TEXTURE_STEPS, texture_sigmas
 from ...models.image import pad_to_multiple, upscale
-from ...models.tiles.grid import TileGrid
-from ...models.tiles.layout import TileLayout
+from ...models.tile_check.blend import nearest_tiles, part_grid
+from ...models.tiles.grid import Box, TileGrid
+from ...models.tiles.layout import CELL, TileLayout
 from ...models.tiles.weights import Weights
 from ..images import checked_image, decode_latent, encode_image
+from ..tile_repair import Pictures, TileRepair, repair_tiles, scale_of, with_nan, without_nan
 from ..tiling.sampling import Tiling
 from ..types import VAE, Conditioning, Model
 from .control.apply import apply_mm_control
@@ -33,6 +35,10 @@ NODE = "DreamSR Restore"
 
 IMAGE_MULTIPLE = 16
 """Pixels: FLUX reads latents, of 8 pixels a cell, in patches of 2 x 2."""
+
+
+LESS_CREATIVE = 0.8
+"""What a round leaves of the noise that the texture stage starts from, where bad tiles are restored less creatively."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -124,13 +130,14 @@ def restore_images(
     seed: int = 0,
     vae_tile: int = 0,
     color: Method = "none",
+    repair: TileRepair | None = None,
 ) -> Tensor:
     """Restore images `[B, h, w, 3 or 4]` in 0..1, one after another, to `[B, height, width, 3 or 4]`.
 
     size: (width, height) of the result in pixels. grid: of `tiles_over` that size. seed: item i uses seed + i.
-    vae_tile: pixels, 0 to decide by free memory. color: how colours are taken from the input. Alpha is enlarged by
-    itself and rejoined. Raises ValueError for images or parts that do not fit; an interrupt ends within one call of
-    the model.
+    vae_tile: pixels, 0 to decide by free memory. color: how colours are taken from the input. repair: what happens to
+    bad tiles, None to look for none. Alpha is enlarged by itself and rejoined. Raises ValueError for images or parts
+    that do not fit; an interrupt ends within one call of the model.
     """
     images = checked_image(images)
     require_flow(method.model)
@@ -139,12 +146,55 @@ def restore_images(
         comfy.model_management.throw_exception_if_processing_interrupted()
         enlarged = upscale(image, *size)
         rgb, alpha = enlarged[..., :3], enlarged[..., 3:]
-        latent = encode_image(vae, pad_to_multiple(rgb, IMAGE_MULTIPLE), vae_tile)
-        item_seed = (seed + index) % 2**64
-        noise = comfy.sample.prepare_noise(latent, item_seed)
-        restored = add_texture(method, grid, clean_latent(method, grid, latent), noise, item_seed)
-        decoded = decode_latent(vae, restored, vae_tile, made_by="FLUX, or its MM-ControlNet or LoRA,")[
-            :, : size[1], : size[0], :3
-        ]
-        results.append(torch.cat([align_colors(decoded, rgb.to(decoded), color), alpha.to(decoded)], dim=-1))
+        run = ItemRun(method, vae, grid, (seed + index) % 2**64, vae_tile, color, repair)
+        restored = run.restore(rgb)
+        if repair is not None:
+            restored = run.repaired(Pictures(restored, rgb, scale_of(image, *size)), repair)
+        results.append(torch.cat([restored, alpha.to(restored)], dim=-1))
     return torch.cat(results)
+
+
+@dataclass(frozen=True, eq=False)
+class ItemRun:
+    """The restoration of one image, or of a part of one."""
+
+    method: DreamSR
+    vae: VAE
+    grid: TileGrid
+    """In latent cells."""
+    seed: int
+    vae_tile: int
+    color: Method
+    repair: TileRepair | None
+    redo: bool = False
+    """Whether it is a bad tile that is restored again."""
+
+    def restore(self, rgb: Tensor) -> Tensor:
+        """An image `[1, H, W, 3]` at the size of the result -> the same restored."""
+        height, width = rgb.shape[1:3]
+        latent = encode_image(self.vae, pad_to_multiple(rgb, IMAGE_MULTIPLE), self.vae_tile)
+        noise = comfy.sample.prepare_noise(latent, self.seed)
+        clean = clean_latent(self.method, self.grid, latent)
+        restored, holes = add_texture(self.method, self.grid, clean, noise, self.seed), None
+        if self.repair is not None:
+            restored, holes = without_nan(restored, latent, self.redo)
+        made_by = "FLUX, or its MM-ControlNet or LoRA,"
+        decoded = decode_latent(self.vae, restored, self.vae_tile, made_by)[:, :height, :width, :3]
+        return with_nan(align_colors(decoded, rgb.to(decoded), self.color), holes, CELL)
+
+    def repaired(self, pictures: Pictures, repair: TileRepair) -> Tensor:
+        """The restored image with its bad tiles restored again, each with its surroundings as an image of its own."""
+
+        def again(window: Box, lq: Tensor, round_number: int) -> Tensor:
+            cells = Box(window.top // CELL, window.left // CELL, window.height // CELL, window.width // CELL)
+            part = part_grid(self.grid, cells)
+            method = self.method
+            if method.patch_prompts:
+                prompts = [method.patch_prompts[tile] for tile in nearest_tiles(self.grid, part, cells)]
+                method = replace(method, patch_prompts=prompts)
+            if repair.less_creative:
+                method = replace(method, texture_start=method.texture_start * LESS_CREATIVE**round_number)
+            seed = (self.seed + round_number) % 2**64
+            return replace(self, method=method, grid=part, seed=seed, redo=True).restore(lq)
+
+        return repair_tiles(pictures, self.grid.scaled(CELL), self.method.weights, repair, again, NODE)

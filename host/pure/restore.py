@@ -18,11 +18,13 @@ from ...models.pure.prompt import INSTRUCTION, image_block, prompt_ids
 from ...models.pure.text import split_text
 from ...models.pure.vocabulary import PATCH_PIXELS
 from ...models.pure.vqgan import to_image, to_pixels
+from ...models.tile_check.check import TileCheck, check_tiles
 from ...models.tiles.grid import Box, TileGrid
 from ...models.tiles.layout import CELL, require_tile
 from ...models.tiles.merge import merge_tiles
 from ..images import checked_image
 from ..memory import MostTogether, within_memory
+from ..tile_repair import TileRepair, scale_of, tell
 from .model import ARRestorer
 from .progress import TEXT_ALLOWANCE, Canvas, RunObserver, TokenProgress
 
@@ -35,6 +37,11 @@ MAX_TOGETHER = 16
 
 SEED_STRIDE = 0x9E3779B97F4A7C15
 """Between the seeds of one image's tiles: odd and large, so that they meet no other image's."""
+
+NODE = "AR Token Restorer"
+
+LESS_CREATIVE = 0.8
+"""What a round leaves of the temperature, where bad tiles are drawn less creatively."""
 
 TEXTS_BETWEEN_TILES = " | "
 
@@ -87,6 +94,8 @@ class PURERestoreOptions:
     preview: bool = True
     together: int = 0
     """Sequences decoded at once, 0 for as many as fit."""
+    repair: TileRepair | None = None
+    """What happens to bad tiles; None to look for none."""
 
 
 @dataclass(frozen=True)
@@ -131,6 +140,7 @@ class Job:
     """One tile: which image, where, its prompt and its seed."""
 
     image: int
+    tile: int
     box: Box
     prompt: list[int]
     seed: int
@@ -208,7 +218,7 @@ class Restoration:
         self.options = replace(options, generation=replace(options.generation, size=(patches, patches)))
         # The result's size and the canvas's may differ on a side shorter than a tile.
         self.canvases = upscale(images[..., :3], self.grid.width, self.grid.height).float().cpu()
-        self.drawn: list[list[DrawnTile]] = [[] for _ in images]
+        self.drawn: list[dict[int, DrawnTile]] = [{} for _ in images]
 
     # --- tokens ------------------------------------------------------------------------------------------------------
 
@@ -219,7 +229,7 @@ class Restoration:
             squares = torch.stack([box.crop(canvas.movedim(-1, 0)).movedim(0, -1) for box in boxes])
             prompts = prompt_tokens(self.restorer, squares, self.options.instruction)
             jobs += [
-                Job(index, box, prompt, tile_seed(self.options.seed, index, tile))
+                Job(index, tile, box, prompt, tile_seed(self.options.seed, index, tile))
                 for tile, (box, prompt) in enumerate(zip(boxes, prompts, strict=True))
             ]
         return jobs
@@ -240,7 +250,7 @@ class Restoration:
         squares = resize(self.images[..., :3], side, side).float().cpu()
         prompts = prompt_tokens(self.restorer, squares, self.options.instruction)
         whole = Box(0, 0, self.grid.height, self.grid.width)
-        return [Job(i, whole, prompt, tile_seed(self.options.seed, i, 0)) for i, prompt in enumerate(prompts)]
+        return [Job(i, 0, whole, prompt, tile_seed(self.options.seed, i, 0)) for i, prompt in enumerate(prompts)]
 
     def run(self) -> Restored:
         jobs = self.jobs()
@@ -259,7 +269,47 @@ class Restoration:
         for run in runs:
             within_memory(partial(self.draw, descriptions=descriptions, progress=progress), run, most)
             progress.next()
+        if self.options.repair is not None:
+            self.redraw_bad(jobs, descriptions, most, self.options.repair)
         return self.assemble()
+
+    def check(self, index: int, repair: TileRepair) -> TileCheck:
+        """The tiles of an image as they look in it."""
+        scale = scale_of(self.images, self.grid.width, self.grid.height)
+        return check_tiles(self.canvas_picture(index)[0], self.canvases[index], self.grid, scale, repair.thresholds)
+
+    def redraw_bad(
+        self, jobs: Sequence[Job], descriptions: Sequence[str | None], most: MostTogether, repair: TileRepair
+    ) -> None:
+        """Draw bad tiles again in place of what they were, until all are good or the rounds are used up."""
+        first = checks = [self.check(index, repair) for index in range(len(self.canvases))]
+        done = 0
+        image_tokens = (self.options.tiles.side // TOKEN_PIXELS) ** 2
+        while done < repair.rounds and any(check.bad for check in checks):
+            done += 1
+            bad = [self.again(job, done) for job in jobs if job.tile in checks[job.image].bad]
+            runs = list(chunks(bad, most.items))
+            progress = TokenProgress([TEXT_ALLOWANCE + image_tokens] * len(runs))
+            generation = self.closer(done, repair)
+            draw = partial(self.draw, descriptions=descriptions, progress=progress, generation=generation)
+            for run in runs:
+                within_memory(draw, run, most)
+                progress.next()
+            checks = [self.check(index, repair) for index in range(len(self.canvases))]
+        for before, after in zip(first, checks, strict=True):
+            tell(NODE, before, after, done)
+
+    def again(self, job: Job, round_number: int) -> Job:
+        """The same tile with a seed that no other has."""
+        return replace(job, seed=tile_seed(self.options.seed, job.image, job.tile + round_number * len(self.grid)))
+
+    def closer(self, round_number: int, repair: TileRepair) -> GenerationOptions:
+        """How tokens are drawn in a round: colder each time, where bad tiles are restored less creatively."""
+        generation = self.options.generation
+        if not repair.less_creative:
+            return generation
+        temperature = generation.sampling.temperature * LESS_CREATIVE**round_number
+        return replace(generation, sampling=replace(generation.sampling, temperature=temperature))
 
     def describe(self, jobs: Sequence[Job], progress: TokenProgress) -> list[str]:
         """What the model writes about each image."""
@@ -280,10 +330,16 @@ class Restoration:
         sentence, description = split_text(result.written_ids, self.restorer.tokenizer)
         return sentence, "" if self.options.generation.parts == "perception" else description
 
-    def draw(self, jobs: Sequence[Job], descriptions: Sequence[str | None], progress: TokenProgress) -> list[DrawnTile]:
+    def draw(
+        self,
+        jobs: Sequence[Job],
+        descriptions: Sequence[str | None],
+        progress: TokenProgress,
+        generation: GenerationOptions | None = None,
+    ) -> list[DrawnTile]:
         """Decode one batch of tiles to tokens and these to pixels.
 
-        descriptions: of each image, None for the model's own.
+        descriptions: of each image, None for the model's own. generation: None for the run's.
         """
         given = [descriptions[job.image] for job in jobs]
         restorer, shown = self.restorer, jobs[0].image
@@ -296,7 +352,7 @@ class Restoration:
             restorer.network,
             [job.prompt for job in jobs],
             [job.seed for job in jobs],
-            replace(self.options.generation, cuda_graphs=restorer.weights_stay),
+            replace(generation or self.options.generation, cuda_graphs=restorer.weights_stay),
             restorer.vocabulary,
             tokenizer=restorer.tokenizer,
             descriptions=given,
@@ -319,13 +375,13 @@ class Restoration:
             progress.show(observer.tokens, canvas.picture())
         # Only now: where memory does not suffice on the way, the same jobs are drawn again in halves.
         for job, tile in zip(jobs, tiles, strict=True):
-            self.drawn[job.image].append(tile)
+            self.drawn[job.image][job.tile] = tile
         return tiles
 
     def canvas_of(self, index: int) -> Canvas:
         """What a preview starts from: the image with the tiles that are done."""
         canvas = Canvas(self.restorer, self.canvases[index])
-        for box, tile in zip(self.grid.boxes, self.drawn[index], strict=False):
+        for box, tile in zip(self.grid.boxes, self.drawn[index].values(), strict=False):
             canvas.paste(box, tile.picture[0])
         return canvas
 
@@ -338,16 +394,20 @@ class Restoration:
         field_shape = torch.empty((1, tiles[0].shape[1], self.grid.height, self.grid.width))
         return merge_tiles(self.grid, field_shape, lambda first, boxes: tiles[first : first + len(boxes)])
 
-    def picture(self, index: int) -> Tensor:
-        """The restored image `[1, height, width, 3]`."""
-        merged = self.merged([tile.picture.movedim(-1, 1) for tile in self.drawn[index]]).movedim(1, -1)
+    def canvas_picture(self, index: int) -> Tensor:
+        """The restored image at the canvas's size `[1, H, W, 3]`."""
+        merged = self.merged([tile.picture.movedim(-1, 1) for tile in self.drawn[index].values()]).movedim(1, -1)
         if self.options.color_fix:
             merged = swap_lowest_band(merged, self.canvases[index][None])
-        return resize(merged, self.options.width, self.options.height)
+        return merged
+
+    def picture(self, index: int) -> Tensor:
+        """The restored image `[1, height, width, 3]`."""
+        return resize(self.canvas_picture(index), self.options.width, self.options.height)
 
     def entropy(self, index: int) -> Tensor:
         """Nats `[1, height, width]`: each token's over its 8 x 8 pixels."""
-        maps = [tile.entropy[None, None].float() for tile in self.drawn[index]]
+        maps = [tile.entropy[None, None].float() for tile in self.drawn[index].values()]
         spread = [values.repeat_interleave(TOKEN_PIXELS, -1).repeat_interleave(TOKEN_PIXELS, -2) for values in maps]
         merged = self.merged(spread)
         size = (self.options.height, self.options.width)
@@ -357,7 +417,7 @@ class Restoration:
 
     def line(self, index: int, name: str) -> str:
         """What the tiles of an image say, each text once."""
-        texts = [" ".join(getattr(tile, name).split()) for tile in self.drawn[index]]
+        texts = [" ".join(getattr(tile, name).split()) for tile in self.drawn[index].values()]
         return TEXTS_BETWEEN_TILES.join(dict.fromkeys(filter(None, texts)))
 
     def assemble(self) -> Restored:
@@ -373,7 +433,7 @@ class Restoration:
             degradation="\n".join(self.line(index, "degradation") for index in count),
             description="\n".join(self.line(index, "description") for index in count),
             tokens=TokenGrids(
-                torch.stack([torch.stack([tile.codes for tile in tiles]) for tiles in self.drawn]),
+                torch.stack([torch.stack([tile.codes for tile in tiles.values()]) for tiles in self.drawn]),
                 self.grid.boxes,
                 self.grid.height,
                 self.grid.width,

@@ -15,12 +15,15 @@ from torch import Tensor
 
 from ...models.color import Method, align_colors
 from ...models.image import upscale
+from ...models.tiles.grid import Box, TileGrid
 from ...models.tiles.layout import TileLayout
 from ...models.vosr.sampling import MULTI_STEP, RestorationGuidance, euler_times
 from ..images import checked_image, decode_latent
+from ..tile_repair import Pictures, TileRepair, repair_tiles, scale_of, whole, with_nan, without_nan
 from ..types import VAE, ClipVision, Model
-from .conditioning import EncodeOptions, SquareTiles, VOSRConditioning, build_conditioning
+from .conditioning import PATCH_SIZE, EncodeOptions, SquareTiles, VOSRConditioning, build_conditioning
 from .guider import RestorationGuider
+from .loader import TILING
 from .model import VOSRInfo, VOSRModel
 
 log = logging.getLogger(__name__)
@@ -29,6 +32,10 @@ NODE = "Restoration-CFG Sampler"
 
 MIN_OVERLAP = 16
 """Pixels: an eighth of a small tile is too narrow to blend in. Never more than a quarter of the tile."""
+
+
+MOST_FAITHFUL = 2.0
+"""Restoration scale: the authors' command line default, and the largest they name."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +55,8 @@ class VOSRRestoreOptions:
     tiles: SquareTiles | TileLayout | None = None
     """None for tiles of the size the model was trained at with an eighth of overlap, or MIN_OVERLAP."""
     color: Method = "adain"
+    repair: TileRepair | None = None
+    """What happens to bad tiles; None to look for none."""
 
 
 def vosr_info(model: Model) -> VOSRInfo:
@@ -111,13 +120,71 @@ def restore_item(
 ) -> Tensor:
     """One image `[1, h, w, 3 or 4]` -> `[1, height, width, 3 or 4]`; alpha is resized by itself and rejoined."""
     upscaled = upscale(image, options.width, options.height)
-    conditioning = build_conditioning(upscaled, vae, vision, options.encode)
-    restored = decode_latent(
-        vae, sample(model, conditioning, options), options.encode.vae_tile, made_by=vosr_info(model).name
-    )
-    restored = restored[:, : options.height, : options.width, :3]
-    restored = align_colors(restored, upscaled[..., :3].to(restored), options.color)
+    restored = restore_enlarged(model, vae, vision, upscaled[..., :3], options)
+    if options.repair is not None:
+        pictures = Pictures(restored, upscaled[..., :3], scale_of(image, options.width, options.height))
+        restored = repaired(model, vae, vision, pictures, options, options.repair)
     return torch.cat([restored, upscaled[..., 3:].to(restored)], dim=-1)
+
+
+def restore_enlarged(
+    model: Model,
+    vae: VAE,
+    vision: ClipVision | None,
+    upscaled: Tensor,
+    options: VOSRRestoreOptions,
+    redo: bool = False,
+) -> Tensor:
+    """One image `[1, H, W, 3]` at the size of the result -> the same restored. redo: of a bad tile."""
+    height, width = upscaled.shape[1:3]
+    conditioning = build_conditioning(upscaled, vae, vision, options.encode)
+    latent = sample(model, conditioning, options)
+    holes = None
+    if options.repair is not None:
+        latent, holes = without_nan(latent, conditioning.full[0][1]["concat_latent_image"], redo)
+    decoded = decode_latent(vae, latent, options.encode.vae_tile, made_by=vosr_info(model).name)
+    restored = decoded[:, :height, :width, :3]
+    aligned = align_colors(restored, upscaled.to(restored), options.color)
+    return with_nan(aligned, holes, vae.spacial_compression_decode())
+
+
+def repaired(
+    model: Model,
+    vae: VAE,
+    vision: ClipVision | None,
+    pictures: Pictures,
+    options: VOSRRestoreOptions,
+    repair: TileRepair,
+) -> Tensor:
+    """A restored image with its bad tiles restored again, each with its surroundings as an image of its own."""
+    height, width = pictures.lq.shape[1:3]
+    downscale = vae.spacial_compression_encode()
+    cells = -(-height // (downscale * PATCH_SIZE)) * PATCH_SIZE, -(-width // (downscale * PATCH_SIZE)) * PATCH_SIZE
+    latent_grid = options.encode.grid(*cells, downscale)
+    grid = whole(height, width) if latent_grid is None else latent_grid.scaled(downscale)
+
+    def again(window: Box, lq: Tensor, round_number: int) -> Tensor:
+        seed = (options.seed + round_number) % 2**64
+        encode = replace(options.encode, seed=seed, tiles=window_tiles(latent_grid, downscale))
+        guidance = options.guidance
+        if repair.less_creative:
+            guidance = replace(guidance, scale=closer(guidance.scale, round_number))
+        changed = replace(options, seed=seed, encode=encode, guidance=guidance)
+        return restore_enlarged(model, vae, vision, lq, changed, redo=True)
+
+    return repair_tiles(pictures, grid, TILING.weights, repair, again, NODE)
+
+
+def window_tiles(grid: TileGrid | None, downscale: int) -> SquareTiles:
+    """Tiles for a part of the image, of the size it had."""
+    if grid is None:
+        return SquareTiles(0, 0)
+    return SquareTiles(max(grid.tile_height, grid.tile_width) * downscale, min(grid.overlaps) * downscale)
+
+
+def closer(scale: float, round_number: int) -> float:
+    """A restoration scale nearer to the input: half a unit a round, up to MOST_FAITHFUL."""
+    return max(scale, min(scale + 0.5 * round_number, MOST_FAITHFUL))
 
 
 def restore(model: Model, vae: VAE, vision: ClipVision | None, images: Tensor, options: VOSRRestoreOptions) -> Tensor:

@@ -265,3 +265,34 @@ def test_memory_is_asked_for_tiles_and_their_control(host, model, control, monke
     ((batch, _, height, width),) = asked
     bare, canvas = 2 * 8 * 8, 32 * 32
     assert bare < batch * height * width < canvas
+
+
+@pytest.mark.parametrize("choice", ["rerun with another seed", "rerun with less creativity"])
+def test_only_bad_tiles_are_restored_again(host, model, vae, control, monkeypatch, choice):
+    """The check stands in, so that a random model has exactly one bad tile; what is done about it is the node's own."""
+    from realisr.host import tile_repair
+    from realisr.host.dreamsr import restore as method
+    from realisr.models.tile_check.check import Fault, TileCheck
+
+    prompts = [text(100 + tile) for tile in range(8)]
+    settings = {"mm_controlnet": control, "patch_prompts": prompts, "weights": "gaussian"}
+    once = run(host, model, vae, picture(), **settings)
+    verdicts, runs = [[5], []], []
+    whole = method.ItemRun.restore
+
+    def check(restored, lq, grid, scale, thresholds):
+        bad = verdicts.pop(0)
+        return TileCheck(grid, [[Fault("color", 99.0, 24.0)] if tile in bad else [] for tile in range(len(grid))])
+
+    def watched(self, rgb):
+        runs.append((self.seed, self.method.texture_start, tuple(rgb.shape[1:3]), len(self.method.patch_prompts)))
+        return whole(self, rgb)
+
+    monkeypatch.setattr(tile_repair, "check_tiles", check)
+    monkeypatch.setattr(method.ItemRun, "restore", watched)
+    mended = run(host, model, vae, picture(), tile_check=choice, **settings)
+    start = 0.8 * 0.8 if choice.endswith("creativity") else 0.8
+    # Tile 5 of 2 x 4 lies at rows 32 to 96 and columns 32 to 96; the ring around it is 32 pixels wide.
+    assert runs == [(5, 0.8, (96, 144), 8), (6, pytest.approx(start), (96, 128), 6)]
+    assert torch.equal(once[:, :, 128:], mended[:, :, 128:])
+    assert (once - mended)[:, 32:, 32:96].abs().max() > 1e-3

@@ -304,3 +304,28 @@ def test_texts_that_do_not_go_together(model):
         run_restorer(model, picture(), description="A cat.", guidance="perception only")
     with pytest.raises(ValueError, match=r"<\|image\|> 2 times"):
         run_restorer(model, picture(), instruction="<|image|> and <|image|>")
+
+
+def test_only_bad_tiles_are_drawn_again(model, monkeypatch):
+    """The check stands in, so that a random model has exactly one bad tile; what is done about it is the node's own."""
+    from realisr.host.pure import restore as method
+    from realisr.models.tile_check.check import Fault, TileCheck
+
+    tiled = {"tiling": {"tiling": "custom", "tile_size": 32, "tile_overlap": 8}, "color_fix": False, **QUICK}
+    image = picture(width=80, height=32)
+    once = run_restorer(model, image, **tiled)
+    verdicts = [[1], []]
+
+    def check(restored, lq, grid, scale, thresholds):
+        bad = verdicts.pop(0)
+        return TileCheck(grid, [[Fault("color", 99.0, 24.0)] if tile in bad else [] for tile in range(len(grid))])
+
+    monkeypatch.setattr(method, "check_tiles", check)
+    mended = run_restorer(model, image, tile_check="rerun with another seed", **tiled)
+    assert not verdicts and codes(once).shape[1] == 3
+    assert [torch.equal(codes(once)[0, tile], codes(mended)[0, tile]) for tile in range(3)] == [True, False, True]
+    # Tile 1 of 3 lies at columns 24 to 56.
+    for columns in (slice(0, 24), slice(56, None)):
+        assert torch.equal(once[0][:, :, columns], mended[0][:, :, columns])
+    assert not torch.equal(once[0], mended[0])
+    assert torch.equal(once[3][:, :, :24], mended[3][:, :, :24])

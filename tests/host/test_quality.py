@@ -394,3 +394,42 @@ def test_a_score_that_is_no_number_is_null_in_json_and_ranks_last(host):
     rows = table.ui()["score_table"][0]["sections"][0]["rows"]
     assert [row["scores"] for row in rows] == [[None], [2.0]]
     assert [line.split()[:3] for line in table.text().splitlines()[1:]] == [["0", "-", "#2"], ["1", "*", "2.0000"]]
+
+
+# --- drift of meaning ------------------------------------------------------------------------------------------------
+
+
+def test_a_candidate_that_shows_something_else_is_passed_over(host):
+    """Without the limit the metric alone chooses; with it the best of those that show the input."""
+    batch = pictures(4, seed=3)
+    first = select([batch]).result[1][0]
+    honest = (first + 1) % 4
+    lq = torch.nn.functional.avg_pool2d(batch[honest].movedim(-1, 0)[None], 2).movedim(1, -1)
+    output = select([batch], lq_image=lq, drift_limit=0.8)
+    assert output.result[1] == [honest] and torch.equal(output.result[0][0][0], batch[honest])
+    (section,) = output.ui["score_table"][0]["sections"]
+    assert section["title"].count("(vetoed)") == 3 and "drift" in output.result[3].splitlines()[0]
+    assert select([batch], lq_image=lq, drift_limit=0.0).result[1] == [first]
+
+
+def test_a_drift_limit_needs_the_low_quality_image(host):
+    batch = pictures(2)
+    with pytest.raises(ValueError, match=r"drift_limit 0\.8 compares candidates with lq_image"):
+        select([batch], drift_limit=0.8)
+    with pytest.raises(ValueError, match="2 low-quality images came for 1 images"):
+        select([batch], drift_limit=0.8, lq_image=pictures(2))
+
+
+def test_a_loop_hands_on_what_still_shows_the_input(host):
+    from realisr.nodes.agent_loop import AgentRefinementCandidates
+
+    good, other = pictures(1, seed=1), pictures(1, seed=2)
+    rounds = {"1": [good], "2": [other], "3": [good * 0.98]}
+    texts = {number: [f"prompt {number}"] for number in rounds}
+    told = {number: ["changed"] for number in ("2", "3")}
+    given = {"images": rounds, "prompts": texts, "changes": told, "reasons": told}
+    images, prompts, report = execute(AgentRefinementCandidates, **given).result
+    assert len(images) == 3 and "Drift" not in report
+    images, prompts, report = execute(AgentRefinementCandidates, **given, lq_image=[good], drift_limit=[0.8]).result
+    assert prompts == ["prompt 1", "prompt 3"] and torch.equal(images[1], good * 0.98)
+    assert report.count("Drift: ") == 3 and report.count("above 0.8: passed over") == 1

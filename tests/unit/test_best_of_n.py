@@ -152,3 +152,22 @@ def test_refuses_an_empty_table(shape):
 def test_refuses_a_direction_too_few():
     with pytest.raises(ValueError, match="4 metrics need as many directions"):
         best_of_n(torch.zeros(3, 4), [True, False])
+
+
+def test_a_vetoed_candidate_is_never_the_best():
+    """The others rank among themselves, as if it were not there."""
+    scores = torch.tensor([[9.0, 9.0], [1.0, 5.0], [2.0, 3.0]], dtype=torch.float64)
+    ranking = best_of_n(scores, [True, True], [True, False, False])
+    alone = best_of_n(scores[1:], [True, True])
+    assert ranking.best == 1 + alone.best
+    assert torch.equal(ranking.ranks[1:], alone.ranks) and ranking.ranks[0].tolist() == [3, 3]
+    assert torch.equal(ranking.mean_normalized[1:], alone.mean_normalized)
+    assert best_of_n(scores, [True, True], [False] * 3).best == best_of_n(scores, [True, True]).best == 0
+    nothing = torch.full((2, 1), NAN, dtype=torch.float64)
+    assert best_of_n(nothing, [True], [True, False]).best == 1
+
+
+@pytest.mark.parametrize("vetoed", [[True, True], [False]])
+def test_not_all_can_be_vetoed(vetoed):
+    with pytest.raises(ValueError, match="2 candidates need a veto or none each"):
+        best_of_n(torch.zeros(2, 1), [True], vetoed)
