@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedType
+from accelerate.utils import DistributedType, gather_object
 from safetensors import SafetensorError
 from torch import nn
 
@@ -200,7 +200,7 @@ class Engine:
                 for name, value in losses.items():
                     sums[name] = sums.get(name, 0) + value.detach().float() / len(prepared)
         norm = self.clip(optimizer.parameters)
-        means = dict(zip(sums, self.accelerator.reduce(torch.stack(list(sums.values())), "mean").tolist(), strict=True))
+        means = self.mean_of_processes(dict(zip(sums, torch.stack(list(sums.values())).tolist(), strict=True)))
         loss = means["loss"]
         if not math.isfinite(norm) or not math.isfinite(loss):
             raise Diverged(
@@ -209,6 +209,14 @@ class Engine:
             )
         rate = optimizer.step(self.step, self.config.steps)
         return {**means, "gradient_norm": norm, "learning_rate": rate}
+
+    def mean_of_processes(self, figures: dict[str, float]) -> dict[str, float]:
+        """Each figure's mean over all processes; one that a process does not have counts 0 there."""
+        if self.accelerator.num_processes == 1:
+            return figures
+        found = gather_object([figures])
+        names = dict.fromkeys(name for each in found for name in each)
+        return {name: sum(each.get(name, 0.0) for each in found) / len(found) for name in names}
 
     def retreat(self) -> str:
         """Set aside a checkpoint of exactly this state, which has just been seen to be unsound. Returns what it did."""
