@@ -30,9 +30,7 @@ WALLPAPERS = {
         "life_by_Aitzol_Berasategi picosdeeuropa_by_Aitzol_Berasategi sunset_by_Aitzol_Berasategi "
         "Kleiber_by_Lukas_Baubkus"
     ),
-    "wallpapers": (
-        "BytheWater ColdRipple ColorfulCups EveningGlow FallenLeaf Grey Kite OneStandsOut Path summer_1am"
-    ),
+    "wallpapers": ("BytheWater ColdRipple ColorfulCups EveningGlow FallenLeaf Grey Kite OneStandsOut Path summer_1am"),
 }
 """Photos by the folder below usr/share. Those of `wallpapers` have a folder each."""
 RESOURCES = {
@@ -75,7 +73,9 @@ def main() -> None:
     count = sum(cut(photo, name, options.out, TILE, 2.0, 12, EDGES) for name, photo in wallpapers(options.share))
     for bundle in RESOURCES:
         # Published at 1024 pixels: shrunk by less, or no tile would fit.
-        count += sum(cut(photo, name, options.out, TILE, 1.7, 4, EDGES) for name, photo in bundled(options.share, bundle))
+        count += sum(
+            cut(photo, name, options.out, TILE, 1.7, 4, EDGES) for name, photo in bundled(options.share, bundle)
+        )
     print(f"{count} tiles in {options.out}")
 
 

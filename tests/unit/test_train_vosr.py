@@ -138,17 +138,20 @@ def test_conditioned_start_is_the_linear_estimator():
     assert (halfway - (a * x - (1 + 0.5 * a) * lq)).square().mean().sqrt() < 0.15
 
 
-def test_one_step_start_copies_the_condition_exactly():
-    """Blind to noise and time: one step from any noise at any time gives the LQ latent, in half precision too."""
+def test_one_step_start_copies_the_condition_at_any_time():
+    """One step from any noise gives the LQ latent, in half precision too: no large terms that cancel."""
     options = train_vosr.parse(["flow", "--out", "x", "--steps", "1"])
     _, latents, model, _ = train_vosr.starting_point(options)
     lq, x = torch.randn(2, 2, latents.latent_channels, 32, 32)
     start_from_condition(model, lq, torch.Generator().manual_seed(0), one_step=True)
+    inputs = torch.cat([lq, x], dim=1)
     with torch.no_grad():
-        for t in (1.0, 0.5):
-            assert (x - model(torch.cat([lq, x], dim=1), torch.full((2,), t)) - lq).abs().max() < 0.02
+        velocity = model(inputs, torch.ones(2))
+        assert torch.equal(model(inputs, torch.full((2,), 0.5)), velocity)
         with torch.autocast("cpu", torch.bfloat16):
-            assert (x - model(torch.cat([lq, x], dim=1), torch.ones(2)) - lq).abs().max() < 0.1
+            half = model(inputs, torch.ones(2))
+    assert (x - velocity - lq).square().mean().sqrt() < 0.03
+    assert (x - half - lq).square().mean().sqrt() < 0.05
 
 
 def test_conditioned_start_needs_room_for_its_channels():
