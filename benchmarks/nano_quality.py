@@ -1,7 +1,7 @@
 """VOSR nano against bicubic enlargement on photos that its training never read.
 
-    python3 dev/host_env.py run -- benchmarks/nano_quality.py                                  (four tests, whole photos)
-    python3 dev/host_env.py run -- benchmarks/nano_quality.py --seed 1 --tests "simple x2"     (one of them, other draws)
+    python3 dev/host_env.py run -- benchmarks/nano_quality.py                                 (four tests, whole photos)
+    python3 dev/host_env.py run -- benchmarks/nano_quality.py --seed 1 --tests "simple x2"    (one of them, other draws)
 
 Each photo is degraded, brought back to its size by Pillow's bicubic, and restored in one step, all drawn from the seed:
 
@@ -9,8 +9,8 @@ Each photo is degraded, brought back to its size by Pillow's bicubic, and restor
     real-world x4          the second-order degradation of models/degradation/real_world.py
     camera x4              Gaussian blur of sigma 1.6 to 2.4 pixels of the sharp photo, shrunk; noise of sigma 1 level
 
-PSNR and SSIM are those of scikit-image on 8-bit RGB; of the camera test on the luma (BT.601), as benchmarks of real camera
-pairs count them. Targets, in the mean over the photos: simple x2 at least 2.0 dB above bicubic, simple x4 and
+PSNR and SSIM are those of scikit-image on 8-bit RGB; of the camera test on the luma (BT.601), as benchmarks of real
+camera pairs count them. Targets, in the mean over the photos: simple x2 at least 2.0 dB above bicubic, simple x4 and
 real-world x4 1.2 dB, camera x4 0.4 dB and 0.025 SSIM; SSIM above bicubic on every photo.
 """
 

@@ -15,7 +15,6 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-
 EDGES = 6.0
 """Weakest edges of a tile that is kept, in 8-bit levels."""
 

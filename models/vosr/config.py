@@ -16,8 +16,8 @@ ARGS_KEY = "vosr_args"
 ours, a tensor of the bytes of that string."""
 
 POSTERIOR_MEAN = "posterior_mean"
-"""`distill_type` of a network trained at t = 1 alone: one step gives the mean of the sharp images that fit the LQ image,
-and at any other time, or with the weak condition, its output means nothing (ours; no released model is one)."""
+"""`distill_type` of a network trained at t = 1 alone: one step gives the mean of the sharp images that fit the LQ
+image, and at any other time, or with the weak condition, its output means nothing (ours; no released model is one)."""
 
 WRAPPER_PREFIXES = ("module.", "_orig_mod.", "module.")
 
@@ -131,7 +131,7 @@ def check_args(args: Mapping[str, Any]) -> None:
 
 
 def gives_posterior_mean(args: Mapping[str, Any]) -> bool:
-    """Whether a model's args say that it was trained for a single unguided step from pure noise, and for nothing else."""
+    """Whether a model's args say that it was trained for a single unguided step from noise and nothing else."""
     return args.get("distill_type") == POSTERIOR_MEAN
 
 

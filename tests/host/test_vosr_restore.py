@@ -243,7 +243,7 @@ def test_a_posterior_mean_runs_in_one_unguided_step(host, one_step_only):
 
 def test_a_posterior_mean_refuses_more_steps(host, one_step_only):
     with pytest.raises(
-        ValueError, match="tiny_posterior_mean is a one-step model.*25 steps would make the image worse"
+        ValueError, match=r"tiny_posterior_mean is a one-step model.*25 steps would make the image worse"
     ):
         in_one_node(host, one_step_only, picture(8, 8), steps=25)
 
@@ -263,7 +263,7 @@ def test_samplers_of_the_host_cannot_take_a_posterior_mean_further(host, one_ste
 
     model, scene = one_step_only.model, Scene.random(one_step_only.tiny.config)
     assert run_guider(model, scene, 1.0, 1).isfinite().all()
-    with pytest.raises(ValueError, match="called it at sigma 0.5"):
+    with pytest.raises(ValueError, match=r"called it at sigma 0\.5"):
         run_guider(model, scene, 1.0, 2)
     guided = {"full": scene.full, "weak": scene.weak, "guidance_start": 0.0, "guidance_end": 1.0}
     with pytest.raises(ValueError, match="nothing to guide with"):
