@@ -116,8 +116,8 @@ def whiten_condition(model: VOSRDiT, inputs: int, lq: Tensor) -> None:
 def attend_to_neighbours(attention: SelfAttention, head_dim: int, first: int) -> None:
     """Give each head a fixed relative position to look at, so that the network starts out like a convolution.
 
-    first: number of the neighbour of the first head. Constant queries and keys, in the fastest rotary frequencies, agree best where the rotations differ by the
-    offset; what depends on the tokens starts small beside them.
+    first: number of the neighbour of the first head. Constant queries and keys, in the fastest rotary frequencies,
+    agree best where the rotations differ by the offset; what depends on the tokens starts small beside them.
     """
     heads = attention.heads
     quarter = head_dim // 4
