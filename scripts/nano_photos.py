@@ -1,8 +1,8 @@
 """Cut the training tiles of VOSR nano from photos that Debian packages carry.
 
 mkdir packages && cd packages
-apt-get download mate-backgrounds lomiri-wallpapers-16.04 lomiri-wallpapers-20.04 plasma-workspace-wallpapers \\
-    gcompris-qt-data
+apt-get download mate-backgrounds lomiri-wallpapers-16.04 lomiri-wallpapers-20.04
+apt-get download plasma-workspace-wallpapers gcompris-qt-data
 for file in *.deb; do dpkg -x $file .; done && cd ..
 python scripts/nano_photos.py packages/usr/share --out data/nano
 

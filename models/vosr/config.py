@@ -131,7 +131,7 @@ def check_args(args: Mapping[str, Any]) -> None:
 
 
 def gives_posterior_mean(args: Mapping[str, Any]) -> bool:
-    """Whether a model's args say that it was trained for one unguided step from pure noise, and for nothing else."""
+    """Whether a model's args say that it was trained for a single unguided step from noise and nothing else."""
     return args.get("distill_type") == POSTERIOR_MEAN
 
 
