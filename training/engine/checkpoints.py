@@ -54,17 +54,25 @@ class Checkpoint:
     """State dicts by turn."""
 
 
-def whole(value: Any) -> Any:
-    """A copy of a state on the CPU, its tensors put together where they are spread over devices."""
+def whole(value: Any, keep: bool = True) -> Any:
+    """A copy of a state on the CPU, its tensors put together where they are spread over devices.
+
+    keep: false for a process that only helps to put them together, and gets empty tensors.
+    """
     if isinstance(value, DTensor):
         value = value.full_tensor()
     if isinstance(value, Tensor):
-        return value.detach().to("cpu", copy=True)
+        return value.detach().to("cpu", copy=True) if keep else torch.empty(0)
     if isinstance(value, Mapping):
-        return {key: whole(item) for key, item in value.items()}
+        return {key: whole(item, keep) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return type(value)(whole(item) for item in value)
+        return type(value)(whole(item, keep) for item in value)
     return value
+
+
+def local(value: Tensor) -> Tensor:
+    """What this process holds of a tensor."""
+    return value.to_local() if isinstance(value, DTensor) else value
 
 
 def spread(value: Tensor, like: Tensor) -> Tensor:
