@@ -35,6 +35,8 @@ STATE = "state.json"
 NETWORK = "network.safetensors"
 AVERAGE = "average.safetensors"
 OPTIMIZERS = "optimizers.pt"
+FROM_SETTINGS = ("betas", "eps", "weight_decay", "rate")
+"""What of an optimizer's groups comes from the run's settings; the learning rate is set at every step."""
 
 
 class CheckpointError(ValueError):
@@ -85,7 +87,7 @@ def spread(value: Tensor, like: Tensor) -> Tensor:
 def restore_optimizer(optimizer: Optimizer, state: dict[str, Any]) -> None:
     """Load a whole state dict into an optimizer whose parameters may be spread over devices.
 
-    Raises ValueError when it belongs to other parameters.
+    What the run's settings say stays as the optimizer has it. Raises ValueError when it belongs to other parameters.
     """
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     spread_state = {
@@ -97,7 +99,10 @@ def restore_optimizer(optimizer: Optimizer, state: dict[str, Any]) -> None:
         }
         for index, entries in state["state"].items()
     }
+    settings = [{key: group[key] for key in FROM_SETTINGS if key in group} for group in optimizer.param_groups]
     optimizer.load_state_dict({"state": spread_state, "param_groups": state["param_groups"]})
+    for group, own in zip(optimizer.param_groups, settings, strict=True):
+        group.update(own)
 
 
 def write_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:

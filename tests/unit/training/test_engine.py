@@ -86,6 +86,17 @@ def test_a_resumed_run_equals_an_unbroken_one_bit_for_bit(tmp_path: Path, settin
     assert log_of(tmp_path / "broken") == log_of(tmp_path / "unbroken")
 
 
+@pytest.mark.parametrize("name", ["adamw", "prodigy", "muon"])
+def test_a_resumed_run_takes_new_settings_of_its_optimizer(tmp_path: Path, name: str) -> None:
+    run(tmp_path, steps=2, optimizer={"name": name, "weight_decay": 0.1})
+    resumed = Engine(denoiser(tmp_path, steps=4, optimizer={"name": name, "weight_decay": 0.3, "betas": [0.8, 0.9]}))
+    assert resumed.step == 2
+    groups = [group for part in resumed.optimizers["train"].optimizers for group in part.param_groups]
+    assert {group["weight_decay"] for group in groups} == {0.3}
+    assert {tuple(group["betas"]) for group in groups if "betas" in group} == {(0.8, 0.9)}
+    assert all(part.state for part in resumed.optimizers["train"].optimizers)
+
+
 def test_each_turn_moves_its_own_parameters_alone(tmp_path: Path) -> None:
     engine = Engine(denoiser(tmp_path, critic=True))
     before = weights(engine)
