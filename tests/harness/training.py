@@ -177,7 +177,7 @@ def assert_two_processes_equal_one(
     """Train once in two processes and once in one with twice the accumulation; losses and weights agree.
 
     settings: of a run of a few steps with `log.every` 1, that ends with a checkpoint. tolerance: relative, of the
-    losses, and of the weights' change over the run.
+    losses, and of each parameter's norm.
     """
     two = {**settings, "out": str(folder / "two")}
     one = {**settings, "out": str(folder / "one"), "accumulate": 2 * settings.get("accumulate", 1)}

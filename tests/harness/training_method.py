@@ -23,6 +23,8 @@ class DenoiserConfig(RunConfig):
     hidden: int = 4
     critic: bool = False
     """A second turn with an optimizer of its own."""
+    critic_from: int = 0
+    """The first step with it."""
     dropout: float = 0.0
     fail_at: int | None = None
     """A sample that cannot be read and is noted as skipped."""
@@ -91,6 +93,11 @@ class Denoiser(Method[DenoiserConfig]):
             self.network = Networks(self.config)
 
     def turns(self, step: int) -> Sequence[str]:
+        if self.config.critic and step >= self.config.critic_from:
+            return ("train", "critic")
+        return ("train",)
+
+    def all_turns(self) -> Sequence[str]:
         return ("train", "critic") if self.config.critic else ("train",)
 
     def parameters(self, turn: str) -> Iterator[tuple[str, nn.Parameter]]:

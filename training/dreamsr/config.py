@@ -122,6 +122,10 @@ class DiscriminatorSettings(Settings):
     """Factor of the learning rate."""
 
 
+class DreamSROptimizer(OptimizerSettings):
+    learning_rate: Annotated[float, Field(gt=0)] = 5e-6
+
+
 class RestoreSettings(Settings):
     """How validation images are restored."""
 
@@ -163,7 +167,7 @@ class DreamSRConfig(RunConfig):
     discriminator: DiscriminatorSettings = DiscriminatorSettings()
     restore: RestoreSettings = RestoreSettings()
     export: ExportSettings = ExportSettings()
-    optimizer: OptimizerSettings = OptimizerSettings(learning_rate=5e-6)
+    optimizer: DreamSROptimizer = DreamSROptimizer()
     cache: UserPath | None = None
     """Folder in which embedded prompts, and latents of crops that come again, are kept; null: `out`/cache."""
 

@@ -76,7 +76,7 @@ class DreamSRMethod(Method[DreamSRConfig]):
             self.objective(),
             Sampling(config.restore.texture_start, config.restore.texture_steps),
         )
-        turns = self.turns_of_the_run()
+        turns = self.all_turns()
         for name, parameter in self.network.named_parameters():
             parameter.requires_grad_(any(self.trains(turn, name) for turn in turns))
         if device.type != "meta":
@@ -157,7 +157,7 @@ class DreamSRMethod(Method[DreamSRConfig]):
             return (CONTROL,)
         return (LORA, DISCRIMINATOR)
 
-    def turns_of_the_run(self) -> Sequence[str]:
+    def all_turns(self) -> Sequence[str]:
         return (CONTROL,) if self.config.lora is None else (CONTROL, LORA, DISCRIMINATOR)
 
     def trains(self, turn: str, name: str) -> bool:

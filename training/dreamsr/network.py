@@ -112,8 +112,10 @@ class DreamSRNetwork(nn.Module):
         parts = {"velocity": error.mean()}
         early = samples_below(t, self.objective.image_below)
         if self.objective.image_below > 0:
-            clean = clean_estimate(z_t, velocity, t)[early]
-            errors = self.image_errors(clean, batch["hq_image"][early]) if len(early) else {}
+            if len(early):
+                errors = self.image_errors(clean_estimate(z_t, velocity, t)[early], batch["hq_image"][early])
+            else:  # the same terms in every micro-batch: processes take the mean of theirs together
+                errors = {name: error.new_zeros(1) for name in self.image_terms}
             # Samples at later times count with 0.
             parts |= {name: value.sum() / len(t) for name, value in errors.items()}
         return summed(parts, self.weights)
@@ -159,6 +161,11 @@ class DreamSRNetwork(nn.Module):
             return draws.uniform(count)
         mean, std = self.objective.logit_normal
         return torch.sigmoid(mean + std * draws.normal(count))
+
+    @property
+    def image_terms(self) -> tuple[str, ...]:
+        """Names of what `image_errors` gives."""
+        return ("pixel",) if self.lpips is None else ("pixel", "lpips")
 
     def image_errors(self, clean: Tensor, hq_image: Tensor, image: Tensor | None = None) -> dict[str, Tensor]:
         """Eq. 5-6 of decoded latents, each `[B]` and not yet weighted."""

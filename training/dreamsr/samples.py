@@ -12,7 +12,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ..data.photos import Photos
+from ..data.photos import ATTEMPTS, Photos
+from ..engine.batches import SKIPPED
 from ..engine.method import Samples
 
 HQ_SUFFIX, ERASED_SUFFIX, RECORD_SUFFIX = ".hq.png", ".erased.png", ".pair.json"
@@ -42,19 +43,41 @@ class ErasedPairs:
         return len(self.names)
 
     def __getitem__(self, number: int) -> dict[str, Any]:
-        """Raises ValueError for a pair of another size than the run's crops."""
+        """A pair that cannot be read gives way to the next one and is named under `skipped`.
+
+        Raises ValueError for a pair of another size than the run's crops, RuntimeError when many in a row cannot be
+        read.
+        """
+        skipped: list[tuple[str, str]] = []
+        for further in range(ATTEMPTS):
+            name = self.name(number + further)
+            try:
+                pair = self.read(name)
+            except (OSError, ValueError, KeyError) as error:
+                skipped.append((f"{self.folder / name}", f"it cannot be read ({type(error).__name__}: {error})"))
+                continue
+            self.check_size(name, pair)
+            return {**pair, "number": number, SKIPPED: skipped}
+        raise RuntimeError(f"{ATTEMPTS} pairs in a row cannot be read. The last is {skipped[-1][0]}: {skipped[-1][1]}")
+
+    def name(self, number: int) -> str:
         rounds, place = divmod(number, len(self))
         order = np.random.default_rng((self.seed, rounds)).permutation(len(self))
-        name = self.names[int(order[place])]
+        return self.names[int(order[place])]
+
+    def read(self, name: str) -> dict[str, Any]:
         record = json.loads((self.folder / (name + RECORD_SUFFIX)).read_text(encoding="utf-8"))
         hq, erased = (read_image(self.folder / (name + suffix)) for suffix in (HQ_SUFFIX, ERASED_SUFFIX))
+        prompt = {"prompt": record["prompt"], "crop_prompt": record["crop_prompt"]}
+        return {"hq": hq, "erased": erased, **prompt, "name": f"{self.folder / name}"}
+
+    def check_size(self, name: str, pair: Mapping[str, Any]) -> None:
+        hq, erased = pair["hq"], pair["erased"]
         if hq.shape != (3, self.crop, self.crop) or erased.shape != hq.shape:
             raise ValueError(
                 f"{self.folder / name}: the pair is {hq.shape[-1]}x{hq.shape[-2]} pixels and data.crop {self.crop}. "
                 "Make pairs of the run's crops."
             )
-        prompt = {"prompt": record["prompt"], "crop_prompt": record["crop_prompt"]}
-        return {"hq": hq, "erased": erased, **prompt, "name": f"{self.folder / name}", "number": number}
 
 
 class DreamSRSamples(Samples):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import sys
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -12,6 +13,9 @@ from .method import Batch, Method
 
 SKIPPED = "skipped"
 """Key of an item's list of (path, reason): what was drawn before it and could not be read."""
+
+FORKS = sys.platform == "linux"
+"""Whether worker processes start with what this one has in memory. Where they do not, this one reads the data."""
 
 
 class MicroBatches(Dataset):
@@ -41,7 +45,9 @@ def micro_batches(
         batches,
         batch_size=None,
         sampler=numbers,
-        num_workers=workers,
+        num_workers=workers if FORKS else 0,
+        # Python 3.14 has another default, which would send the method to each worker, networks and all.
+        multiprocessing_context="fork" if FORKS and workers else None,
         collate_fn=unchanged,
         worker_init_fn=leave_interrupts,
     )

@@ -35,6 +35,8 @@ STATE = "state.json"
 NETWORK = "network.safetensors"
 AVERAGE = "average.safetensors"
 OPTIMIZERS = "optimizers.pt"
+FROM_SETTINGS = ("betas", "eps", "weight_decay", "rate")
+"""What of an optimizer's groups comes from the run's settings; the learning rate is set at every step."""
 
 
 class CheckpointError(ValueError):
@@ -54,17 +56,25 @@ class Checkpoint:
     """State dicts by turn."""
 
 
-def whole(value: Any) -> Any:
-    """A copy of a state on the CPU, its tensors put together where they are spread over devices."""
+def whole(value: Any, keep: bool = True) -> Any:
+    """A copy of a state on the CPU, its tensors put together where they are spread over devices.
+
+    keep: false for a process that only helps to put them together, and gets empty tensors.
+    """
     if isinstance(value, DTensor):
         value = value.full_tensor()
     if isinstance(value, Tensor):
-        return value.detach().to("cpu", copy=True)
+        return value.detach().to("cpu", copy=True) if keep else torch.empty(0)
     if isinstance(value, Mapping):
-        return {key: whole(item) for key, item in value.items()}
+        return {key: whole(item, keep) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return type(value)(whole(item) for item in value)
+        return type(value)(whole(item, keep) for item in value)
     return value
+
+
+def local(value: Tensor) -> Tensor:
+    """What this process holds of a tensor."""
+    return value.to_local() if isinstance(value, DTensor) else value
 
 
 def spread(value: Tensor, like: Tensor) -> Tensor:
@@ -77,7 +87,7 @@ def spread(value: Tensor, like: Tensor) -> Tensor:
 def restore_optimizer(optimizer: Optimizer, state: dict[str, Any]) -> None:
     """Load a whole state dict into an optimizer whose parameters may be spread over devices.
 
-    Raises ValueError when it belongs to other parameters.
+    What the run's settings say stays as the optimizer has it. Raises ValueError when it belongs to other parameters.
     """
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     spread_state = {
@@ -89,7 +99,10 @@ def restore_optimizer(optimizer: Optimizer, state: dict[str, Any]) -> None:
         }
         for index, entries in state["state"].items()
     }
+    settings = [{key: group[key] for key in FROM_SETTINGS if key in group} for group in optimizer.param_groups]
     optimizer.load_state_dict({"state": spread_state, "param_groups": state["param_groups"]})
+    for group, own in zip(optimizer.param_groups, settings, strict=True):
+        group.update(own)
 
 
 def write_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:

@@ -102,7 +102,7 @@ class RunConfig(Settings):
     ema: Annotated[float, Field(ge=0, lt=1)] | None = None
     """Decay of the average of the weights that is validated and exported; null: the weights themselves."""
     workers: Count = 2
-    """Processes of each device that read data; 0: the training process itself."""
+    """Processes of each device that read data; 0: the training process itself, as always outside of Linux."""
     threads: PositiveInt | None = None
     """Of torch on the CPU; null: torch decides."""
     optimizer: OptimizerSettings = OptimizerSettings()

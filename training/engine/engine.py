@@ -20,6 +20,7 @@ from .batches import SKIPPED, MicroBatches, micro_batches
 from .checkpoints import (
     Checkpoint,
     CheckpointError,
+    local,
     newest_checkpoint,
     prune,
     restore_optimizer,
@@ -75,7 +76,7 @@ class Engine:
         if config.compile:
             self.inner.compile()
         self.network = wrapped(self.accelerator, self.inner)
-        self.turns = sorted({turn for step in range(min(config.steps, 16)) for turn in method.turns(step)})
+        self.turns = sorted(method.all_turns())
         self.trained = {name: value for name, value in self.inner.named_parameters() if value.requires_grad}
         self.average = None if config.ema is None else Average(self.trained, config.ema)
         self.optimizers = {
@@ -131,17 +132,19 @@ class Engine:
         """
         if self.saved_step == self.step:
             return
+        self.check_weights()
+        keep = self.accelerator.is_main_process  # a copy for each process of a machine would fill its memory
         checkpoint = Checkpoint(
             self.step,
             self.config.model_dump(mode="json"),
-            whole(dict(self.trained)),
-            None if self.average is None else whole(self.average.values),
-            {turn: [whole(part.state_dict()) for part in made.optimizers] for turn, made in self.optimizers.items()},
+            whole(dict(self.trained), keep),
+            None if self.average is None else whole(self.average.values, keep),
+            {
+                turn: [whole(part.state_dict(), keep) for part in made.optimizers]
+                for turn, made in self.optimizers.items()
+            },
         )
-        for name, value in (*checkpoint.network.items(), *(checkpoint.average or {}).items()):
-            if not value.isfinite().all():
-                raise Diverged(f"after step {self.step} {name} holds values that are no numbers. {ADVICE}")
-        if self.accelerator.is_main_process:
+        if keep:
             # Steps were taken since the last one was written, so its state is sound. The new one's is not known yet.
             prune(self.folder, self.saved_step, max(1, self.config.checkpoints.keep - 1))
             write_checkpoint(self.folder, checkpoint)
@@ -149,6 +152,18 @@ class Engine:
                 self.export(checkpoint.network if checkpoint.average is None else checkpoint.average)
         self.saved_step = self.step
         self.accelerator.wait_for_everyone()
+
+    def check_weights(self) -> None:
+        """Raises Diverged, in every process, when a weight or its average is no number in any."""
+        averaged = {} if self.average is None else self.average.values
+        odd = [
+            name
+            for name, value in (*self.trained.items(), *averaged.items())
+            if not bool(local(value.detach()).isfinite().all())
+        ]
+        if self.any_process(bool(odd)):
+            name = odd[0] if odd else "a weight on another device"
+            raise Diverged(f"after step {self.step} {name} holds values that are no numbers. {ADVICE}")
 
     def export(self, tensors: dict[str, torch.Tensor]) -> None:
         """Write the files for the nodes. Raises OSError when the disk is full."""
@@ -162,8 +177,9 @@ class Engine:
 
     def finish(self) -> None:
         """For a run that has all its steps: write the files for the nodes, in case it was killed before it did."""
-        tensors = whole(dict(self.trained) if self.average is None else self.average.values)
-        if self.accelerator.is_main_process:
+        keep = self.accelerator.is_main_process
+        tensors = whole(dict(self.trained) if self.average is None else self.average.values, keep)
+        if keep:
             self.export(tensors)
 
     # --- a step --------------------------------------------------------------------------------------------------
@@ -274,9 +290,13 @@ class Engine:
 
     def should_stop(self, asked: bool) -> bool:
         """Whether any process was asked to stop."""
+        return self.any_process(asked)
+
+    def any_process(self, found: bool) -> bool:
+        """Whether any process found so."""
         if self.accelerator.num_processes == 1:
-            return asked
-        flag = torch.tensor(float(asked), device=self.accelerator.device)
+            return found
+        flag = torch.tensor(float(found), device=self.accelerator.device)
         return bool(self.accelerator.reduce(flag, "sum") > 0)
 
     def validate(self, batch: Batch, records: Records) -> None:
@@ -334,7 +354,7 @@ def make_accelerator(method: Method[Any]) -> Accelerator:
     """As the launch configuration says, with the run's precision and trackers."""
     config = method.config
     kwargs = []
-    if len({turn for step in range(16) for turn in method.turns(step)}) > 1:
+    if len(method.all_turns()) > 1:
         from accelerate import DistributedDataParallelKwargs
 
         kwargs.append(DistributedDataParallelKwargs(find_unused_parameters=True))

@@ -61,9 +61,7 @@ def estimate(method: Method[Any]) -> Estimate:
         weights=size(trained) + size(frozen) + size(list(network.buffers())),
         gradients=size(trained),
         optimizer=state * count(trained),
-        activations=max(
-            measure_activations(method, turn) for turn in sorted(set(method.turns(0)) | set(method.turns(1)))
-        ),
+        activations=max(measure_activations(method, turn) for turn in method.all_turns()),
     )
 
 

@@ -61,6 +61,10 @@ class Method(ABC, Generic[ConfigT]):
         """Names of the turns of step 0, 1, ..."""
         return ("train",)
 
+    def all_turns(self) -> Sequence[str]:
+        """Every name that `turns` may give, each once, whatever the run's length."""
+        return ("train",)
+
     def parameters(self, turn: str) -> Iterator[tuple[str, nn.Parameter]]:
         """What a turn trains, by name in `network`."""
         return ((name, value) for name, value in self.network.named_parameters() if value.requires_grad)

@@ -139,7 +139,8 @@ class PUREMethod(Method[PUREConfig]):
 
         A model that does not yet write a text and start a picture draws one without: `text` of `measure` is then 0.
         """
-        codes = self.vqgan.encode(to_pixels(to_bytes_last(batch["lq"])).to(draws.device)).cpu()
+        with torch.autocast(draws.device.type, enabled=False):
+            codes = self.vqgan.encode(to_pixels(to_bytes_last(batch["lq"])).to(draws.device)).cpu()
         prompts = [prompt_ids(self.tokenizer, INSTRUCTION, image_block(self.vocabulary.encode(grid))) for grid in codes]
         seeds = [draws.choice(2**31) for _ in prompts]
         size = (batch["lq"].shape[-2] // PATCH_PIXELS, batch["lq"].shape[-1] // PATCH_PIXELS)
@@ -151,7 +152,8 @@ class PUREMethod(Method[PUREConfig]):
             self.wrote_text = False
             answers = self.answer(prompts, seeds, GenerationOptions(size=size, parts="none"))
         drawn = torch.stack([answer.codes for answer in answers])
-        return to_image(self.vqgan.decode(drawn.to(draws.device)).float()).movedim(-1, 1)
+        with torch.autocast(draws.device.type, enabled=False):
+            return to_image(self.vqgan.decode(drawn.to(draws.device))).movedim(-1, 1)
 
     def answer(self, prompts: Sequence[Sequence[int]], seeds: Sequence[int], options: GenerationOptions) -> Any:
         from torch.distributed.fsdp import FSDPModule, register_fsdp_forward_method

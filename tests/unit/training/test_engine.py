@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import multiprocessing
 import os
 import signal
 from pathlib import Path
@@ -16,6 +17,7 @@ from safetensors.torch import load_file
 
 from harness.training_method import Denoiser, DenoiserConfig
 from realisr.training.engine.average import Average
+from realisr.training.engine.batches import FORKS, MicroBatches, micro_batches
 from realisr.training.engine.checkpoints import CheckpointError, checkpoints, newest_checkpoint
 from realisr.training.engine.dry_run import describe, write_first_batch
 from realisr.training.engine.engine import Diverged, Engine
@@ -84,6 +86,17 @@ def test_a_resumed_run_equals_an_unbroken_one_bit_for_bit(tmp_path: Path, settin
     assert log_of(tmp_path / "broken") == log_of(tmp_path / "unbroken")
 
 
+@pytest.mark.parametrize("name", ["adamw", "prodigy", "muon"])
+def test_a_resumed_run_takes_new_settings_of_its_optimizer(tmp_path: Path, name: str) -> None:
+    run(tmp_path, steps=2, optimizer={"name": name, "weight_decay": 0.1})
+    resumed = Engine(denoiser(tmp_path, steps=4, optimizer={"name": name, "weight_decay": 0.3, "betas": [0.8, 0.9]}))
+    assert resumed.step == 2
+    groups = [group for part in resumed.optimizers["train"].optimizers for group in part.param_groups]
+    assert {group["weight_decay"] for group in groups} == {0.3}
+    assert {tuple(group["betas"]) for group in groups if "betas" in group} == {(0.8, 0.9)}
+    assert all(part.state for part in resumed.optimizers["train"].optimizers)
+
+
 def test_each_turn_moves_its_own_parameters_alone(tmp_path: Path) -> None:
     engine = Engine(denoiser(tmp_path, critic=True))
     before = weights(engine)
@@ -95,6 +108,37 @@ def test_each_turn_moves_its_own_parameters_alone(tmp_path: Path) -> None:
     moved = {name.partition(".")[0] for name in before if not torch.equal(before[name], after[name])}
     assert moved == {"critic"}
     assert all(value.grad is None for value in engine.trained.values())
+
+
+def test_weights_that_are_no_numbers_are_not_saved(tmp_path: Path) -> None:
+    engine = Engine(denoiser(tmp_path, ema=0.5))
+    assert engine.average is not None
+    with torch.no_grad():
+        engine.average.values["denoiser.0.bias"][1] = math.inf
+    with pytest.raises(Diverged, match=r"denoiser\.0\.bias holds values that are no numbers"):
+        engine.save()
+    assert newest_checkpoint(tmp_path / "checkpoints", print) is None
+
+
+@pytest.mark.skipif(not FORKS, reason="workers are forked on Linux alone")
+def test_workers_are_not_sent_the_method(tmp_path: Path) -> None:
+    """Whatever way of starting processes is the default; Python 3.14 changed it."""
+    batches = MicroBatches(denoiser(tmp_path))
+    batches.unpicklable = lambda: None  # type: ignore[attr-defined]
+    before = multiprocessing.get_start_method(allow_none=True)
+    multiprocessing.set_start_method("forkserver", force=True)
+    try:
+        found = [number for parts in micro_batches(batches, 0, 2, 1, 0, 1, 1) for number, _ in parts]
+    finally:
+        multiprocessing.set_start_method(before, force=True)
+    assert found == [0, 1]
+
+
+def test_a_turn_may_begin_late(tmp_path: Path) -> None:
+    engine = run(tmp_path, critic=True, critic_from=18, steps=20)
+    assert sorted(log_of(tmp_path, "critic/loss")) == [19, 20]
+    assert sorted(log_of(tmp_path, "train/loss")) == list(range(1, 21))
+    assert sorted(engine.optimizers) == ["critic", "train"]
 
 
 def engine_draws():

@@ -141,6 +141,24 @@ def test_stage_one(method, residual):
     assert all(value.grad is None for value in network.flux.transformer.parameters())
 
 
+def test_late_times_have_the_terms_of_early_ones(method):
+    """Processes take the mean of their terms together, so that each must have all of them."""
+    from realisr.training.engine.draws import Draws
+
+    made = method()
+    network, batch = made.network, prepared()
+    number = next(n for n in range(100) if late(Draws(0, n), batch))
+    found = network("control", batch, Draws(0, number))
+    assert list(found) == list(network("control", batch, Draws(0, NUMBER))) == ["loss", "velocity", "pixel", "lpips"]
+    assert found["pixel"] == found["lpips"] == 0 and found["loss"] == found["velocity"]
+
+
+def late(draws: Any, batch: dict[str, Tensor]) -> bool:
+    """Whether all times of a batch are above 0.2."""
+    draws.normal(*batch["hq"].shape)
+    return bool((draws.uniform(BATCH) >= 0.2).all())
+
+
 def test_recomputed_activations_give_the_same_gradients(method):
     from realisr.training.engine.draws import Draws
 

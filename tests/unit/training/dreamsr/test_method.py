@@ -19,6 +19,7 @@ def test_alternation(method):
     assert {alone.turns(step) for step in range(5)} == {("control",)}
     both: DreamSRMethod = method("meta", lora={"rank": 2, "alpha": 2.0, "control_steps": 2, "lora_steps": 1})
     lora = ("lora", "discriminator")
+    assert alone.all_turns() == ("control",) and both.all_turns() == ("control", *lora)
     assert [both.turns(step) for step in range(6)] == [("control",), ("control",), lora] * 2
     names = {turn: {name for name, _ in both.parameters(turn)} for turn in ("control", *lora)}
     assert all(names.values()) and not (names["control"] & names["lora"])

@@ -188,3 +188,26 @@ def test_shipped_settings(name):
     assert config.data.crop == 512
     if kind is DreamSRConfig:
         assert config.optimizer.learning_rate == 5e-6 and config.batch * config.accumulate == 64
+
+
+def test_a_pair_that_cannot_be_read_gives_way(tmp_path):
+    from realisr.training.dreamsr.pairs import write_pair
+    from realisr.training.dreamsr.samples import ErasedPairs
+
+    record = {"prompt": "a wall", "crop_prompt": "bricks", "name": "wall", "strength": 0.4}
+    for number in range(3):
+        image = torch.full((3, 8, 8), number / 255)
+        write_pair(tmp_path, number, image, image, record)
+    damaged = tmp_path / "00000001.erased.png"
+    damaged.write_bytes(damaged.read_bytes()[:40])
+    items = [ErasedPairs(tmp_path, 0, 8)[number] for number in range(6)]
+    assert {item["name"] for item in items} == {str(tmp_path / "00000000"), str(tmp_path / "00000002")}
+    noted = [name for item in items for name, _ in item["skipped"]]
+    assert noted and set(noted) == {str(tmp_path / "00000001")}
+    assert [item["number"] for item in items] == list(range(6))
+    with pytest.raises(ValueError, match=r"8x8 pixels and data\.crop 16"):
+        ErasedPairs(tmp_path, 0, 16)[2]
+    for path in tmp_path.glob("*.json"):
+        path.write_text("{")
+    with pytest.raises(RuntimeError, match="pairs in a row cannot be read"):
+        ErasedPairs(tmp_path, 0, 8)[0]

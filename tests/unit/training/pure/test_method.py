@@ -131,7 +131,7 @@ def test_pictures_that_cannot_be_read_give_way(make_config, tmp_path):
 # --- validation ------------------------------------------------------------------------------------------------------
 
 
-def test_validation_writes_a_picture_and_says_whether_a_text(build, tiny):
+def test_validation_writes_a_picture_and_says_whether_a_text(build, tiny, monkeypatch):
     images = {"images": [tiny / "pairs" / "hq" / "0.png", tiny / "pairs" / "hq" / "1.png"]}
     method = build(validation=images)
     batch = method.validation()
@@ -142,6 +142,11 @@ def test_validation_writes_a_picture_and_says_whether_a_text(build, tiny):
     assert restored.min() >= 0 and restored.max() <= 1
     assert method.measure(batch, restored) == {"text": 1.0}
     assert torch.equal(restored, method.restore(batch, Draws(0, 1)))
+    decode, pixels = method.vqgan.decode, []
+    monkeypatch.setattr(method.vqgan, "decode", lambda codes: pixels.append(decode(codes)) or pixels[-1])
+    with torch.autocast("cpu", torch.bfloat16):  # as a run validates
+        method.restore(batch, Draws(0, 1))
+    assert pixels[0].dtype == torch.float32, "the image tokenizer stays in full precision"
     start = method.config.out / "endless"
     pure.save_pure_folder(start, pure.backbone(0, pure.Sizes(), pure.endless_text()), pure.Sizes().config())
     endless = build(validation=images, start=start)

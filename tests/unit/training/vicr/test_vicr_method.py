@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from _pack import ROOT
+from harness.training import TrainingServer, assert_two_processes_equal_one
 from harness.vicr_training import (
     EMBEDDING,
     PANEL,
@@ -264,3 +265,11 @@ def test_example_batch_is_like_a_prepared_one(settings):
     method = built(settings())
     example, made = method.example_batch(), prepared(method)
     assert {name: value.shape for name, value in example.items()} == {name: v.shape for name, v in made.items()}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("optimizer", [{"name": "adamw", "learning_rate": 1e-3, "eps": 1e-4}, {"name": "prodigy"}])
+def test_two_processes_equal_one_with_twice_the_accumulation(settings, tmp_path, optimizer):
+    run = settings(steps=5, batch=1, log={"every": 1, "trackers": []}, optimizer=optimizer)
+    with TrainingServer(tmp_path, "vicr") as server:
+        assert_two_processes_equal_one(server, tmp_path, run)
