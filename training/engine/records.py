@@ -66,7 +66,9 @@ class Records:
         write_png(self.folder / "samples" / f"{name}_{step:08d}.png", image)
         for tracker in self.accelerator.trackers:
             if hasattr(tracker, "log_images"):
-                tracker.log_images({name: image.permute(1, 2, 0)[None].numpy()}, step=step)
+                # TensorBoard takes channels first unless told; the others take them last and know no such argument.
+                layout = {"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}
+                tracker.log_images({name: image.permute(1, 2, 0)[None].numpy()}, step=step, **layout)
 
     def skip(self, entries: Sequence[tuple[str, str]]) -> None:
         """Note photos that could not be read, each once."""

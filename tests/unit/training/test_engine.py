@@ -58,6 +58,29 @@ def test_a_run_learns_and_writes_what_the_nodes_would_load(tmp_path: Path) -> No
         assert picture.size == (3 * 20 + 4, 2 * 20 + 4)
 
 
+def test_tensorboard_has_the_curves_and_the_samples(tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    run(tmp_path, validation={"every": 2}, log={"every": 1, "trackers": ["tensorboard"]})
+    (events,) = tmp_path.rglob("events.out.tfevents.*")
+    read = EventAccumulator(str(events))
+    read.Reload()
+    assert [event.step for event in read.Scalars("loss")] == [1, 2, 3, 4]
+    pictures = read.Images("restored")
+    assert [picture.step for picture in pictures] == [2, 4]
+    assert (pictures[0].width, pictures[0].height) == (3 * 20 + 4, 2 * 20 + 4)
+
+
+def test_a_validation_that_fails_loses_no_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def too_large(*_: Any) -> torch.Tensor:
+        raise torch.OutOfMemoryError("no memory for the validation")
+
+    monkeypatch.setattr(Denoiser, "restore", too_large)
+    with pytest.raises(torch.OutOfMemoryError):
+        run(tmp_path, validation={"every": 2}, checkpoints={"every": 2})
+    assert newest_checkpoint(tmp_path / "checkpoints", print).step == 2  # type: ignore[union-attr]
+
+
 @pytest.mark.parametrize(
     "settings",
     [
