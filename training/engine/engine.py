@@ -14,6 +14,7 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedType
 from safetensors import SafetensorError
 from torch import nn
+from tqdm import tqdm
 
 from .average import Average
 from .batches import SKIPPED, MicroBatches, micro_batches
@@ -153,12 +154,14 @@ class Engine:
     def export(self, tensors: dict[str, torch.Tensor]) -> None:
         """Write the files for the nodes. Raises OSError when the disk is full."""
         try:
-            self.method.export(self.config.out, tensors, self.step)
+            written = self.method.export(self.config.out, tensors, self.step)
         except (SafetensorError, OSError) as error:
             raise OSError(
                 f"cannot write the files for the nodes to {self.config.out}: {error}. The checkpoint of step "
                 f"{self.step} is whole: the same command goes on from it."
             ) from error
+        if self.step >= self.config.steps:
+            tqdm.write("\n".join(f"for the nodes: {path}" for path in written))
 
     def finish(self) -> None:
         """For a run that has all its steps: write the files for the nodes, in case it was killed before it did."""

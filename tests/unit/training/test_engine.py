@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 
 from harness.training_method import Denoiser, DenoiserConfig
 from realisr.training.engine.average import Average
+from realisr.training.engine.batches import SampleError
 from realisr.training.engine.checkpoints import CheckpointError, checkpoints, newest_checkpoint
 from realisr.training.engine.dry_run import describe, write_first_batch
 from realisr.training.engine.engine import Diverged, Engine
@@ -58,6 +59,13 @@ def test_a_run_learns_and_writes_what_the_nodes_would_load(tmp_path: Path) -> No
         assert picture.size == (3 * 20 + 4, 2 * 20 + 4)
 
 
+def test_the_steps_since_the_last_line_are_logged_at_the_end(tmp_path: Path) -> None:
+    run(tmp_path / "each", steps=5)
+    run(tmp_path / "threes", steps=5, log={"every": 3, "trackers": []})
+    each, threes = log_of(tmp_path / "each"), log_of(tmp_path / "threes")
+    assert list(threes) == [3, 5] and threes[5] == pytest.approx((each[4] + each[5]) / 2)
+
+
 def test_tensorboard_has_the_curves_and_the_samples(tmp_path: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -69,6 +77,26 @@ def test_tensorboard_has_the_curves_and_the_samples(tmp_path: Path) -> None:
     pictures = read.Images("restored")
     assert [picture.step for picture in pictures] == [2, 4]
     assert (pictures[0].width, pictures[0].height) == (3 * 20 + 4, 2 * 20 + 4)
+
+
+class NoPhotos:
+    """Samples of which none can be made."""
+
+    def __len__(self) -> int:
+        return 1
+
+    def __getitem__(self, number: int) -> Any:
+        raise SampleError("100 photos in a row cannot be used")
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_unusable_photos_end_a_run_with_their_reason_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: int
+) -> None:
+    monkeypatch.setattr(Denoiser, "samples", lambda self: NoPhotos())
+    with pytest.raises(SampleError) as error:
+        run(tmp_path, workers=workers)
+    assert str(error.value) == "100 photos in a row cannot be used"
 
 
 def test_a_validation_that_fails_loses_no_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,7 +18,7 @@ from realisr.training.engine.lock import LOCK, InUse, holding, require_free
 @pytest.fixture
 def other() -> Iterator[subprocess.Popen[bytes]]:
     """A process that lives until the test's end."""
-    process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    process = subprocess.Popen([sys.executable, "-c", "import sys; sys.stdin.read()"], stdin=subprocess.PIPE)
     yield process
     process.communicate()
 
