@@ -55,7 +55,7 @@ def micro_batches(
 
 
 class Reported(Dataset):
-    """Micro-batches, or the SampleError in place of one: a worker's exception would arrive with its traceback as text."""
+    """Micro-batches, or the SampleError in place of one: a worker's exception would bring its traceback as text."""
 
     def __init__(self, batches: MicroBatches):
         self.batches = batches
