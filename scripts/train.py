@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import os
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -53,6 +54,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     method_type = load_method(options.method)
     from realisr.training.engine.config import read_config
 
+    # torch says so once where bf16 meets a norm whose weights stay in float32, as they should.
+    warnings.filterwarnings("ignore", message="Mismatch dtype between input and weight")
     try:
         method = method_type(read_config(options.config, options.settings, method_type.config_type))
         if options.dry_run:

@@ -49,7 +49,7 @@ def draw_crop(
     factor = draw_factor(min(size), side, resize, rng)
     if min(size) < side:
         if not enlarge:
-            raise PhotoError(f"it is {size[0]}x{size[1]} pixels, smaller than the crop of {side}")
+            raise PhotoError(f"it is {size[0]}x{size[1]} pixels, smaller than the crop of {side} (data.crop)")
         factor = side / min(size)
     width, height = (max(side, round(length * factor)) for length in size)
     left, top = (int(rng.integers(length - side + 1)) for length in (width, height))
@@ -69,7 +69,7 @@ def draw_factor(shorter: int, side: int, resize: ResizeSettings, rng: np.random.
 def central_crop(size: tuple[int, int], side: int, enlarge: bool = False) -> Crop:
     """The square in the middle of a photo. Raises PhotoError as draw_crop does."""
     if min(size) < side and not enlarge:
-        raise PhotoError(f"it is {size[0]}x{size[1]} pixels, smaller than the crop of {side}")
+        raise PhotoError(f"it is {size[0]}x{size[1]} pixels, smaller than the crop of {side} (data.crop)")
     factor = max(1.0, side / min(size))
     width, height = (max(side, round(length * factor)) for length in size)
     return Crop(width, height, (width - side) // 2, (height - side) // 2, side)

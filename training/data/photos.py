@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ..engine.batches import SKIPPED
+from ..engine.batches import SKIPPED, SampleError
 from ..engine.method import Samples
 from .augment import augment, changes
 from .config import DataSettings
@@ -62,7 +62,7 @@ class Photos(Samples):
         return len(self.order)
 
     def __getitem__(self, number: int) -> dict[str, Any]:
-        """Raises RuntimeError when many photos in a row cannot be used, with the last reason."""
+        """Raises SampleError when many photos in a row cannot be used, with the last reason."""
         skipped = list(self.broken)
         for attempt in range(ATTEMPTS):
             rng = np.random.default_rng((self.seed, number, attempt))
@@ -73,7 +73,7 @@ class Photos(Samples):
                 skipped.append((self.sources[place[0]].name(place[1]), str(error)))
                 self.found.setdefault(*skipped[-1])
         name, reason = skipped[-1]
-        raise RuntimeError(
+        raise SampleError(
             f"{ATTEMPTS} photos in a row cannot be used; {len(self.found)} different ones so far. The last is {name}: "
             f"{reason}"
         )
@@ -111,13 +111,15 @@ class Photos(Samples):
         text = source.text(index, self.settings.prompts)
         if self.needs_prompt and not text:
             what = "is empty" if text is not None else "is missing"
-            raise PhotoError(f"its prompt ({self.settings.prompts}) {what}")
+            raise PhotoError(f"its prompt ({self.settings.prompts}) {what}: scripts/caption.py writes it")
         return text or ""
 
     def crop_with_prompts(self, source: Source, index: int, rng: np.random.Generator) -> tuple[Crop, dict[str, str]]:
         text = source.text(index, self.settings.crop_prompts)
         if text is None:
-            raise PhotoError(f"its crop prompts ({self.settings.crop_prompts}) are missing")
+            raise PhotoError(
+                f"its crop prompts ({self.settings.crop_prompts}) are missing: scripts/caption.py writes them"
+            )
         prompts = read_crop_prompts(text, self.crop)
         crop, own = prompts.crops[int(rng.integers(len(prompts.crops)))]
         return crop, {"prompt": prompts.prompt, "crop_prompt": own.strip()}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from torch.utils.data import DataLoader, Dataset
@@ -16,6 +16,10 @@ SKIPPED = "skipped"
 
 FORKS = sys.platform == "linux"
 """Whether worker processes start with what this one has in memory. Where they do not, this one reads the data."""
+
+
+class SampleError(ValueError):
+    """A sample that cannot be made of anything there is; the message says why and what to do."""
 
 
 class MicroBatches(Dataset):
@@ -42,7 +46,7 @@ def micro_batches(
         (step * accumulate + part) * processes + rank for step in range(first_step, steps) for part in range(accumulate)
     ]
     loader = DataLoader(
-        batches,
+        Reported(batches),
         batch_size=None,
         sampler=numbers,
         num_workers=workers if FORKS else 0,
@@ -51,9 +55,29 @@ def micro_batches(
         collate_fn=unchanged,
         worker_init_fn=leave_interrupts,
     )
-    source = zip(numbers, loader, strict=True)
+    source = zip(numbers, whole_batches(loader), strict=True)
     for _ in range(first_step, steps):
         yield [next(source) for _ in range(accumulate)]
+
+
+class Reported(Dataset):
+    """Micro-batches, or the SampleError in place of one: a worker's exception would bring its traceback as text."""
+
+    def __init__(self, batches: MicroBatches):
+        self.batches = batches
+
+    def __getitem__(self, number: int) -> Batch | SampleError:
+        try:
+            return self.batches[number]
+        except SampleError as error:
+            return error
+
+
+def whole_batches(loader: Iterable[Batch | SampleError]) -> Iterator[Batch]:
+    for batch in loader:
+        if isinstance(batch, SampleError):
+            raise batch
+        yield batch
 
 
 def unchanged(batch: Mapping[str, Any]) -> Mapping[str, Any]:

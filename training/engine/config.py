@@ -124,6 +124,10 @@ def read_config(path: Path, overrides: Sequence[str], config_type: type[ConfigT]
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
         raise ValueError(f"{path} is not YAML: {error}") from error
+    except FileNotFoundError as error:
+        raise FileNotFoundError(
+            f"there is no file {path}; training/configs holds a settings file for each run"
+        ) from error
     if not isinstance(content, dict):
         raise ValueError(f"{path} must hold `key: value` lines, one of them `out`")
     for override in overrides:

@@ -14,6 +14,7 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedType, gather_object
 from safetensors import SafetensorError
 from torch import nn
+from tqdm import tqdm
 
 from .average import Average
 from .batches import SKIPPED, MicroBatches, micro_batches
@@ -31,6 +32,7 @@ from .checkpoints import (
 )
 from .draws import Draws
 from .grids import grid, psnr
+from .lock import holding, require_free
 from .method import Batch, Method
 from .optimizers import TurnOptimizer
 from .records import Records
@@ -54,7 +56,8 @@ class Engine:
     def __init__(self, method: Method[Any], accelerator: Accelerator | None = None):
         """Builds the method and resumes `config.out` where it holds a run.
 
-        Raises ValueError for settings that cannot work together and CheckpointError for damaged checkpoints.
+        Raises ValueError for settings that cannot work together, CheckpointError for damaged checkpoints, and InUse
+        for a folder that another process trains in.
         """
         self.method, self.config = method, method.config
         config = self.config
@@ -69,6 +72,8 @@ class Engine:
             )
         if config.threads is not None:
             torch.set_num_threads(config.threads)
+        if self.accelerator.is_main_process:
+            require_free(config.out)
         self.folder = config.out / "checkpoints"
         saved = newest_checkpoint(self.folder, self.accelerator.print)
         method.build(self.accelerator.device)
@@ -168,12 +173,14 @@ class Engine:
     def export(self, tensors: dict[str, torch.Tensor]) -> None:
         """Write the files for the nodes. Raises OSError when the disk is full."""
         try:
-            self.method.export(self.config.out, tensors, self.step)
+            written = self.method.export(self.config.out, tensors, self.step)
         except (SafetensorError, OSError) as error:
             raise OSError(
                 f"cannot write the files for the nodes to {self.config.out}: {error}. The checkpoint of step "
                 f"{self.step} is whole: the same command goes on from it."
             ) from error
+        if self.step >= self.config.steps:
+            tqdm.write("\n".join(f"for the nodes: {path}" for path in written))
 
     def finish(self) -> None:
         """For a run that has all its steps: write the files for the nodes, in case it was killed before it did."""
@@ -259,6 +266,12 @@ class Engine:
         """Train until `config.steps`, or until Ctrl-C or SIGTERM, which save a checkpoint first."""
         config, accelerator = self.config, self.accelerator
         config.out.mkdir(parents=True, exist_ok=True)
+        with holding(config.out) if accelerator.is_main_process else contextlib.nullcontext():
+            self.train_to_the_end()
+        accelerator.end_training()
+
+    def train_to_the_end(self) -> None:
+        config, accelerator = self.config, self.accelerator
         images = config.batch * config.accumulate * accelerator.num_processes
         records = Records(accelerator, config.out, self.step, config.steps, config.log.every, images)
         source = micro_batches(
@@ -276,17 +289,17 @@ class Engine:
                 for _, batch in parts:
                     records.skip(batch.pop(SKIPPED))
                 records.step(self.step + 1, self.train_step(parts))
-                if validation is not None and self.step % config.validation.every == 0:
-                    self.validate(validation, records)
                 stop = self.should_stop(bool(stopped))
                 if stop or self.step % config.checkpoints.every == 0 or self.step == config.steps:
                     self.save()
+                # After the checkpoint, which is whole then even where the validation asks for too much memory.
+                if validation is not None and self.step % config.validation.every == 0:
+                    self.validate(validation, records)
                 if stop:
                     records.say(f"stopped at step {self.step}; the same command goes on from here")
                     break
         if self.step >= config.steps and self.saved_step == first:
             self.finish()
-        accelerator.end_training()
 
     def should_stop(self, asked: bool) -> bool:
         """Whether any process was asked to stop."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -105,15 +107,16 @@ def make_prodigy(settings: OptimizerSettings, groups: list[dict[str, Any]]) -> O
         ) from error
     if any(group["rate"] != 1 for group in groups):
         raise ValueError("Prodigy has one step size for all parameters: set every rate to 1, or use adamw")
-    return Prodigy(
-        groups,
-        lr=settings.learning_rate,
-        betas=settings.betas,
-        eps=settings.eps,
-        weight_decay=settings.weight_decay,
-        use_bias_correction=settings.bias_correction,
-        safeguard_warmup=settings.safeguard_warmup,
-    )
+    with contextlib.redirect_stdout(io.StringIO()):  # it prints that its weight decay is AdamW's
+        return Prodigy(
+            groups,
+            lr=settings.learning_rate,
+            betas=settings.betas,
+            eps=settings.eps,
+            weight_decay=settings.weight_decay,
+            use_bias_correction=settings.bias_correction,
+            safeguard_warmup=settings.safeguard_warmup,
+        )
 
 
 def make_muon(settings: OptimizerSettings, groups: Sequence[Mapping[str, Any]]) -> list[Optimizer]:

@@ -24,6 +24,7 @@ class Records:
 
     def __init__(self, accelerator: Accelerator, folder: Path, first: int, steps: int, every: int, images: int):
         self.accelerator, self.folder, self.every, self.images = accelerator, folder, every, images
+        self.steps = steps
         self.bar = tqdm(
             total=steps, initial=first, unit="step", dynamic_ncols=True, disable=not accelerator.is_main_process
         )
@@ -38,7 +39,7 @@ class Records:
             self.sums[name] = self.sums.get(name, 0.0) + value
         self.count += 1
         self.bar.update()
-        if step % self.every == 0:
+        if step % self.every == 0 or step == self.steps:
             self.flush(step)
 
     def flush(self, step: int) -> None:
@@ -66,7 +67,9 @@ class Records:
         write_png(self.folder / "samples" / f"{name}_{step:08d}.png", image)
         for tracker in self.accelerator.trackers:
             if hasattr(tracker, "log_images"):
-                tracker.log_images({name: image.permute(1, 2, 0)[None].numpy()}, step=step)
+                # TensorBoard takes channels first unless told; the others take them last and know no such argument.
+                layout = {"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}
+                tracker.log_images({name: image.permute(1, 2, 0)[None].numpy()}, step=step, **layout)
 
     def skip(self, entries: Sequence[tuple[str, str]]) -> None:
         """Note photos that could not be read, each once."""

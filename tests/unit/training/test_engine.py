@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 
 from harness.training_method import Denoiser, DenoiserConfig
 from realisr.training.engine.average import Average
-from realisr.training.engine.batches import FORKS, MicroBatches, micro_batches
+from realisr.training.engine.batches import FORKS, MicroBatches, SampleError, micro_batches
 from realisr.training.engine.checkpoints import CheckpointError, checkpoints, newest_checkpoint
 from realisr.training.engine.dry_run import describe, write_first_batch
 from realisr.training.engine.engine import Diverged, Engine
@@ -58,6 +58,56 @@ def test_a_run_learns_and_writes_what_the_nodes_would_load(tmp_path: Path) -> No
     assert all(torch.equal(exported[name], value) for name, value in weights(engine).items())
     with Image.open(tmp_path / "samples" / "restored_00000060.png") as picture:
         assert picture.size == (3 * 20 + 4, 2 * 20 + 4)
+
+
+def test_the_steps_since_the_last_line_are_logged_at_the_end(tmp_path: Path) -> None:
+    run(tmp_path / "each", steps=5)
+    run(tmp_path / "threes", steps=5, log={"every": 3, "trackers": []})
+    each, threes = log_of(tmp_path / "each"), log_of(tmp_path / "threes")
+    assert list(threes) == [3, 5] and threes[5] == pytest.approx((each[4] + each[5]) / 2)
+
+
+def test_tensorboard_has_the_curves_and_the_samples(tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    run(tmp_path, validation={"every": 2}, log={"every": 1, "trackers": ["tensorboard"]})
+    (events,) = tmp_path.rglob("events.out.tfevents.*")
+    read = EventAccumulator(str(events))
+    read.Reload()
+    assert [event.step for event in read.Scalars("loss")] == [1, 2, 3, 4]
+    pictures = read.Images("restored")
+    assert [picture.step for picture in pictures] == [2, 4]
+    assert (pictures[0].width, pictures[0].height) == (3 * 20 + 4, 2 * 20 + 4)
+
+
+class NoPhotos:
+    """Samples of which none can be made."""
+
+    def __len__(self) -> int:
+        return 1
+
+    def __getitem__(self, number: int) -> Any:
+        raise SampleError("100 photos in a row cannot be used")
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_unusable_photos_end_a_run_with_their_reason_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: int
+) -> None:
+    monkeypatch.setattr(Denoiser, "samples", lambda self: NoPhotos())
+    with pytest.raises(SampleError) as error:
+        run(tmp_path, workers=workers)
+    assert str(error.value) == "100 photos in a row cannot be used"
+
+
+def test_a_validation_that_fails_loses_no_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def too_large(*_: Any) -> torch.Tensor:
+        raise torch.OutOfMemoryError("no memory for the validation")
+
+    monkeypatch.setattr(Denoiser, "restore", too_large)
+    with pytest.raises(torch.OutOfMemoryError):
+        run(tmp_path, validation={"every": 2}, checkpoints={"every": 2})
+    assert newest_checkpoint(tmp_path / "checkpoints", print).step == 2  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from pyarrow import parquet
 from realisr.training.data.config import DataSettings
 from realisr.training.data.photos import Photos
 from realisr.training.data.tars import TarPhotos
+from realisr.training.engine.batches import SampleError
 
 SIDE = 16
 
@@ -108,7 +109,7 @@ def test_an_archive_that_shrinks_while_it_is_used(shards):
     photos = Photos(settings(shards / "shard-0.tar", memory=0), seed=0)
     archive = shards / "shard-0.tar"
     archive.write_bytes(archive.read_bytes()[:1500])
-    with pytest.raises(RuntimeError, match="ends before the file does"):
+    with pytest.raises(SampleError, match="ends before the file does"):
         photos[0]
 
 
@@ -138,7 +139,7 @@ def test_a_missing_prompt_in_an_archive(shards):
     photos = Photos(settings(shards), seed=0, needs_prompt=True)
     skipped = dict(entry for number in range(30) for entry in photos[number]["skipped"])
     assert {Path(name).name: reason for name, reason in skipped.items()} == {
-        "bare": "its prompt (.txt) is missing",
+        "bare": "its prompt (.txt) is missing: scripts/caption.py writes it",
         "latin": "its .txt is no UTF-8 text",
     }
 
@@ -165,7 +166,10 @@ def test_a_table_names_photos_and_their_prompts(tmp_path):
         expected = np.asarray(Image.open(io.BytesIO(png(number)))).transpose(2, 0, 1)
         assert np.array_equal((item["hq"] * 255).round().numpy(), expected)
     reasons = {Path(name).name: reason for item in items for name, reason in item["skipped"]}
-    assert reasons == {"2.png": "its prompt (.txt) is missing", "gone.png": "there is no such file"}
+    assert reasons == {
+        "2.png": "its prompt (.txt) is missing: scripts/caption.py writes it",
+        "gone.png": "there is no such file",
+    }
 
 
 def test_tables_that_are_none(tmp_path):

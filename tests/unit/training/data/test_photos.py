@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 from realisr.training.data.config import DataSettings
 from realisr.training.data.order import Order
 from realisr.training.data.photos import Photos
-from realisr.training.engine.batches import unchanged
+from realisr.training.engine.batches import SampleError, unchanged
 
 SIDE = 24
 
@@ -230,7 +230,7 @@ def test_a_skipped_sample_is_again_the_same_for_everyone(folder):
 def test_photos_that_all_fail_are_an_error(tmp_path):
     for number in range(3):
         (tmp_path / f"{number}.jpg").write_bytes(b"no picture")
-    with pytest.raises(RuntimeError, match=r"100 photos in a row .* 3 different .*cannot be read"):
+    with pytest.raises(SampleError, match=r"100 photos in a row .* 3 different .*cannot be read"):
         Photos(one_folder(tmp_path), 0)[0]
 
 
