@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from _pack import ROOT
 from comfy_server import ComfyServer
@@ -147,6 +147,15 @@ def test_full_captions_refines_and_chooses(server: ComfyServer, files, chat: Cha
     best = np.asarray(server.client.image(file), np.int16)
     assert best.shape == (96, 128, 3)
     assert any(np.array_equal(best, candidate) for candidate in candidates)
+
+
+def test_a_new_bridge_is_written_and_changes_nothing(server: ComfyServer, files):
+    """Its last projection is zero; the file is one that the loader takes."""
+    graph = json.loads((API / "vision_context_bridge_new.json").read_text(encoding="utf-8"))
+    (path,) = server.client.run(graph).outputs[node_of(graph, "RealISR_NewVisionContextBridge")]["text"]
+    weights = load_file(path)
+    assert weights["proj_in.weight"].shape == (HIDDEN, 768) and weights["proj_out.weight"].shape == (HIDDEN, HIDDEN)
+    assert weights["proj_in.weight"].any() and not weights["proj_out.weight"].any()
 
 
 def test_the_notes_name_the_files_of_the_loaders():

@@ -2,22 +2,41 @@
 
 from __future__ import annotations
 
-import pytest
+import json
 
+import pytest
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from _pack import ROOT
 from comfy_server import ComfyServer, PromptInterrupted
 from harness.server_memory import READABLE, require_freed, resident_megabytes
 
 NODE = "4"
+MODEL = "nano_multi_step.safetensors"
+BUNDLED = ROOT / "weights" / "vosr_nano.safetensors"
+ARGS_KEY = "vosr_args"
 STEPS = 40
 
 
+def save_multi_step(server: ComfyServer) -> None:
+    """The bundled network as one that takes many steps: it restores nothing so, and its speed is the same."""
+    with safe_open(BUNDLED, "pt") as file:
+        args = json.loads(file.metadata()[ARGS_KEY])
+        weights = {name: file.get_tensor(name) for name in file.keys()}
+    del args["distill_type"]
+    target = server.models / "diffusion_models" / MODEL
+    target.parent.mkdir(parents=True, exist_ok=True)
+    save_file(weights, target, metadata={ARGS_KEY: json.dumps(args)})
+
+
 def restoration(seed: int, steps: int, width: int) -> dict:
-    """Tiled multi-step restoration of a random image with the bundled model."""
+    """Tiled multi-step restoration of a random image."""
     return {
         "1": {"class_type": "RealISRTest_RandomImage", "inputs": {"seed": 1, "width": width, "height": 96, "batch": 1}},
         "2": {
             "class_type": "RealISR_LoadVOSRModel",
-            "inputs": {"model_name": "VOSR nano (bundled)", "weight_dtype": "default", "variant": "auto"},
+            "inputs": {"model_name": MODEL, "weight_dtype": "default", "variant": "auto"},
         },
         "3": {
             "class_type": "RealISR_LoadVOSRVAE",
@@ -49,6 +68,7 @@ def restoration(seed: int, steps: int, width: int) -> dict:
 
 @pytest.mark.skipif(not READABLE, reason="reads the server's memory from /proc (Linux)")
 def test_cancel_during_a_tiled_multi_step_run(server: ComfyServer):
+    save_multi_step(server)
     server.client.run(restoration(seed=0, steps=1, width=128))
     before = resident_megabytes(server)
 
