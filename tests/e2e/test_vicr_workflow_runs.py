@@ -23,6 +23,7 @@ from harness.vlm import save_tiny_llava
 API = ROOT / "workflows" / "api"
 SIZES = {"context_width": 64, "pooled_width": 768}
 HIDDEN = 256
+NEW_BRIDGE = "vision_context_bridge_new"
 
 
 @pytest.fixture(scope="module")
@@ -151,7 +152,7 @@ def test_full_captions_refines_and_chooses(server: ComfyServer, files, chat: Cha
 
 def test_a_new_bridge_is_written_and_changes_nothing(server: ComfyServer, files):
     """Its last projection is zero; the file is one that the loader takes."""
-    graph = json.loads((API / "vision_context_bridge_new.json").read_text(encoding="utf-8"))
+    graph = json.loads((API / f"{NEW_BRIDGE}.json").read_text(encoding="utf-8"))
     (path,) = server.client.run(graph).outputs[node_of(graph, "RealISR_NewVisionContextBridge")]["text"]
     weights = load_file(path)
     assert weights["proj_in.weight"].shape == (HIDDEN, 768) and weights["proj_out.weight"].shape == (HIDDEN, HIDDEN)

@@ -53,7 +53,9 @@ def given_to(node: Any, name: str, image: Any) -> dict[str, Any]:
 
     schema = node.define_schema()
     inputs = {given.id: image if given.id == name else value_of(given) for given in schema.inputs}
-    inputs |= {key: value for key, value in given_by_hand().items() if key in inputs}
+    # Metrics that compare with a reference are another list, and its default needs no weights.
+    skipped = {"metrics"} if "reference" in inputs else set()
+    inputs |= {key: value for key, value in given_by_hand().items() if key in inputs.keys() - skipped}
     if not schema.is_input_list:
         return inputs
     return {

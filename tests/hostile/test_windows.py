@@ -49,7 +49,10 @@ IMPORT_ALL = """
                 continue
             parts = path.relative_to(root).with_suffix("").parts
             name = ".".join(part for part in parts if part != "__init__")
-            importlib.import_module(path.stem if folder == "scripts" else f"realisr.{{name}}")
+            # What lies in scripts/ is imported from there, as the scripts themselves do.
+            inside = name.partition(".")[2]
+            if folder != "scripts" or inside:
+                importlib.import_module(inside if folder == "scripts" else f"realisr.{{name}}")
     print("imported")
 """
 

@@ -90,7 +90,7 @@ def headers(folder: Path) -> tuple[dict[str, Path], dict[str, tuple[int, ...]]]:
     from safetensors import SafetensorError, safe_open
 
     index = folder / INDEX
-    names = set(json.loads(index.read_text())["weight_map"].values()) if index.is_file() else {SINGLE}
+    names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()) if index.is_file() else {SINGLE}
     absent = sorted(name for name in names if not (folder / name).is_file())
     if absent:
         raise FileNotFoundError(f"{folder} lacks {first_few(absent)}")

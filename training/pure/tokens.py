@@ -80,7 +80,7 @@ class Tokeniser:
             entries.append(Entry(conversation, key, known[key]))
         if len(known) > before:
             with contextlib.suppress(OSError):  # a full disk: they are found out again
-                write_atomically(self.lengths_file, lambda place: place.write_text(json.dumps(known)))
+                write_atomically(self.lengths_file, lambda place: place.write_text(json.dumps(known), encoding="utf-8"))
         return entries, unusable
 
     @property
@@ -91,7 +91,7 @@ class Tokeniser:
     def known_lengths(self) -> dict[str, int]:
         """Tokens of conversations by key, as far as an earlier run found them out."""
         with contextlib.suppress(OSError, ValueError):
-            known = json.loads(self.lengths_file.read_text())
+            known = json.loads(self.lengths_file.read_text(encoding="utf-8"))
             if isinstance(known, dict):
                 return known
         return {}
