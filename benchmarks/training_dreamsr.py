@@ -205,7 +205,7 @@ class Experiment:
     def pretrain(self) -> dict[str, Tensor]:
         """Weights of the tiny FLUX, trained on tiles and their words; averaged over the last steps."""
         from realisr.training.dreamsr.losses import velocity_error
-        from realisr.training.flux.latent import noisy
+        from realisr.training.flow import noisy
 
         file = self.options.base
         if file is not None and file.is_file():
@@ -291,7 +291,7 @@ class Experiment:
     def velocity_errors(self, network: Any, pair: dict[str, Any], seed: int, control: bool, local: bool) -> Tensor:
         """Of each tile, the mean over TIMES, `[n]`."""
         from realisr.training.dreamsr.losses import velocity_error
-        from realisr.training.flux.latent import noisy
+        from realisr.training.flow import noisy
 
         batch = self.prepared(pair["hq"], pair["lq"], pair["whole"], pair["local"] if local else pair["whole"])
         errors = []

@@ -167,7 +167,8 @@ class Experiment:
 
     def pretrain(self) -> Any:
         """The tiny FLUX Fill, all weights trained on inpainting."""
-        from realisr.training.flux.latent import noisy, pack, pack_mask, token_ids, unpack
+        from realisr.training.flow import noisy
+        from realisr.training.flux.latent import pack, pack_mask, token_ids, unpack
 
         base = self.options.base
         transformer = tiny_flux_fill(self.options.seed)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
@@ -10,36 +9,10 @@ from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 from ...models.dreamsr.schedule import REMOVAL_TIME, TEXTURE_START, TEXTURE_STEPS
 from ..data.config import DataSettings
 from ..engine.config import Chance, Count, OptimizerSettings, RunConfig, Settings, UserPath
-from ..flux.files import part_of
+from ..flux.config import ModelFiles
 
 Factor = Annotated[float, Field(ge=0)]
 Time = Annotated[float, Field(gt=0, le=1)]
-
-
-class ModelFiles(Settings):
-    """The frozen networks: single files as ComfyUI's users have them, or folders of diffusers and transformers.
-
-    Where `flux` is a whole diffusers folder (FLUX.1-dev), the others are taken from it unless they are named.
-    """
-
-    flux: UserPath
-    """FLUX.1-dev: flux1-dev.safetensors or the folder."""
-    vae: UserPath | None = None
-    """ae.safetensors, or a folder."""
-    t5: UserPath | None = None
-    """t5xxl_fp16.safetensors, or a folder."""
-    clip: UserPath | None = None
-    """clip_l.safetensors, or a folder."""
-    tokenizers: UserPath | None = None
-    """ComfyUI's folder, which has them, or a FLUX.1 folder of diffusers."""
-
-
-def model_file(files: ModelFiles, name: str, part: str) -> Path:
-    """A model's file or folder. Raises ValueError when it is neither named nor in the folder of FLUX."""
-    named = getattr(files, name)
-    if named is None and part_of(files.flux, part) == files.flux:
-        raise ValueError(f"models.{name} is needed: {files.flux} is no diffusers folder with a {part} in it")
-    return files.flux if named is None else named
 
 
 class ControlSettings(Settings):

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ...models.dreamsr.config import HEAD_DIM, Injection, MMControlNetConfig
 from ...models.dreamsr.mm_controlnet import MMControlNet
+from ...models.dreamsr.start import copied_name, untrained
 from ...models.state_dict import require_keys, sizes_of
 from ..flux.files import WeightFiles, opened
 
@@ -64,23 +64,6 @@ def new_control(transformer: nn.Module, layers: int, blocks: tuple[int, ...], se
     require_keys(WHAT, "this FLUX", network.state_dict(), weights)
     network.load_state_dict(weights, assign=True)
     return network
-
-
-def copied_name(name: str, blocks: tuple[int, ...]) -> str:
-    """What a tensor of control block l is called in the block of the transformer that it is copied from."""
-    head, _, rest = name.partition("transformer_blocks.")
-    layer, _, leaf = rest.partition(".")
-    return name if head or not layer else f"transformer_blocks.{blocks[int(layer)]}.{leaf}"
-
-
-def untrained(name: str, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
-    """A tensor FLUX has no counterpart of: zero where it feeds the DiT, Xavier-uniform before that."""
-    value = torch.zeros(shape)
-    feeds_dit = name.startswith("controlnet_blocks.") or ".net.2." in name
-    if name.endswith(".weight") and not feeds_dit:
-        bound = math.sqrt(6 / sum(shape))
-        value.uniform_(-bound, bound, generator=generator)
-    return value
 
 
 def read_control(path: Path, transformer: nn.Module) -> tuple[MMControlNet, Injection]:

@@ -12,10 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
-
-def expand(values: Tensor, like: Tensor) -> Tensor:
-    """Per-sample values `[B]` shaped to broadcast over `like`."""
-    return values.reshape(-1, *[1] * (like.ndim - 1))
+from ..flow import expand
 
 
 def clean_estimate(z_t: Tensor, velocity: Tensor, t: Tensor) -> Tensor:

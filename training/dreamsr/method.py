@@ -23,12 +23,13 @@ from ..data.validation import image_files, validation_batch
 from ..engine.draws import Draws
 from ..engine.method import Batch, Method
 from ..flux.autoencoder import LATENT_CHANNELS, Autoencoder, load_autoencoder
+from ..flux.config import DTYPES, model_file
 from ..flux.encoders import TextEncoders
 from ..flux.files import fingerprint
 from ..flux.prompts import Prompts
 from ..flux.quantise import quantise
 from ..flux.transformer import load_transformer
-from .config import DreamSRConfig, model_file
+from .config import DreamSRConfig
 from .control import new_control, read_control
 from .decoder import LatentDecoder, encode
 from .discriminator import PatchDiscriminator
@@ -39,7 +40,6 @@ from .lpips import LPIPS
 from .network import CONTROL, DISCRIMINATOR, LORA, RESTORE, DreamSRNetwork, Objective, Sampling
 from .samples import DreamSRSamples, ErasedPairs
 
-DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 PREFIXES = {CONTROL: "flux.control.", LORA: "flux.transformer.", DISCRIMINATOR: "discriminator."}
 """Of what each turn trains."""
 

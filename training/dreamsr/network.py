@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ...models.dreamsr.schedule import REMOVAL_TIME, TEXTURE_START, TEXTURE_STEPS, texture_sigmas
 from ..engine.draws import Draws
 from ..engine.method import Batch
-from ..flux.latent import noisy
+from ..flow import noisy
 from .flux import ControlledFlux, Prompts
 from .lora import lora_layers, use_lora
 from .losses import (

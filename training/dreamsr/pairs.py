@@ -25,12 +25,13 @@ from ..data.photos import Photos
 from ..engine.config import Count, Settings, UserPath
 from ..engine.draws import Draws
 from ..engine.files import write_atomically
+from ..flow import noisy
 from ..flux.autoencoder import load_autoencoder
+from ..flux.config import DTYPES, ModelFiles, model_file
 from ..flux.encoders import TextEncoders
-from ..flux.latent import noisy
 from ..flux.quantise import quantise
 from ..flux.transformer import load_transformer
-from .config import Factor, ModelFiles, model_file
+from .config import Factor
 from .decoder import LatentDecoder, encode
 from .flux import ControlledFlux, Prompts
 from .samples import ERASED_SUFFIX, HQ_SUFFIX, RECORD_SUFFIX
@@ -38,7 +39,6 @@ from .samples import ERASED_SUFFIX, HQ_SUFFIX, RECORD_SUFFIX
 STATED = "settings.json"
 """What a folder's pairs were made with."""
 FREE_TO_CHANGE = {"out", "count", "batch", "base", "encoders"}
-DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 MOST_FAILURES = 20
 """One after another, before a call gives up."""
 DRAWS = 2

@@ -42,12 +42,6 @@ def token_ids(height: int, width: int, device: torch.device | str) -> Tensor:
     return torch.stack([torch.zeros_like(rows), rows, columns], dim=-1).flatten(0, 1).float()
 
 
-def noisy(clean: Tensor, noise: Tensor, time: Tensor) -> Tensor:
-    """The straight path x_t = (1 - t) x_0 + t noise, for `time` `[B]`: 0 is the image, 1 is noise."""
-    t = time.reshape(-1, *[1] * (clean.ndim - 1))
-    return (1 - t) * clean + t * noise
-
-
 def shifted(time: Tensor, tokens: int) -> Tensor:
     """Times in (0, 1) moved towards noise as FLUX's sampler moves them for that many image tokens."""
     factor = math.exp(dynamic_shift(tokens))

@@ -9,28 +9,15 @@ from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 from ...models.vicr.diptych import PANEL_MULTIPLE
 from ..data.config import DataSettings
 from ..engine.config import Count, OptimizerSettings, RunConfig, Settings, UserPath
+from ..flux.config import ModelFiles
 
 
-class ModelFiles(Settings):
-    """The frozen networks: single files as ComfyUI's users have them, or folders of diffusers and transformers.
+class VICRFiles(ModelFiles):
+    """FLUX.1 Fill's parts, and CLIP's image side, which is never taken from FLUX's folder."""
 
-    Where `flux` is a whole diffusers folder (FLUX.1-Fill-dev), the others but `clip_vision` are taken from it unless
-    they are named.
-    """
-
-    flux: UserPath
-    """FLUX.1 Fill: flux1-fill-dev.safetensors or the folder."""
-    vae: UserPath | None = None
-    """ae.safetensors, or a folder."""
-    t5: UserPath | None = None
-    """t5xxl_fp16.safetensors, or a folder."""
-    clip: UserPath | None = None
-    """clip_l.safetensors, or a folder."""
     clip_vision: UserPath | None = None
     """CLIP ViT-L/14's image side: clip_vision_l.safetensors, or the folder of clip-vit-large-patch14. Not needed
     without a bridge."""
-    tokenizers: UserPath | None = None
-    """ComfyUI's folder, which has them, or a FLUX.1 folder of diffusers."""
 
 
 class BridgeSettings(Settings):
@@ -76,7 +63,7 @@ class VICRConfig(RunConfig):
     """A run of VICR: LoRA and bridge on FLUX.1 Fill."""
 
     steps: PositiveInt = 15_000
-    models: ModelFiles
+    models: VICRFiles
     base: Literal["full", "int8", "nf4"] = "full"
     """How FLUX's frozen weights are kept: in the run's precision, or quantised by bitsandbytes (a GPU)."""
     rank: PositiveInt = 32

@@ -22,8 +22,9 @@ from ..data.validation import validation_batch
 from ..engine.draws import Draws
 from ..engine.method import Batch, Method, Samples
 from ..flux.autoencoder import load_autoencoder
+from ..flux.config import DTYPES, model_file
 from ..flux.encoders import CLIP_TEXT, CLIP_VISION, T5, ImageEncoder, TextEncoders, load_encoder
-from ..flux.files import fingerprint, part_of
+from ..flux.files import fingerprint
 from ..flux.latent import shifted
 from ..flux.prompts import Prompts
 from ..flux.quantise import quantise
@@ -34,8 +35,6 @@ from .export import read_bridge, write_files
 from .losses import LAYOUT
 from .network import VELOCITY, DiptychFill, build_network
 from .restore import sample
-
-DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
 class VICRMethod(Method[VICRConfig]):
@@ -51,7 +50,7 @@ class VICRMethod(Method[VICRConfig]):
         self.degradations = Degradations(config.data.degradation)
         transformer = load_transformer(config.models.flux, torch.device("meta"), dtype)
         self.check_sizes(transformer.config)
-        autoencoder = load_autoencoder(self.file("vae", "vae"), device, dtype)
+        autoencoder = load_autoencoder(model_file(self.config.models, "vae", "vae"), device, dtype)
         vision = None
         if config.bridge.joins != "nothing" and config.models.clip_vision is not None:
             vision = ImageEncoder(load_encoder(CLIP_VISION, config.models.clip_vision, device, dtype))
@@ -69,21 +68,11 @@ class VICRMethod(Method[VICRConfig]):
         self.diptychs = Diptychs(autoencoder, vision)
         self.open_caches(device, dtype)
 
-    def file(self, name: str, part: str) -> Path:
-        """A model's file or folder. Raises ValueError when it is neither named nor in the folder of FLUX."""
-        named = getattr(self.config.models, name)
-        whole = self.config.models.flux
-        if named is not None:
-            return named
-        if part_of(whole, part) == whole:
-            raise ValueError(f"models.{name} is needed: {whole} is no diffusers folder with a {part} in it")
-        return whole
-
     def check_sizes(self, flux: Any) -> None:
         """Raises ValueError for text encoders that are not this FLUX's."""
         meta = torch.device("meta")
-        t5 = load_encoder(T5, self.file("t5", "text_encoder_2"), meta, torch.float32)
-        clip = load_encoder(CLIP_TEXT, self.file("clip", "text_encoder"), meta, torch.float32)
+        t5 = load_encoder(T5, model_file(self.config.models, "t5", "text_encoder_2"), meta, torch.float32)
+        clip = load_encoder(CLIP_TEXT, model_file(self.config.models, "clip", "text_encoder"), meta, torch.float32)
         for name, found, wanted in (
             ("t5", t5.config.d_model, flux.joint_attention_dim),
             ("clip", clip.config.hidden_size, flux.pooled_projection_dim),
@@ -113,17 +102,18 @@ class VICRMethod(Method[VICRConfig]):
 
     def open_caches(self, device: torch.device, dtype: torch.dtype) -> None:
         config = self.config
+        models = config.models
         folder = config.cache or config.out / "cache"
-        t5, clip = (self.file("t5", "text_encoder_2"), self.file("clip", "text_encoder"))
-        tokenizers = config.models.tokenizers or self.file("tokenizers", "tokenizer_2")
+        t5, clip = model_file(models, "t5", "text_encoder_2"), model_file(models, "clip", "text_encoder")
+        tokenizers = model_file(models, "tokenizers", "tokenizer_2")
         rest = device if config.encoders == "device" else torch.device("cpu")
         self.prompts = Prompts(TextEncoders(t5, clip, tokenizers, device, dtype, config.prompt_tokens, rest), folder)
         self.fixed = None
         if config.fixed_degradations:
             if not Photos(config.data, config.seed).repeats:
                 raise ValueError("fixed_degradations: with data.augment crops do not come again; turn one of them off")
-            seen = [config.models.clip_vision] if config.bridge.joins != "nothing" else []
-            files = [fingerprint(path) for path in (self.file("vae", "vae"), *seen) if path is not None]
+            seen = [models.clip_vision] if config.bridge.joins != "nothing" else []
+            files = [fingerprint(path) for path in (model_file(models, "vae", "vae"), *seen) if path is not None]
             kinds = [kind.model_dump(mode="json") for kind in config.data.degradation]
             stated = {"files": files, "degradation": kinds, "dtype": str(dtype)}
             self.fixed = FixedDegradations(self.degradations, config.fixed_degradations, config.seed, stated, folder)

@@ -14,7 +14,8 @@ from ...models.vicr.bridge import BridgeConfig, VisionContextBridge, untrained_b
 from ...models.vicr.diptych import split
 from ..engine.draws import Draws
 from ..engine.method import Batch
-from ..flux.latent import noisy, pack, pack_mask, token_ids, unpack
+from ..flow import noisy
+from ..flux.latent import pack, pack_mask, token_ids, unpack
 from .losses import LAYOUT, right_panel_loss
 
 ADAPTED = (

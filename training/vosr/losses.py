@@ -12,6 +12,8 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from ..flow import expand, noisy
+
 
 class VelocityNetwork(Protocol):
     """The network as the objectives call it: x `[B, 2C, H, W]`, t and r `[B]`, features -> `[B, C, H, W]`."""
@@ -68,16 +70,6 @@ class ConditionScheme:
         return Conditions(full_lq, z, weak_lq, weak_z, mixed_lq, torch.where(expand(weak, z), weak_z, z))
 
 
-def expand(values: Tensor, like: Tensor) -> Tensor:
-    """Per-sample values `[B]` (or a scalar) shaped to broadcast over `like`."""
-    return values.reshape(-1, *[1] * (like.ndim - 1))
-
-
-def noisy_latent(hq: Tensor, eps: Tensor, t: Tensor) -> Tensor:
-    """The straight path x_t = (1 - t) hq + t eps."""
-    return (1 - expand(t, hq)) * hq + expand(t, hq) * eps
-
-
 def flow_matching_loss(
     model: VelocityNetwork,
     hq: Tensor,
@@ -87,7 +79,7 @@ def flow_matching_loss(
     weights: Tensor | None = None,
 ) -> Tensor:
     """Mean squared error of the velocity at time t against eps - hq; weights `[B]` for an uneven mean over samples."""
-    velocity = model(torch.cat([condition.lq, noisy_latent(hq, eps, t)], dim=1), t, z=condition.z)
+    velocity = model(torch.cat([condition.lq, noisy(hq, eps, t)], dim=1), t, z=condition.z)
     error = (velocity.float() - (eps - hq)).square()
     return (error if weights is None else error * expand(weights, error)).mean()
 
@@ -135,7 +127,7 @@ class Distillation:
         eps: Tensor,
     ) -> tuple[Tensor, Tensor]:
         """(total loss, its instantaneous-velocity term) for steps from t to r, `r <= t` per sample."""
-        x = noisy_latent(hq, eps, t)
+        x = noisy(hq, eps, t)
         target = self.teacher_velocity(teacher, x, t, condition).detach()
         call = Student(student, condition)
         instantaneous = (call(x, t, t) - target).square().mean()

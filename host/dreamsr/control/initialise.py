@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Callable, Iterator
 
 import comfy.lora
@@ -15,6 +14,7 @@ from torch import Tensor
 
 from ....models.dreamsr.config import HEAD_DIM, Injection, MMControlNetConfig, checked_blocks
 from ....models.dreamsr.mm_controlnet import PATCH, MMControlNet
+from ....models.dreamsr.start import copied_name, untrained
 from ...types import Model
 from .loader import MMControl, build_control
 
@@ -119,23 +119,6 @@ def initial_weights(
                 f"not {list(value.shape)}): use a bf16 or fp8 checkpoint, not GGUF, to initialise from."
             )
         yield name, weight
-
-
-def copied_name(name: str, blocks: tuple[int, ...]) -> str:
-    """What a tensor of control block l is called in the DiT's block that it is copied from."""
-    head, _, rest = name.partition("transformer_blocks.")
-    layer, _, leaf = rest.partition(".")
-    return name if head or not layer else f"transformer_blocks.{blocks[int(layer)]}.{leaf}"
-
-
-def untrained(name: str, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
-    """A tensor FLUX has no counterpart of: zero where it feeds the DiT, Xavier-uniform before that."""
-    value = torch.zeros(shape)
-    feeds_dit = name.startswith("controlnet_blocks.") or ".net.2." in name
-    if name.endswith(".weight") and not feeds_dit:
-        bound = math.sqrt(6 / sum(shape))
-        value.uniform_(-bound, bound, generator=generator)
-    return value
 
 
 def initialise_mm_control(
