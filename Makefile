@@ -42,5 +42,5 @@ bench: ## the benchmarks, one after the other
 	@for script in benchmarks/[a-z]*.py; do echo "== $$script"; $(HOST) $$script || exit 1; done
 
 clean: ## remove what runs leave in the checkout (the host stays; `python3 dev/host_env.py prune` for old ones)
-	rm -rf .mypy_cache .pytest_cache .ruff_cache demo_output
+	rm -rf .mypy_cache .pytest_cache .ruff_cache demo_output test_output
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -85,6 +85,28 @@ class Frontend:
         if message.type == "error" and CONTENT_SECURITY_POLICY not in message.text:
             self.errors.append(f"{message.text} ({message.location.get('url', '')})")
 
+    def use_renderer(self, name: str) -> None:
+        """Draw nodes by "classic" (litegraph's canvas) or "nodes2" (Vue). Open a workflow after it."""
+        enabled = {"classic": False, "nodes2": True}[name]
+        self.page.evaluate(
+            "async (on) => { await window.app.extensionManager.setting.set('Comfy.VueNodes.Enabled', on); }", enabled
+        )
+
+    def run(self, timeout: float = 120) -> None:
+        """Queue the open workflow as the Run button does, and wait until the server is idle again.
+
+        What an execution shows on its nodes may arrive a moment later: wait for that too.
+        """
+        self.page.evaluate("async () => { await window.app.queuePrompt(0, 1); }")
+        self.page.wait_for_function(
+            """async () => {
+                const { exec_info } = await (await window.app.api.fetchApi("/prompt")).json();
+                return exec_info.queue_remaining === 0;
+            }""",
+            timeout=timeout * 1000,
+            polling=200,
+        )
+
     def open(self, workflow: Mapping[str, Any]) -> OpenedWorkflow:
         """Load a workflow in UI form, in place of the one that is open."""
         self.errors.clear()
@@ -99,6 +121,37 @@ class Frontend:
     def open_api(self, workflow: Mapping[str, Any], name: str = "workflow") -> None:
         """Lay out a workflow that is given in API form."""
         self.page.evaluate("async ([graph, name]) => { await window.app.loadApiJson(graph, name); }", [workflow, name])
+        self.page.wait_for_timeout(300)
+
+    def switch_tab_and_back(self) -> None:
+        """Open an empty workflow in a tab of its own and return to this one."""
+        active = "window.app.extensionManager.workflow.activeWorkflow.path"
+        here = self.page.evaluate(active)
+        for command, arrived in (
+            ("Comfy.NewBlankWorkflow", f"(here) => {active} !== here && window.app.graph.nodes.length === 0"),
+            ("Workspace.PreviousOpenedWorkflow", f"(here) => {active} === here && window.app.graph.nodes.length > 0"),
+        ):
+            self.page.evaluate("async (name) => { await window.app.extensionManager.command.execute(name); }", command)
+            self.page.wait_for_function(arrived, arg=here)
+        self.page.wait_for_timeout(300)
+
+    def undo_a_move(self) -> None:
+        """Move the first node and undo that: the frontend makes every node anew."""
+        self.page.evaluate(
+            """async () => {
+                const node = window.app.graph.nodes[0];
+                const { changeTracker } = window.app.extensionManager.workflow.activeWorkflow;
+                const capturing = changeTracker.captureCanvasState ? "captureCanvasState" : "checkState";
+                const capture = () => changeTracker[capturing]();
+                capture();
+                const before = node.pos[0];
+                node.pos = [before + 40, node.pos[1]];
+                capture();
+                await changeTracker.undo();
+                const undone = window.app.graph.nodes.find(({ id }) => id === node.id).pos[0];
+                if (Math.abs(undone - before) > 1) throw new Error(`not undone: ${before}, ${undone}`);
+            }"""
+        )
         self.page.wait_for_timeout(300)
 
     def export_ui(self) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from . import (
     pure_loaders,
     quality,
     reference,
+    routes,
     tile_check,
     tiles,
     vicr,
@@ -52,3 +53,6 @@ MODULES = (
 class RealISRExtension(ComfyExtension):
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         return [node for module in MODULES for node in module.NODES]
+
+    async def on_load(self) -> None:
+        routes.add_routes()

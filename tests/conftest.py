@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
+from pathlib import Path
 
 import pytest
 import torch
@@ -21,7 +23,11 @@ CUSTOM_NODES = {"realisr": ROOT, "realisr_test_nodes": ROOT / "tests" / "test_no
 
 NO_BROWSER = "no chromium, chromium-browser or google-chrome on PATH"
 
-USED_BY_FIXTURE = {"host": "host", "server": "e2e", "start_server": "e2e", "frontend": "browser"}
+USED_BY_FIXTURE = {"host": "host", "server": "e2e", "start_server": "e2e", "frontend": "browser", "canvas": "browser"}
+
+RENDERERS = ("classic", "nodes2")
+
+SCREENSHOTS = Path(os.environ.get("REALISR_SCREENSHOTS", ROOT / "test_output" / "screenshots"))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -94,3 +100,17 @@ def frontend(server: ComfyServer) -> Iterator[Frontend]:
         pytest.skip(NO_BROWSER)
     with Frontend(server.url, executable) as running:
         yield running
+
+
+@pytest.fixture(params=RENDERERS)
+def canvas(frontend: Frontend, request: pytest.FixtureRequest) -> Iterator[Frontend]:
+    """The frontend with each of its two node renderers in turn; must end without an error of the page.
+
+    What the page shows at the end of the test lands in SCREENSHOTS, for people to look at.
+    """
+    frontend.use_renderer(request.param)
+    frontend.errors.clear()
+    yield frontend
+    SCREENSHOTS.mkdir(parents=True, exist_ok=True)
+    frontend.screenshot(SCREENSHOTS / f"{re.sub(r'[^A-Za-z0-9]+', '_', request.node.name).strip('_')}.png")
+    assert frontend.errors == []
