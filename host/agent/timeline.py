@@ -65,6 +65,7 @@ def tell(state: State, total: int, rows: Sequence[Row] = (), fresh: bool = False
         return
     workflow = (item[3].get("extra_pnginfo") or {}).get("workflow") or {}
     detail = {
+        "prompt_id": place.prompt_id,
         "node": place.node,
         "workflow": workflow.get("id"),
         "state": state,
