@@ -152,7 +152,7 @@ class CompareBranch(io.ComfyNode):
         branch = make_branch(method, scale, seed, prompt, upscale_model)
         missing = await obstacles(branch)
         if missing:
-            return io.NodeOutput((Entry(label, None, card="\n".join(["Not run:", *missing])),))
+            return io.NodeOutput((Entry(label, None, card="\n".join(["Not run. Missing:", *missing])),))
         token = cls.hidden.unique_id
         link = input_link(cls.hidden.dynprompt, token, "image")
         nodes = placed(branch, list(link), token, label)

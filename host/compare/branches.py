@@ -158,6 +158,6 @@ def told(class_type: str, reason: Mapping[str, Any]) -> str:
         return ""
     if reason["type"] == "value_not_in_list":
         folder = FOLDERS.get(class_type)
-        return f"{given['received_value']} is missing" + (f" in models/{folder}" if folder else "") + "."
+        return f"models/{folder}/{given['received_value']}" if folder else str(given["received_value"])
     details = str(reason.get("details") or reason["message"])
     return details.partition(" - ")[2] or details
