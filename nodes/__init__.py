@@ -11,6 +11,7 @@ from . import (
     dreamsr,
     dreamsr_control,
     image,
+    labels,
     patch_prompts,
     pure,
     pure_entropy,
@@ -54,7 +55,7 @@ MODULES = (
 
 class RealISRExtension(ComfyExtension):
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        return [node for module in MODULES for node in module.NODES]
+        return [labels.labelled(node) for module in MODULES for node in module.NODES]
 
     async def on_load(self) -> None:
         routes.add_routes()
