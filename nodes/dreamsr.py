@@ -20,6 +20,7 @@ from .inputs import (
     TILE_CHECK_OFF,
     chosen_repair,
     only,
+    preview_input,
     resize_input,
     target_size,
     tile_check_inputs,
@@ -161,6 +162,7 @@ class DreamSRRestore(io.ComfyNode):
                 tiles_per_batch_input(advanced=True),
                 vae_tile_input(),
                 *tile_check_inputs("texture_start a fifth lower each time"),
+                preview_input(),
             ],
             outputs=[io.Image.Output(display_name="image", tooltip="The restored image at the target size.")],
         )
@@ -190,6 +192,7 @@ class DreamSRRestore(io.ComfyNode):
         tile_grid=None,
         tile_check=None,
         check_rounds=None,
+        preview=None,
     ) -> io.NodeOutput:
         def one(name: str, values: list[Any] | None) -> Any:
             return only(NAME, name, values)
@@ -222,6 +225,7 @@ class DreamSRRestore(io.ComfyNode):
                 one("vae_tile_size", vae_tile_size),
                 one("color_alignment", color_alignment),
                 chosen_repair(one("tile_check", tile_check) or TILE_CHECK_OFF, one("check_rounds", check_rounds) or 2),
+                one("preview", preview) is not False,
             )
         )
 

@@ -18,6 +18,7 @@ from .inputs import (
     TILE_CHECK_OFF,
     chosen_repair,
     error_of,
+    preview_input,
     read_choice,
     resize_input,
     target_size,
@@ -338,6 +339,7 @@ class RestorationCFGSampler(io.ComfyNode):
                 vae_tile_input(),
                 tile_grid_input("tiling"),
                 *tile_check_inputs("restoration_scale half a unit higher each time, which one-step models do not read"),
+                preview_input(),
             ],
             outputs=[io.Image.Output(display_name="image", tooltip="The restored image at the target size.")],
         )
@@ -374,6 +376,7 @@ class RestorationCFGSampler(io.ComfyNode):
         tile_grid: TileLayout | None = None,
         tile_check: str = TILE_CHECK_OFF,
         check_rounds: int = 2,
+        preview: bool = True,
     ) -> io.NodeOutput:
         image = checked_image(image, "Restoration-CFG Sampler: ")
         width, height = target_size(image, resize)
@@ -387,6 +390,7 @@ class RestorationCFGSampler(io.ComfyNode):
             tiles=chosen_tiles(tiling) if tile_grid is None else tile_grid,
             color=color_alignment,
             repair=chosen_repair(tile_check, check_rounds),
+            preview=preview,
         )
         return io.NodeOutput(restore(model, vae, vision_encoder, image, options))
 
