@@ -10,6 +10,9 @@ VLMSocket = io.Custom("REALISR_VLM")
 TileGridSocket = io.Custom("REALISR_TILE_GRID")
 """A models.tiles.layout.TileLayout."""
 
+TileCaptionsSocket = io.Custom("REALISR_TILE_CAPTIONS")
+"""A services.vlm.patch_prompts.TileCaptions."""
+
 DiptychSocket = io.Custom("REALISR_DIPTYCH")
 """A models.vicr.diptych.Diptych."""
 
