@@ -81,12 +81,24 @@ class CompareMethods(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, image: torch.Tensor, scale: float, seed: int, prompt: str, upscale_model: str = NO_MODEL, **switched: bool
+        cls,
+        image: torch.Tensor,
+        scale: float,
+        bicubic: bool,
+        vosr_nano: bool,
+        vosr: bool,
+        vicr: bool,
+        dreamsr: bool,
+        pure: bool,
+        upscale_model: str,
+        seed: int,
+        prompt: str,
     ) -> io.NodeOutput:
         if len(checked_image(image, f"{NAME}: ")) != 1:
             raise ValueError(f"{NAME} takes one photo and got a batch of {len(image)}. Take one with ImageFromBatch.")
+        switches = (bicubic, vosr_nano, vosr, vicr, dreamsr, pure)
         link = input_link(cls.hidden.dynprompt, cls.hidden.unique_id, "image")
-        names = [method.name for method in METHODS if switched[method.name]]
+        names = [method.name for method, on in zip(METHODS, switches, strict=True) if on]
         names += [UPSCALE_MODEL] if upscale_model != NO_MODEL else []
         if not names:
             raise ValueError(f"{NAME}: every method is switched off. Switch one on.")
@@ -161,6 +173,8 @@ class CompareBranch(io.ComfyNode):
 
 
 LABELS = {method.name: method.label for method in METHODS}
+IN_ORDER = (*LABELS, UPSCALE_MODEL)
+Entries = tuple[Entry, ...]
 
 
 def placed(branch: Branch, photo: list[Any], token: str, label: str) -> dict[str, Any]:
@@ -216,7 +230,6 @@ class CompareResults(io.ComfyNode):
 
     @classmethod
     def define_schema(cls):
-        names = [*LABELS, UPSCALE_MODEL]
         return io.Schema(
             node_id=RESULTS_ID,
             display_name="Compare Results",
@@ -226,19 +239,27 @@ class CompareResults(io.ComfyNode):
             is_dev_only=True,
             inputs=[
                 ComparisonSocket.Input(name, optional=True, lazy=True, tooltip=f"Result of {LABELS.get(name, name)}.")
-                for name in names
+                for name in IN_ORDER
             ],
             outputs=[ComparisonSocket.Output(display_name="results", tooltip="The results in order.")],
         )
 
     @classmethod
-    def check_lazy_status(cls, **results: tuple[Entry, ...] | None) -> list[str]:
-        return [name for name in (*LABELS, UPSCALE_MODEL) if name in results and results[name] is None][:1]
+    def check_lazy_status(cls, **results: Entries | None) -> list[str]:
+        return [name for name in IN_ORDER if name in results and results[name] is None][:1]
 
     @classmethod
-    def execute(cls, **results: tuple[Entry, ...]) -> io.NodeOutput:
-        names = [name for name in (*LABELS, UPSCALE_MODEL) if name in results]
-        return io.NodeOutput(tuple(entry for name in names for entry in results[name]))
+    def execute(
+        cls,
+        bicubic: Entries = (),
+        vosr_nano: Entries = (),
+        vosr: Entries = (),
+        vicr: Entries = (),
+        dreamsr: Entries = (),
+        pure: Entries = (),
+        upscale_model: Entries = (),
+    ) -> io.NodeOutput:
+        return io.NodeOutput((*bicubic, *vosr_nano, *vosr, *vicr, *dreamsr, *pure, *upscale_model))
 
 
 class CompareSheet(io.ComfyNode):
