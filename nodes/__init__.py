@@ -28,17 +28,18 @@ from . import (
     vosr_loaders,
 )
 
+# In the order of the frontend's node library: whole methods first, those that run without a download before the others.
 MODULES = (
-    vosr_loaders,
     vosr,
-    vicr_loaders,
-    vicr,
-    vicr_tiles,
-    dreamsr,
-    dreamsr_control,
-    pure_loaders,
     pure,
+    dreamsr,
+    vosr_loaders,
+    pure_loaders,
     pure_entropy,
+    dreamsr_control,
+    vicr,
+    vicr_loaders,
+    vicr_tiles,
     tiles,
     tile_check,
     patch_prompts,
