@@ -6,6 +6,9 @@ const STATE = "realisr";
 
 // --- nodes ----------------------------------------------------------------------------------------------------------
 
+/** For onNewNodes: every node of this pack. */
+export const ALL_OURS = { includes: (type) => Boolean(type?.startsWith("RealISR_")) };
+
 /** Call setUp(node) for every new node of these classes, before its saved widgets and properties are read. */
 export function onNewNodes(extension, classes, setUp) {
     app.registerExtension({
@@ -148,6 +151,67 @@ export function hideWidget(node, name) {
     if (!widget) return;
     widget.hidden = true;
     widget.options = { ...widget.options, hidden: true };
+}
+
+/** Call see() now, and again when widgets came: an option of a dynamic dropdown brings its own. */
+export function onWidgetsChanged(node, see) {
+    chain(node, "addCustomWidget", () => queueMicrotask(see));
+    see();
+}
+
+/** Show label(value) for the values of a node's dropdowns; what is stored and sent stays the value. */
+export function labelChoices(node, label) {
+    for (const { type, options } of node.widgets ?? []) {
+        if (type === "combo" && options && !options.getOptionLabel) options.getOptionLabel = (value) => label(value ?? "");
+    }
+    app.canvas?.setDirty(true, true);
+}
+
+/**
+ * Hide advanced widgets on the classic canvas until the node's menu says "Show Advanced"; Nodes 2.0 does so by itself.
+ *
+ * One with a link stays in sight, as there. The room of hidden ones is given up: the classic layout would keep it.
+ */
+export function foldAdvanced(node) {
+    const fold = () => node.widgets?.forEach((widget) => widget.options?.advanced && foldWidget(node, widget));
+    onWidgetsChanged(node, fold);
+    chain(node, "onConnectionsChange", fold);
+    chain(node, "onConfigure", fold);
+    node.setSize(node.computeSize());
+}
+
+const FOLDED = Symbol("realisr advanced widget");
+
+function foldWidget(node, widget) {
+    const linked = node.inputs?.some(({ widget: of, link }) => of?.name === widget.name && link != null);
+    if (Boolean(widget.advanced) === linked) widget.advanced = !linked;
+    if (widget[FOLDED]) return;
+    widget[FOLDED] = true;
+    const shown = widget.computeSize;
+    const isFolded = () => widget.advanced && !node.showAdvanced && !LiteGraph.vueNodesMode;
+    // The layout adds a gap of 4 below each widget.
+    const nothing = () => [0, -4];
+    Object.defineProperty(widget, "computeSize", { configurable: true, get: () => (isFolded() ? nothing : shown) });
+}
+
+/** Colours of links and slots by type, where the palette has none of its own. colours: type -> "#rrggbb". */
+export function colourLinks(colours) {
+    const variables = Object.entries(colours).map(([type, colour]) => `--color-datatype-${type}: ${colour};`);
+    addStyle(`:root { ${variables.join(" ")} }`);
+    app.registerExtension({
+        name: "RealISR.Links",
+        setup() {
+            for (const table of [app.canvas.default_connection_color_byType, app.canvas.constructor.link_type_colors]) {
+                for (const [type, colour] of Object.entries(colours)) colourType(table, type, colour);
+            }
+        },
+    });
+}
+
+// Each palette that is loaded writes "" for types that it does not know.
+function colourType(table, type, colour) {
+    let ofPalette = table?.[type];
+    if (table) Object.defineProperty(table, type, { enumerable: true, configurable: true, get: () => ofPalette || colour, set: (given) => (ofPalette = given) });
 }
 
 /** Let the frontend note what changed, for undo and for the mark of an unsaved tab. */
