@@ -7,6 +7,7 @@ from comfy_api.latest import ComfyExtension, io
 from . import (
     agent,
     agent_loop,
+    compare,
     dreamsr,
     dreamsr_control,
     image,
@@ -46,6 +47,7 @@ MODULES = (
     vlm,
     agent,
     agent_loop,
+    compare,
     quality,
     reference,
     image,
