@@ -153,18 +153,21 @@ export function hideWidget(node, name) {
     widget.options = { ...widget.options, hidden: true };
 }
 
-/** Call see() now, and again when widgets came: an option of a dynamic dropdown brings its own. */
+/** Call see() now, and again when widgets came (an option of a dynamic dropdown brings its own) and are complete. */
 export function onWidgetsChanged(node, see) {
-    chain(node, "addCustomWidget", () => queueMicrotask(see));
+    chain(node, "addCustomWidget", () => {
+        see();
+        queueMicrotask(see);
+    });
     see();
 }
 
-/** Show label(value) for the values of a node's dropdowns; what is stored and sent stays the value. */
+/** Show label(value) for the values of a node's dropdowns that have one; what is stored and sent stays the value. */
 export function labelChoices(node, label) {
     for (const { type, options } of node.widgets ?? []) {
-        if (type === "combo" && options && !options.getOptionLabel) options.getOptionLabel = (value) => label(value ?? "");
+        if (type !== "combo" || options.getOptionLabel || !Array.isArray(options.values)) continue;
+        if (options.values.some(label)) options.getOptionLabel = (value) => label(value) ?? value ?? "";
     }
-    app.canvas?.setDirty(true, true);
 }
 
 /**
@@ -173,17 +176,22 @@ export function labelChoices(node, label) {
  * One with a link stays in sight, as there. The room of hidden ones is given up: the classic layout would keep it.
  */
 export function foldAdvanced(node) {
-    const fold = () => node.widgets?.forEach((widget) => widget.options?.advanced && foldWidget(node, widget));
+    const fold = () => {
+        for (const widget of node.widgets ?? []) {
+            // A seed's "control after generate" comes and goes with it.
+            if (widget.options?.advanced) [widget, ...(widget.linkedWidgets ?? [])].forEach((each) => foldWidget(node, each, widget.name));
+        }
+    };
     onWidgetsChanged(node, fold);
     chain(node, "onConnectionsChange", fold);
     chain(node, "onConfigure", fold);
-    node.setSize(node.computeSize());
+    node.setSize([node.size[0], Math.min(node.size[1], node.computeSize()[1])]);
 }
 
 const FOLDED = Symbol("realisr advanced widget");
 
-function foldWidget(node, widget) {
-    const linked = node.inputs?.some(({ widget: of, link }) => of?.name === widget.name && link != null);
+function foldWidget(node, widget, input) {
+    const linked = node.inputs?.some(({ widget: of, link }) => of?.name === input && link != null) ?? false;
     if (Boolean(widget.advanced) === linked) widget.advanced = !linked;
     if (widget[FOLDED]) return;
     widget[FOLDED] = true;
@@ -294,6 +302,15 @@ export async function ask(path, body) {
 let texts = {};
 let reading;
 
+function language() {
+    return app.extensionManager?.setting?.get("Comfy.Locale") ?? "en";
+}
+
+/** Let the frontend make no node before the texts are here, where node texts are shown in another language. */
+export function readTextsFirst() {
+    app.registerExtension({ name: "RealISR.Texts", init: () => (language() === "en" ? undefined : textsRead()) });
+}
+
 /** Wait for the texts of locales/; every panel is drawn after this. */
 export function textsRead() {
     return (reading ??= readTexts());
@@ -301,8 +318,12 @@ export function textsRead() {
 
 async function readTexts() {
     const languages = await (await api.fetchApi("/i18n")).json();
-    const language = app.extensionManager?.setting?.get("Comfy.Locale") ?? "en";
-    texts = { ...languages.en?.realisr, ...languages[language]?.realisr };
+    texts = { ...languages.en?.realisr, ...languages[language()]?.realisr };
+}
+
+/** Whether there is a text of this key. */
+export function hasText(key) {
+    return key in texts;
 }
 
 /** A text of `realisr` in locales/<language>/main.json, its [names] replaced; in English where there is no other. */

@@ -11,7 +11,6 @@ from . import (
     dreamsr,
     dreamsr_control,
     image,
-    labels,
     patch_prompts,
     pure,
     pure_entropy,
@@ -56,7 +55,7 @@ MODULES = (
 
 class RealISRExtension(ComfyExtension):
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        return [labels.labelled(node) for module in MODULES for node in module.NODES]
+        return [node for module in MODULES for node in module.NODES]
 
     async def on_load(self) -> None:
         routes.add_routes()
