@@ -6,6 +6,9 @@ const STATE = "realisr";
 
 // --- nodes ----------------------------------------------------------------------------------------------------------
 
+/** For onNewNodes: every node of this pack. */
+export const ALL_OURS = { includes: (type) => Boolean(type?.startsWith("RealISR_")) };
+
 /** Call setUp(node) for every new node of these classes, before its saved widgets and properties are read. */
 export function onNewNodes(extension, classes, setUp) {
     app.registerExtension({
@@ -150,6 +153,75 @@ export function hideWidget(node, name) {
     widget.options = { ...widget.options, hidden: true };
 }
 
+/** Call see() now, and again when widgets came (an option of a dynamic dropdown brings its own) and are complete. */
+export function onWidgetsChanged(node, see) {
+    chain(node, "addCustomWidget", () => {
+        see();
+        queueMicrotask(see);
+    });
+    see();
+}
+
+/** Show label(value) for the values of a node's dropdowns that have one; what is stored and sent stays the value. */
+export function labelChoices(node, label) {
+    for (const { type, options } of node.widgets ?? []) {
+        if (type !== "combo" || options.getOptionLabel || !Array.isArray(options.values)) continue;
+        if (options.values.some(label)) options.getOptionLabel = (value) => label(value) ?? value ?? "";
+    }
+}
+
+/**
+ * Hide advanced widgets on the classic canvas until the node's menu says "Show Advanced"; Nodes 2.0 does so by itself.
+ *
+ * One with a link stays in sight, as there. The room of hidden ones is given up: the classic layout would keep it.
+ */
+export function foldAdvanced(node) {
+    const fold = () => {
+        for (const widget of node.widgets ?? []) {
+            // A seed's "control after generate" comes and goes with it.
+            if (widget.options?.advanced) [widget, ...(widget.linkedWidgets ?? [])].forEach((each) => foldWidget(node, each, widget.name));
+        }
+    };
+    onWidgetsChanged(node, fold);
+    chain(node, "onConnectionsChange", fold);
+    chain(node, "onConfigure", fold);
+    node.setSize([node.size[0], Math.min(node.size[1], node.computeSize()[1])]);
+}
+
+const FOLDED = Symbol("realisr advanced widget");
+
+function foldWidget(node, widget, input) {
+    const linked = node.inputs?.some(({ widget: of, link }) => of?.name === input && link != null) ?? false;
+    if (Boolean(widget.advanced) === linked) widget.advanced = !linked;
+    if (widget[FOLDED]) return;
+    widget[FOLDED] = true;
+    const shown = widget.computeSize;
+    const isFolded = () => widget.advanced && !node.showAdvanced && !LiteGraph.vueNodesMode;
+    // The layout adds a gap of 4 below each widget.
+    const nothing = () => [0, -4];
+    Object.defineProperty(widget, "computeSize", { configurable: true, get: () => (isFolded() ? nothing : shown) });
+}
+
+/** Colours of links and slots by type, where the palette has none of its own. colours: type -> "#rrggbb". */
+export function colourLinks(colours) {
+    const variables = Object.entries(colours).map(([type, colour]) => `--color-datatype-${type}: ${colour};`);
+    addStyle(`:root { ${variables.join(" ")} }`);
+    app.registerExtension({
+        name: "RealISR.Links",
+        setup() {
+            for (const table of [app.canvas.default_connection_color_byType, app.canvas.constructor.link_type_colors]) {
+                for (const [type, colour] of Object.entries(colours)) colourType(table, type, colour);
+            }
+        },
+    });
+}
+
+// Each palette that is loaded writes "" for types that it does not know.
+function colourType(table, type, colour) {
+    let ofPalette = table?.[type];
+    if (table) Object.defineProperty(table, type, { enumerable: true, configurable: true, get: () => ofPalette || colour, set: (given) => (ofPalette = given) });
+}
+
 /** Let the frontend note what changed, for undo and for the mark of an unsaved tab. */
 export function changed() {
     const tracker = app.extensionManager?.workflow?.activeWorkflow?.changeTracker;
@@ -230,6 +302,15 @@ export async function ask(path, body) {
 let texts = {};
 let reading;
 
+function language() {
+    return app.extensionManager?.setting?.get("Comfy.Locale") ?? "en";
+}
+
+/** Let the frontend make no node before the texts are here, where node texts are shown in another language. */
+export function readTextsFirst() {
+    app.registerExtension({ name: "RealISR.Texts", init: () => (language() === "en" ? undefined : textsRead()) });
+}
+
 /** Wait for the texts of locales/; every panel is drawn after this. */
 export function textsRead() {
     return (reading ??= readTexts());
@@ -237,8 +318,12 @@ export function textsRead() {
 
 async function readTexts() {
     const languages = await (await api.fetchApi("/i18n")).json();
-    const language = app.extensionManager?.setting?.get("Comfy.Locale") ?? "en";
-    texts = { ...languages.en?.realisr, ...languages[language]?.realisr };
+    texts = { ...languages.en?.realisr, ...languages[language()]?.realisr };
+}
+
+/** Whether there is a text of this key. */
+export function hasText(key) {
+    return key in texts;
 }
 
 /** A text of `realisr` in locales/<language>/main.json, its [names] replaced; in English where there is no other. */

@@ -41,7 +41,7 @@ class DreamSRRestore(io.ComfyNode):
     def define_schema(cls):
         return io.Schema(
             node_id="RealISR_DreamSRRestore",
-            display_name=NAME,
+            display_name=f"{NAME} (Two-Stage Tiled FLUX)",
             category=CATEGORY,
             description=(
                 "DreamSR in one node: enlarges, removes the degradation in one forward with the acceleration LoRA, "
@@ -49,7 +49,15 @@ class DreamSRRestore(io.ComfyNode):
                 "tile, not on the image. Alpha is enlarged by itself and kept. Item i of a batch is what it would be "
                 "alone with seed + i."
             ),
-            search_aliases=["dreamsr", "super resolution", "upscale", "restore", "4k", "8k", "tiled", "flux upscale"],
+            search_aliases=[
+                "dreamsr",
+                "flux upscale",
+                "tiled super resolution",
+                "4k",
+                "8k",
+                "restore old photo",
+                "deblur and denoise photo",
+            ],
             is_input_list=True,
             inputs=[
                 io.Model.Input("model", tooltip="FLUX.1-dev (Load Diffusion Model)."),

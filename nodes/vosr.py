@@ -167,7 +167,7 @@ class VOSRConditioning(io.ComfyNode):
                 "Sides are padded to a multiple of 16 (4 with pixel unshuffle); crop the decoded image to width and "
                 "height. Alpha is left out."
             ),
-            search_aliases=["vosr", "restoration", "super resolution", "conditioning", "weak condition", "dino"],
+            search_aliases=["vosr", "restoration conditioning", "weak condition", "dino"],
             inputs=[
                 io.Image.Input(
                     "image", tooltip="LQ image, enlarged to the size of the result (Upscale for Restoration)."
@@ -277,7 +277,7 @@ class RestorationCFGSampler(io.ComfyNode):
     def define_schema(cls):
         return io.Schema(
             node_id="RealISR_RestorationCFGSampler",
-            display_name="Restoration-CFG Sampler",
+            display_name="VOSR Restore (Restoration-CFG Sampler)",
             category=CATEGORY,
             description=(
                 "VOSR in one node: enlarges, encodes, samples with restoration-oriented guidance, decodes and "
@@ -286,13 +286,20 @@ class RestorationCFGSampler(io.ComfyNode):
             ),
             search_aliases=[
                 "vosr",
-                "restore",
-                "super resolution",
-                "upscale",
-                "enhance",
-                "deblur",
-                "denoise",
+                "restore photo",
+                "photo restoration",
                 "image restoration",
+                "upscale",
+                "super resolution",
+                "image super resolution",
+                "real-world super resolution",
+                "old photo",
+                "old photo repair",
+                "denoise photo",
+                "denoise",
+                "deblur",
+                "enhance",
+                "enhance photo",
             ],
             inputs=[
                 io.Model.Input("model", tooltip="A VOSR model (Load VOSR Model)."),
@@ -424,4 +431,4 @@ def chosen_tiles(tiling: dict[str, Any]) -> SquareTiles | None:
     return SquareTiles(tiling["tile_size"], tiling["tile_overlap"])
 
 
-NODES = [VOSRConditioning, RestorationCFGGuider, RestorationCFGSampler]
+NODES = [RestorationCFGSampler, VOSRConditioning, RestorationCFGGuider]
