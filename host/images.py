@@ -8,6 +8,7 @@ import comfy.model_management
 import torch
 from torch import Tensor, nn
 
+from ..models.image import to_levels
 from .progress import following
 from .types import VAE
 
@@ -54,6 +55,39 @@ def checked_image(image: Tensor, where: str = "") -> Tensor:
             "picture is tone-mapped."
         )
     return image.float()
+
+
+def with_transparency(image: Tensor, mask: Tensor | None, where: str = "") -> Tensor:
+    """IMAGE `[B, H, W, 3 or 4]` with what a MASK says of its transparency: as it is, or `[B, H, W, 4]`.
+
+    mask: `[H, W]`, or `[B, H, W]` with one for each image or one for all, 1 where the image is transparent, as Load
+    Image gives it. None and a mask of zeros, of any size (Load Image gives such a one for a photo without alpha),
+    change nothing. A pixel that is transparent in the image's own alpha stays so. where: what the message begins with.
+    Raises ValueError for a mask that is none, or of other images.
+    """
+    if mask is None:
+        return image
+    if not isinstance(mask, Tensor) or mask.ndim < 2 or 0 in mask.shape:
+        shape = list(mask.shape) if isinstance(mask, Tensor) else type(mask).__name__
+        raise ValueError(f"{where}Expected a mask [batch, height, width], got {shape}. Connect a MASK.")
+    mask = mask.float().reshape(-1, *mask.shape[-2:]).to(image.device)
+    if not mask.isfinite().all():
+        raise ValueError(f"{where}The mask holds values that are not numbers. Look at the node that made it.")
+    if mask.max() <= 0:
+        return image
+    batch, height, width, _ = image.shape
+    if mask.shape[1:] != (height, width):
+        raise ValueError(
+            f"{where}The mask is {mask.shape[2]}x{mask.shape[1]}, the image {width}x{height}. Take image and mask from "
+            "the same Load Image; where the image is resized after it, resize the mask, too (Resize Image/Mask)."
+        )
+    if mask.shape[0] not in (1, batch):
+        raise ValueError(
+            f"{where}Got {mask.shape[0]} masks for {batch} images. Give one mask for each image, or one for all."
+        )
+    own = image[..., 3:] if image.shape[-1] == 4 else torch.ones_like(image[..., :1])
+    # Load Image's 1 - alpha and back falls just below a level now and then, and Save Image rounds down.
+    return torch.cat([image[..., :3], to_levels(own * (1 - mask[..., None]))], dim=-1)
 
 
 def check_vae_tile(vae_tile: int) -> None:

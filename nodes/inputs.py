@@ -183,6 +183,18 @@ def drift_limit_input() -> io.Float.Input:
     )
 
 
+def mask_input() -> io.Mask.Input:
+    """Transparency of the image to restore; comes after all that older workflows know."""
+    return io.Mask.Input(
+        "mask",
+        optional=True,
+        tooltip=(
+            "Load Image's mask, to keep the transparency of a PNG: it is enlarged by itself and becomes the result's "
+            "alpha. Unconnected, or for a photo without transparency: no alpha."
+        ),
+    )
+
+
 TILE_CHECK_OFF, RERUN_SEED, RERUN_LESS = "off", "rerun with another seed", "rerun with less creativity"
 TILE_CHECKS = [TILE_CHECK_OFF, RERUN_SEED, RERUN_LESS]
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..host.images import checked_image
+from ..host.images import checked_image, with_transparency
 from ..host.vosr.conditioning import EncodeOptions, Posterior, SquareTiles, build_conditioning
 from ..host.vosr.guider import RestorationGuider
 from ..host.vosr.restore import VOSRRestoreOptions, restore, vosr_info
@@ -18,6 +18,7 @@ from .inputs import (
     TILE_CHECK_OFF,
     chosen_repair,
     error_of,
+    mask_input,
     preview_input,
     read_choice,
     resize_input,
@@ -340,6 +341,7 @@ class RestorationCFGSampler(io.ComfyNode):
                 tile_grid_input("tiling"),
                 *tile_check_inputs("restoration_scale half a unit higher each time, which one-step models do not read"),
                 preview_input(),
+                mask_input(),
             ],
             outputs=[io.Image.Output(display_name="image", tooltip="The restored image at the target size.")],
         )
@@ -377,8 +379,9 @@ class RestorationCFGSampler(io.ComfyNode):
         tile_check: str = TILE_CHECK_OFF,
         check_rounds: int = 2,
         preview: bool = True,
+        mask=None,
     ) -> io.NodeOutput:
-        image = checked_image(image, "Restoration-CFG Sampler: ")
+        image = with_transparency(checked_image(image, "Restoration-CFG Sampler: "), mask, "Restoration-CFG Sampler: ")
         width, height = target_size(image, resize)
         options = VOSRRestoreOptions(
             width=width,
