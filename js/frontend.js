@@ -158,7 +158,8 @@ export function hideWidget(node, name, hidden = true) {
     const widget = widgetOf(node, name);
     if (!widget) return;
     widget.hidden = hidden;
-    widget.options = { ...widget.options, hidden };
+    // In place: Nodes 2.0 keeps these very options.
+    widget.options = Object.assign(widget.options ?? {}, { hidden });
 }
 
 /** Let the frontend note what changed, for undo and for the mark of an unsaved tab. */
@@ -181,6 +182,8 @@ export function addPanel(node, name, height, className) {
     node.addDOMWidget(name, "realisr_panel", box, { serialize: false, getMinHeight: fixed, getMaxHeight: fixed, getHeight: fixed });
     const [width, least] = node.computeSize();
     node.setSize([Math.max(node.size[0], width), Math.max(node.size[1], least)]);
+    owners.set(box, { node, name });
+    onReady(node, () => requestAnimationFrame(() => requestAnimationFrame(() => takePlace(box))));
     return box;
 }
 
@@ -189,6 +192,20 @@ export function onResize(node, box, draw) {
     const observer = new ResizeObserver(draw);
     observer.observe(box);
     onRemoved(node, () => observer.disconnect());
+}
+
+/** Box -> the node and the widget it was made for. */
+const owners = new WeakMap();
+
+// After an undo Nodes 2.0 goes on showing the element of the node that was there before, which has the same id.
+function takePlace(box) {
+    if (box.isConnected) return;
+    const { node, name } = owners.get(box);
+    for (const other of document.querySelectorAll("[data-node-id] .realisr-panel")) {
+        const owner = owners.get(other);
+        const left = owner.node !== node && owner.node.graph?.getNodeById(owner.node.id) !== owner.node;
+        if (left && owner.name === name && String(owner.node.id) === String(node.id)) other.replaceWith(box);
+    }
 }
 
 // --- elements and texts ---------------------------------------------------------------------------------------------

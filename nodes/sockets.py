@@ -27,3 +27,6 @@ TokenGridSocket = io.Custom("REALISR_TOKEN_GRID")
 
 AgentLoopSocket = io.Custom("REALISR_AGENT_LOOP")
 """A host.agent.history.RefinementHistory. It also says which Start a Loop belongs to."""
+
+ComparisonSocket = io.Custom("REALISR_COMPARISON")
+"""A tuple of models.compare.sheet.Entry."""

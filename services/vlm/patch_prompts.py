@@ -201,9 +201,7 @@ def read_blocks(text: str) -> list[PromptBlock]:
     return [PromptBlock(place, line, "\n".join(lines).strip()) for place, line, lines in found]
 
 
-def read_prompts(
-    text: str, rows: int, columns: int, captions: TileCaptions | None = None
-) -> tuple[str, list[str]]:
+def read_prompts(text: str, rows: int, columns: int, captions: TileCaptions | None = None) -> tuple[str, list[str]]:
     """(prompt of the whole picture, prompts of the tiles row by row) from a text as prompts_text makes it.
 
     captions: what stands in for blocks that the text lacks; one that is there counts, also when it is empty.
