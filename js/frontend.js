@@ -119,9 +119,20 @@ export function allNodes() {
     return [root, ...(root.subgraphs?.values() ?? [])].flatMap((graph) => graph.nodes);
 }
 
-/** Queue the open workflow, as the Run button does. */
-export function run() {
-    return app.queuePrompt(0, 1);
+/** Queue the open workflow, as the Run button does; given an output node, only it and what it needs. */
+export function run(node) {
+    return app.queuePrompt(0, 1, node && [executionIdOf(node)]);
+}
+
+/** The node whose output an input gets, seen through reroutes and subgraphs; undefined where nothing is connected. */
+export async function sourceOf(node, input) {
+    const { output } = await app.graphToPrompt();
+    const link = output[executionIdOf(node)]?.inputs[input];
+    return Array.isArray(link) ? nodeOf(link[0]) : undefined;
+}
+
+export function isLinked(node, input) {
+    return (node.inputs?.find(({ name }) => name === input)?.link ?? null) !== null;
 }
 
 // --- widgets --------------------------------------------------------------------------------------------------------
@@ -130,13 +141,13 @@ export function widgetOf(node, name) {
     return node.widgets?.find((widget) => widget.name === name);
 }
 
-/** Set a widget as a user's hand would: its callback runs, and the change can be undone. */
-export function setWidget(node, name, value) {
+/** Set a widget as a user's hand would: its callback runs, and the change can be undone. typing: call changed() later. */
+export function setWidget(node, name, value, typing = false) {
     const widget = widgetOf(node, name);
     if (!widget || widget.value === value) return;
     widget.value = value;
     widget.callback?.(value, app.canvas, node);
-    changed();
+    if (!typing) changed();
 }
 
 /** Call hear(value) when a widget's value changes, by hand or by setWidget. */
@@ -145,12 +156,13 @@ export function onWidget(node, name, hear) {
     if (widget) chain(widget, "callback", hear);
 }
 
-/** Take a widget out of sight; its value stays and is saved. */
-export function hideWidget(node, name) {
+/** Take a widget out of sight, or back; its value stays and is saved. */
+export function hideWidget(node, name, hidden = true) {
     const widget = widgetOf(node, name);
     if (!widget) return;
-    widget.hidden = true;
-    widget.options = { ...widget.options, hidden: true };
+    widget.hidden = hidden;
+    // In place: Nodes 2.0 keeps these very options.
+    widget.options = Object.assign(widget.options ?? {}, { hidden });
 }
 
 /** Call see() now, and again when widgets came (an option of a dynamic dropdown brings its own) and are complete. */
@@ -245,6 +257,13 @@ export function addPanel(node, name, height, className) {
     owners.set(box, { node, name });
     onReady(node, () => requestAnimationFrame(() => requestAnimationFrame(() => takePlace(box))));
     return box;
+}
+
+/** Call draw() when an element of the node gets another size. */
+export function onResize(node, box, draw) {
+    const observer = new ResizeObserver(draw);
+    observer.observe(box);
+    onRemoved(node, () => observer.disconnect());
 }
 
 /** Box -> the node and the widget it was made for. */

@@ -21,7 +21,7 @@ HEADING = re.compile(r"===\s*(?:whole picture|tile (\d+)(?:,? *\(?row (\d+), col
 MARK = "==="
 SHOWN = 12
 ASKED_AGAIN = re.compile(r"\s*(\d{1,6}):(\d{1,6})\s*")
-SEEDS = 1 << 64
+SEEDS = 1 << 32
 
 
 @dataclass(frozen=True)
