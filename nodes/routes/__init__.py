@@ -12,9 +12,11 @@ from typing import Any
 
 from aiohttp import web
 
+from . import models
+
 Handler = Callable[[web.Request], Awaitable[Any]]
 
-MODULES: Sequence[ModuleType] = ()
+MODULES: Sequence[ModuleType] = (models,)
 
 
 def add_routes() -> None:
