@@ -170,7 +170,23 @@ export function addPanel(node, name, height, className) {
     node.addDOMWidget(name, "realisr_panel", box, { serialize: false, getMinHeight: fixed, getMaxHeight: fixed, getHeight: fixed });
     const [width, least] = node.computeSize();
     node.setSize([Math.max(node.size[0], width), Math.max(node.size[1], least)]);
+    owners.set(box, { node, name });
+    onReady(node, () => requestAnimationFrame(() => requestAnimationFrame(() => takePlace(box))));
     return box;
+}
+
+/** Box -> the node and the widget it was made for. */
+const owners = new WeakMap();
+
+// After an undo Nodes 2.0 goes on showing the element of the node that was there before, which has the same id.
+function takePlace(box) {
+    if (box.isConnected) return;
+    const { node, name } = owners.get(box);
+    for (const other of document.querySelectorAll("[data-node-id] .realisr-panel")) {
+        const owner = owners.get(other);
+        const left = owner.node !== node && owner.node.graph?.getNodeById(owner.node.id) !== owner.node;
+        if (left && owner.name === name && String(owner.node.id) === String(node.id)) other.replaceWith(box);
+    }
 }
 
 // --- elements and texts ---------------------------------------------------------------------------------------------

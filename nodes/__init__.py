@@ -7,9 +7,11 @@ from comfy_api.latest import ComfyExtension, io
 from . import (
     agent,
     agent_loop,
+    compare,
     dreamsr,
     dreamsr_control,
     image,
+    labels,
     patch_prompts,
     pure,
     pure_entropy,
@@ -44,6 +46,7 @@ MODULES = (
     vlm,
     agent,
     agent_loop,
+    compare,
     quality,
     reference,
     image,
@@ -52,7 +55,7 @@ MODULES = (
 
 class RealISRExtension(ComfyExtension):
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        return [node for module in MODULES for node in module.NODES]
+        return [labels.labelled(node) for module in MODULES for node in module.NODES]
 
     async def on_load(self) -> None:
         routes.add_routes()

@@ -183,6 +183,18 @@ def drift_limit_input() -> io.Float.Input:
     )
 
 
+def mask_input() -> io.Mask.Input:
+    """Transparency of the image to restore; comes after all that older workflows know."""
+    return io.Mask.Input(
+        "mask",
+        optional=True,
+        tooltip=(
+            "Load Image's mask, to keep the transparency of a PNG: it is enlarged by itself and becomes the result's "
+            "alpha. Unconnected, or for a photo without transparency: no alpha."
+        ),
+    )
+
+
 TILE_CHECK_OFF, RERUN_SEED, RERUN_LESS = "off", "rerun with another seed", "rerun with less creativity"
 TILE_CHECKS = [TILE_CHECK_OFF, RERUN_SEED, RERUN_LESS]
 
@@ -211,6 +223,20 @@ def tile_check_inputs(less: str) -> list[io.Input]:
             tooltip="How often tiles that are still bad are restored again, at most.",
         ),
     ]
+
+
+def preview_input() -> io.Boolean.Input:
+    """Whether a node that samples in tiles shows them while it runs; last among its inputs."""
+    return io.Boolean.Input(
+        "preview",
+        default=True,
+        optional=True,
+        advanced=True,
+        tooltip=(
+            "While it runs, show the picture with finished tiles in it, the current one outlined and the time left. "
+            "Takes at most an eighth of the time and does not change the result."
+        ),
+    )
 
 
 def chosen_repair(tile_check: str, rounds: int) -> TileRepair | None:

@@ -7,7 +7,7 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..host.images import checked_image
+from ..host.images import checked_image, with_transparency
 from ..host.pure.restore import PURERestoreOptions, Tiles, restore
 from ..models.pure.logits import TokenSampling
 from ..models.pure.options import AnswerParts, GenerationOptions
@@ -17,6 +17,7 @@ from .inputs import (
     MAX_SEED,
     TILE_CHECK_OFF,
     chosen_repair,
+    mask_input,
     read_choice,
     resize_input,
     target_size,
@@ -291,6 +292,7 @@ class ARTokenRestorer(io.ComfyNode):
                 ),
                 *expert_inputs(),
                 *tile_check_inputs("temperature a fifth lower each time"),
+                mask_input(),
             ],
             outputs=[
                 io.Image.Output(display_name="image", tooltip="The restored image at the target size."),
@@ -356,10 +358,11 @@ class ARTokenRestorer(io.ComfyNode):
         preview: bool,
         tile_check: str = TILE_CHECK_OFF,
         check_rounds: int = 2,
+        mask=None,
     ) -> io.NodeOutput:
         if error := text_error(description, guidance, instruction):
             raise ValueError(error)
-        image = checked_image(image, "AR Token Restorer: ")
+        image = with_transparency(checked_image(image, "AR Token Restorer: "), mask, "AR Token Restorer: ")
         width, height = target_size(image, resize)
         options = PURERestoreOptions(
             width=width,

@@ -6,7 +6,7 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..host.images import checked_image
+from ..host.images import checked_image, with_transparency
 from ..host.vosr.conditioning import EncodeOptions, Posterior, SquareTiles, build_conditioning
 from ..host.vosr.guider import RestorationGuider
 from ..host.vosr.restore import VOSRRestoreOptions, restore, vosr_info
@@ -18,6 +18,8 @@ from .inputs import (
     TILE_CHECK_OFF,
     chosen_repair,
     error_of,
+    mask_input,
+    preview_input,
     read_choice,
     resize_input,
     target_size,
@@ -338,6 +340,8 @@ class RestorationCFGSampler(io.ComfyNode):
                 vae_tile_input(),
                 tile_grid_input("tiling"),
                 *tile_check_inputs("restoration_scale half a unit higher each time, which one-step models do not read"),
+                preview_input(),
+                mask_input(),
             ],
             outputs=[io.Image.Output(display_name="image", tooltip="The restored image at the target size.")],
         )
@@ -374,8 +378,10 @@ class RestorationCFGSampler(io.ComfyNode):
         tile_grid: TileLayout | None = None,
         tile_check: str = TILE_CHECK_OFF,
         check_rounds: int = 2,
+        preview: bool = True,
+        mask=None,
     ) -> io.NodeOutput:
-        image = checked_image(image, "Restoration-CFG Sampler: ")
+        image = with_transparency(checked_image(image, "Restoration-CFG Sampler: "), mask, "Restoration-CFG Sampler: ")
         width, height = target_size(image, resize)
         options = VOSRRestoreOptions(
             width=width,
@@ -387,6 +393,7 @@ class RestorationCFGSampler(io.ComfyNode):
             tiles=chosen_tiles(tiling) if tile_grid is None else tile_grid,
             color=color_alignment,
             repair=chosen_repair(tile_check, check_rounds),
+            preview=preview,
         )
         return io.NodeOutput(restore(model, vae, vision_encoder, image, options))
 

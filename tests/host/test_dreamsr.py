@@ -202,6 +202,9 @@ def test_any_size_and_alpha(host, model, vae, lora, height, width):
     assert torch.isfinite(result).all()
     plain = run(host, model, vae, image[..., :3], lora, resize={"resize": "scale factor", "scale": 3.0})
     assert torch.equal(result[..., :3], plain)
+    mask = 1 - image[..., 3]
+    masked = run(host, model, vae, image[..., :3], lora, resize={"resize": "scale factor", "scale": 3.0}, mask=mask)
+    assert torch.equal(masked, result), "Load Image's mask says the same"
 
 
 def test_items_of_a_batch_are_what_they_are_alone(host, model, vae, lora):
