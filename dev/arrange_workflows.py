@@ -84,8 +84,6 @@ def links_of(graph: Graph) -> list[tuple[int, int]]:
     """(source, target) of every link between two nodes; those of a subgraph's own inputs and outputs are left out."""
     inside = {node["id"] for node in graph["nodes"]}
     pairs = [
-        (link[1], link[3]) if isinstance(link, list) else (link["origin_id"], link["target_id"]) for link in graph["links"]
-    ]
         (link[1], link[3]) if isinstance(link, list) else (link["origin_id"], link["target_id"])
         for link in graph["links"]
     ]
