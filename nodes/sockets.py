@@ -10,6 +10,9 @@ VLMSocket = io.Custom("REALISR_VLM")
 TileGridSocket = io.Custom("REALISR_TILE_GRID")
 """A models.tiles.layout.TileLayout."""
 
+TileCaptionsSocket = io.Custom("REALISR_TILE_CAPTIONS")
+"""A services.vlm.patch_prompts.TileCaptions."""
+
 DiptychSocket = io.Custom("REALISR_DIPTYCH")
 """A models.vicr.diptych.Diptych."""
 
@@ -27,3 +30,6 @@ AgentLoopSocket = io.Custom("REALISR_AGENT_LOOP")
 
 AgentRoundsSocket = io.Custom("REALISR_AGENT_ROUNDS")
 """A host.agent.loop.MadeRounds. Handed over inside of a loop only."""
+
+ComparisonSocket = io.Custom("REALISR_COMPARISON")
+"""A tuple of models.compare.sheet.Entry."""

@@ -12,11 +12,11 @@ from typing import Any
 
 from aiohttp import web
 
-from . import agent_loop
+from . import agent_loop, models
 
 Handler = Callable[[web.Request], Awaitable[Any]]
 
-MODULES: Sequence[ModuleType] = (agent_loop,)
+MODULES: Sequence[ModuleType] = (agent_loop, models)
 
 
 def add_routes() -> None:
