@@ -50,6 +50,15 @@ export function onReady(node, draw) {
     queueMicrotask(draw);
 }
 
+const graphs = new EventTarget();
+
+app.registerExtension({ name: "RealISR.Graphs", afterConfigureGraph: () => void graphs.dispatchEvent(new Event("complete")) });
+
+/** Call draw() when a workflow was opened, with all its subgraphs: only then has each node an id by which it runs. */
+export function onGraphComplete(node, draw) {
+    listen(node, graphs, "complete", draw);
+}
+
 /** Call end() once when the node is deleted or its graph is closed. */
 export function onRemoved(node, end) {
     chain(node, "onRemoved", end);
@@ -356,7 +365,7 @@ export function changed() {
  * Make it with the node, not with its first result: the node then never grows. Returns the box's element.
  */
 export function addPanel(node, name, height, className) {
-    const box = element("div", { className: `realisr-panel ${className}`, style: `min-height: ${height}px; height: ${height}px` });
+    const box = element("div", { className: `realisr-panel ${className}`, style: `min-height: ${height}px; max-height: ${height}px; height: ${height}px` });
     // A wheel over the box scrolls the box, and zooms where there is nothing to scroll.
     box.addEventListener("wheel", (event) => box.scrollHeight > box.clientHeight && event.stopPropagation(), { passive: true });
     const fixed = () => height;
