@@ -157,9 +157,9 @@ export function openGraph() {
     return (app.rootGraph ?? app.graph)?.id;
 }
 
-/** Call hear() when the nodes of a workflow have been made: it was opened, its tab was chosen, a change was undone. */
+/** Call hear() before and after nodes are made anew: a workflow is opened, a tab is chosen, a change is undone. */
 export function onGraphOpened(hear) {
-    app.registerExtension({ name: "RealISR.GraphOpened", afterConfigureGraph: () => hear() });
+    app.registerExtension({ name: "RealISR.GraphOpened", beforeConfigureGraph: () => hear(), afterConfigureGraph: () => hear() });
 }
 
 /** Call hear({workflow, graph, promptId, nodeErrors}) when the server has accepted or refused to run a workflow.

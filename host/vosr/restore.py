@@ -19,6 +19,7 @@ from ...models.image import upscale
 from ...models.tiles.grid import Box, TileGrid
 from ...models.tiles.layout import TileLayout
 from ...models.vosr.sampling import MULTI_STEP, RestorationGuidance, euler_times
+from ..families import model_in_words
 from ..images import checked_image, decode_latent
 from ..live_tiles import LIVE, LiveTiles, live_tiles, minutes, numbered, tell
 from ..progress import NodeBar, show_on_node
@@ -73,7 +74,9 @@ class VOSRRestoreOptions:
 def vosr_info(model: Model) -> VOSRInfo:
     """What is known of a VOSR MODEL. Raises ValueError for another kind of model."""
     if not isinstance(model.model, VOSRModel):
-        raise ValueError(f"This node needs a VOSR model, got {type(model.model).__name__}. Connect Load VOSR Model.")
+        raise ValueError(
+            f"This node needs a VOSR model, and {model_in_words(model)} is connected to model. Connect Load VOSR Model."
+        )
     return model.model.info
 
 
