@@ -47,6 +47,18 @@ export function onReady(node, draw) {
     queueMicrotask(draw);
 }
 
+const PLACED = new Set();
+
+/** Call begin() when a hand has placed the node: not when it is read from a file, a tab, an undo or the clipboard. */
+export function onPlaced(node, begin) {
+    PLACED.add(node);
+    chain(node, "onConfigure", () => PLACED.delete(node));
+    queueMicrotask(() => PLACED.delete(node) && begin());
+}
+
+// A file in API form is laid out without configuring nodes.
+if (app.loadApiJson) chain(app, "loadApiJson", () => PLACED.clear());
+
 /** Call end() once when the node is deleted or its graph is closed. */
 export function onRemoved(node, end) {
     chain(node, "onRemoved", end);
@@ -142,6 +154,16 @@ export function onWidget(node, name, hear) {
     if (widget) chain(widget, "callback", hear);
 }
 
+/** Whether a widget's value comes over a wire. */
+export function isLinked(node, name) {
+    return Boolean(node.inputs?.some((input) => input.widget?.name === name && input.link != null));
+}
+
+/** Call hear() when a wire of the node is put in or taken out. */
+export function onWires(node, hear) {
+    chain(node, "onConnectionsChange", () => queueMicrotask(hear));
+}
+
 /** Take a widget out of sight; its value stays and is saved. */
 export function hideWidget(node, name) {
     const widget = widgetOf(node, name);
@@ -163,14 +185,34 @@ export function changed() {
  * Make it with the node, not with its first result: the node then never grows. Returns the box's element.
  */
 export function addPanel(node, name, height, className) {
-    const box = element("div", { className: `realisr-panel ${className}`, style: `min-height: ${height}px; height: ${height}px` });
+    const size = `min-height: ${height}px; height: ${height}px; max-height: ${height}px`;
+    const box = element("div", { className: `realisr-panel ${className}`, style: size, "data-panel": name });
     // A wheel over the box scrolls the box, and zooms where there is nothing to scroll.
-    box.addEventListener("wheel", (event) => box.scrollHeight > box.clientHeight && event.stopPropagation(), { passive: true });
-    const fixed = () => height;
-    node.addDOMWidget(name, "realisr_panel", box, { serialize: false, getMinHeight: fixed, getMaxHeight: fixed, getHeight: fixed });
+    box.addEventListener("wheel", (event) => scrolls(event.target, box) && event.stopPropagation(), { passive: true });
+    const fixed = () => height + 2 * MARGIN;
+    const size_of = { getMinHeight: fixed, getMaxHeight: fixed, getHeight: fixed, margin: MARGIN };
+    node.addDOMWidget(name, "realisr_panel", box, { serialize: false, ...size_of });
     const [width, least] = node.computeSize();
     node.setSize([Math.max(node.size[0], width), Math.max(node.size[1], least)]);
+    onReady(node, () => setTimeout(() => putInPlace(node, box)));
     return box;
+}
+
+// Around a panel in the classic renderer.
+const MARGIN = 6;
+
+function scrolls(inner, box) {
+    for (let part = inner; part && box.contains(part); part = part.parentElement) {
+        if (part.scrollHeight > part.clientHeight && getComputedStyle(part).overflowY === "auto") return true;
+    }
+    return false;
+}
+
+// Nodes 2.0 goes on showing the panel of the node that had this id before an undo or another file: put ours there.
+function putInPlace(node, box) {
+    if (box.isConnected || app.canvas?.graph !== node.graph) return;
+    const shown = document.querySelector(`[data-node-id="${CSS.escape(node.id)}"] [data-panel="${box.dataset.panel}"]`);
+    shown?.replaceWith(box);
 }
 
 // --- elements and texts ---------------------------------------------------------------------------------------------
@@ -190,6 +232,19 @@ export function element(tag, properties = {}, ...children) {
 /** A button; press is called on a click and on Enter. */
 export function button(label, press, properties = {}) {
     return element("button", { type: "button", textContent: label, onclick: press, ...properties });
+}
+
+/** Put a text on the clipboard, also on a page that came over plain HTTP. */
+export async function copyText(copied) {
+    try {
+        await navigator.clipboard.writeText(copied);
+    } catch {
+        const area = element("textarea", { value: copied });
+        document.body.append(area);
+        area.select();
+        document.execCommand("copy");
+        area.remove();
+    }
 }
 
 /** Put a rule into the page's style sheet. */

@@ -12,9 +12,11 @@ from typing import Any
 
 from aiohttp import web
 
+from . import metrics
+
 Handler = Callable[[web.Request], Awaitable[Any]]
 
-MODULES: Sequence[ModuleType] = ()
+MODULES: Sequence[ModuleType] = (metrics,)
 
 
 def add_routes() -> None:
