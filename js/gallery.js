@@ -28,7 +28,7 @@ addStyle(`
     .realisr-gallery .line b { flex: 1; }
     .realisr-gallery .star { color: #e8a33d; }
     .realisr-gallery .tag { padding: 0 5px; border-radius: 8px; background: var(--primary-background, #2563a8); color: #fff; font-size: 10px; }
-    .realisr-gallery small { display: flex; flex-wrap: wrap; justify-content: space-between; gap: 0 6px; font-size: 11px; opacity: 0.75; }
+    .realisr-gallery .card small { display: flex; flex-wrap: wrap; justify-content: space-between; gap: 0 6px; font-size: 11px; opacity: 0.75; }
     .realisr-gallery .slider { position: relative; height: 100%; --at: 50%; touch-action: none; }
     .realisr-gallery .slider img { position: absolute; inset: 0; width: 100%; height: 100%; object-fit: contain; }
     .realisr-gallery .slider img + img { clip-path: inset(0 0 0 var(--at)); }

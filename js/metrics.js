@@ -54,18 +54,18 @@ export function addMetricChoice(node, reference = false) {
     const copy = (copied, label) => button(text(label), () => copyText(copied));
 
     function drawMissing(read, offer) {
+        const row = (...parts) => element("div", { className: "row" }, ...parts);
         const files = offer.files.map(({ name, url, found }) => {
             const link = element("a", { href: url, target: "_blank", rel: "noopener" }, name);
-            return element("div", { className: "row" }, found ? "✓" : "○", link, !found && copy(url, "metrics.copy_link") || "");
+            return row(found ? "✓" : "○", link, found ? undefined : copy(url, "metrics.copy_link"));
         });
+        const place = element("code", { title: read.folder }, read.folder.split(/[\\/]/).slice(-3).join("/"));
         const use = chosen().some(same(offer.name)) ? "metrics.leave_out" : "metrics.use";
-        const buttons = [
-            button(text("metrics.back"), draw),
-            button(text("metrics.look_again"), () => show(true, offer.name)),
-            button(text(use), () => toggle(offer.name)),
-        ];
-        const place = element("div", { className: "row" }, element("code", {}, read.folder), copy(read.folder, "metrics.copy_folder"));
-        box.replaceChildren(element("p", {}, text("metrics.needs", { name: offer.name })), ...files, place, element("div", { className: "row" }, ...buttons));
+        box.replaceChildren(
+            row(button(text("metrics.back"), draw), text("metrics.needs", { name: offer.name }), place, copy(read.folder, "metrics.copy_folder")),
+            ...files,
+            row(button(text("metrics.look_again"), () => show(true, offer.name)), button(text(use), () => toggle(offer.name))),
+        );
     }
 
     function drawAll(read) {

@@ -14,7 +14,7 @@ addStyle(`
     .realisr-scores th[aria-sort]::before { opacity: 0.7; }
     .realisr-scores th[aria-sort=ascending]::before { content: "▴ "; }
     .realisr-scores small { opacity: 0.6; }
-    .realisr-scores .chosen { font-weight: bold; background: color-mix(in srgb, currentColor 15%, transparent); }
+    .realisr-scores tr.chosen { font-weight: bold; background: color-mix(in srgb, currentColor 15%, transparent); }
 `);
 
 // Each: what the head says, a row's value, whether small values are the good ones, and a row's cell.
