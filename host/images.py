@@ -6,8 +6,10 @@ import math
 
 import comfy.model_management
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from ..models.image import to_levels
+from .progress import following
 from .types import VAE
 
 VAE_TILE_STEP = 64
@@ -55,6 +57,39 @@ def checked_image(image: Tensor, where: str = "") -> Tensor:
     return image.float()
 
 
+def with_transparency(image: Tensor, mask: Tensor | None, where: str = "") -> Tensor:
+    """IMAGE `[B, H, W, 3 or 4]` with what a MASK says of its transparency: as it is, or `[B, H, W, 4]`.
+
+    mask: `[H, W]`, or `[B, H, W]` with one for each image or one for all, 1 where the image is transparent, as Load
+    Image gives it. None and a mask of zeros, of any size (Load Image gives such a one for a photo without alpha),
+    change nothing. A pixel that is transparent in the image's own alpha stays so. where: what the message begins with.
+    Raises ValueError for a mask that is none, or of other images.
+    """
+    if mask is None:
+        return image
+    if not isinstance(mask, Tensor) or mask.ndim < 2 or 0 in mask.shape:
+        shape = list(mask.shape) if isinstance(mask, Tensor) else type(mask).__name__
+        raise ValueError(f"{where}Expected a mask [batch, height, width], got {shape}. Connect a MASK.")
+    mask = mask.float().reshape(-1, *mask.shape[-2:]).to(image.device)
+    if not mask.isfinite().all():
+        raise ValueError(f"{where}The mask holds values that are not numbers. Look at the node that made it.")
+    if mask.max() <= 0:
+        return image
+    batch, height, width, _ = image.shape
+    if mask.shape[1:] != (height, width):
+        raise ValueError(
+            f"{where}The mask is {mask.shape[2]}x{mask.shape[1]}, the image {width}x{height}. Take image and mask from "
+            "the same Load Image; where the image is resized after it, resize the mask, too (Resize Image/Mask)."
+        )
+    if mask.shape[0] not in (1, batch):
+        raise ValueError(
+            f"{where}Got {mask.shape[0]} masks for {batch} images. Give one mask for each image, or one for all."
+        )
+    own = image[..., 3:] if image.shape[-1] == 4 else torch.ones_like(image[..., :1])
+    # Load Image's 1 - alpha and back falls just below a level now and then, and Save Image rounds down.
+    return torch.cat([image[..., :3], to_levels(own * (1 - mask[..., None]))], dim=-1)
+
+
 def check_vae_tile(vae_tile: int) -> None:
     """Raises ValueError unless a side in pixels, 0 for the choice by free memory, is one the VAE can tile with."""
     if vae_tile < 0 or vae_tile % VAE_TILE_STEP:
@@ -77,8 +112,11 @@ def run_encode(vae: VAE, image: Tensor, vae_tile: int = 0) -> Tensor:
     batch, height, width, channels = image.shape
     frames = (1,) if vae.latent_dim == 3 else ()
     tile = vae_tile_for(vae, (batch, channels, *frames, height, width), vae.memory_used_encode, vae_tile)
-    whole = not tile
-    encoded = vae.encode(image) if whole else vae.encode_tiled(image, tile_x=tile, tile_y=tile, overlap=tile // 8)
+    if tile:
+        encoded = vae.encode_tiled(image, tile_x=tile, tile_y=tile, overlap=tile // 8)
+    else:
+        with following(half_of(vae, "encoder")):
+            encoded = vae.encode(image)
     require_finite(encoded, "The VAE's encoder")
     return encoded
 
@@ -124,6 +162,13 @@ def decode_latent(vae: VAE, latent: Tensor, vae_tile: int = 0, made_by: str = "T
 def decode_whole_or_tiled(vae: VAE, latent: Tensor, vae_tile: int) -> Tensor:
     tile = vae_tile_for(vae, tuple(latent.shape), vae.memory_used_decode, vae_tile)
     if not tile:
-        return vae.decode(latent)
+        with following(half_of(vae, "decoder")):
+            return vae.decode(latent)
     side = max(1, tile // vae.spacial_compression_decode())
     return vae.decode_tiled(latent, tile_x=side, tile_y=side, overlap=side // 4)
+
+
+def half_of(vae: VAE, name: str) -> nn.Module:
+    """The VAE's network "encoder" or "decoder"; all of it where these are not apart."""
+    half = getattr(vae.first_stage_model, name, None)
+    return half if isinstance(half, nn.Module) else vae.first_stage_model

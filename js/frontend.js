@@ -6,6 +6,9 @@ const STATE = "realisr";
 
 // --- nodes ----------------------------------------------------------------------------------------------------------
 
+/** For onNewNodes: every node of this pack. */
+export const ALL_OURS = { includes: (type) => Boolean(type?.startsWith("RealISR_")) };
+
 /** Call setUp(node) for every new node of these classes, before its saved widgets and properties are read. */
 export function onNewNodes(extension, classes, setUp) {
     app.registerExtension({
@@ -75,6 +78,18 @@ export function onMessage(node, type, hear) {
     listen(node, api, type, ({ detail }) => hear(detail));
 }
 
+const refreshes = new EventTarget();
+
+app.registerExtension({
+    name: "RealISR.Refresh",
+    refreshComboInNodes: () => void refreshes.dispatchEvent(new Event("refresh")),
+});
+
+/** Call hear() when the user has the frontend read the lists of files again (R). */
+export function onRefresh(node, hear) {
+    listen(node, refreshes, "refresh", () => hear());
+}
+
 /** Small results that belong to a node and are saved with the workflow (they are in the picture's metadata too). */
 export function recall(node, key) {
     return node.properties?.[STATE]?.[key];
@@ -128,9 +143,107 @@ export function allNodes() {
     return [root, ...(root.subgraphs?.values() ?? [])].flatMap((graph) => graph.nodes);
 }
 
-/** Queue the open workflow, as the Run button does. */
-export function run() {
-    return app.queuePrompt(0, 1);
+/** Queue the open workflow, as the Run button does; given an output node, only it and what it needs. */
+export function run(node) {
+    return app.queuePrompt(0, 1, node && [executionIdOf(node)]);
+}
+
+/** The node whose output an input gets, seen through reroutes and subgraphs; undefined where nothing is connected. */
+export async function sourceOf(node, input) {
+    const { output } = await app.graphToPrompt();
+    const link = output[executionIdOf(node)]?.inputs[input];
+    return Array.isArray(link) ? nodeOf(link[0]) : undefined;
+}
+
+export function isLinked(node, input) {
+    return (node.inputs?.find(({ name }) => name === input)?.link ?? null) !== null;
+}
+
+/** The workflow whose tab is open: the same object as long as it is open. */
+export function openWorkflow() {
+    return app.extensionManager?.workflow?.activeWorkflow;
+}
+
+/** What tells the nodes on the canvas from those of another tab. */
+export function openGraph() {
+    return (app.rootGraph ?? app.graph)?.id;
+}
+
+/** Call hear() when the nodes of a workflow have been made: it was opened, its tab was chosen, a change was undone. */
+export function onGraphOpened(hear) {
+    app.registerExtension({ name: "RealISR.GraphOpened", afterConfigureGraph: () => hear() });
+}
+
+/** Call hear({workflow, graph, promptId, nodeErrors}) when the server has accepted or refused to run a workflow.
+ *
+ * promptId: undefined when it refused all. nodeErrors: execution id -> {class_type, errors}; what hear takes out of it
+ * the frontend does not show.
+ */
+export function onQueued(hear) {
+    const queue = api.queuePrompt;
+    api.queuePrompt = async function (...given) {
+        const asked = { workflow: openWorkflow(), graph: openGraph() };
+        try {
+            const answer = await queue.apply(this, given);
+            hear({ ...asked, promptId: answer.prompt_id, nodeErrors: answer.node_errors ?? {} });
+            return answer;
+        } catch (error) {
+            hear({ ...asked, nodeErrors: error.response?.node_errors ?? {} });
+            throw error;
+        }
+    };
+}
+
+/** Call hear(detail) for a message of the server that belongs to no node, such as "execution_error". */
+export function onServer(type, hear) {
+    api.addEventListener(type, ({ detail }) => hear(detail));
+}
+
+/** The node that feeds an input, or undefined. Out of a subgraph it leads to the node outside. */
+export function upstreamOf(node, input) {
+    let origin = node.graph?.getLink?.(input.link) ?? node.graph?.links?.[input.link];
+    let graph = node.graph;
+    // -10 is the box of a subgraph's own inputs.
+    while (origin && Number(origin.origin_id) === -10) {
+        const outer = allNodes().find(({ subgraph }) => subgraph === graph);
+        const fed = outer?.inputs?.[origin.origin_slot];
+        if (!fed) return outer;
+        graph = outer.graph;
+        origin = graph.getLink(fed.link);
+    }
+    return origin && graph.getNodeById(origin.origin_id);
+}
+
+/** What of "7:12", node 12 in the subgraph of node 7, is on the canvas: node 7, node 12 once one has gone inside. */
+export function shownNodeOf(executionId) {
+    const ids = String(executionId).split(":");
+    return ids.map((_, index) => nodeOf(ids.slice(0, index + 1).join(":"))).findLast((node) => node?.graph === app.canvas.graph);
+}
+
+/** Where a node of the open graph is on the page, {left, top, width, height} in pixels, its title included. */
+export function nodeBox(node) {
+    const drawn = document.querySelector(`[data-node-id="${CSS.escape(node.id)}"]`);
+    if (drawn) return drawn.getBoundingClientRect();
+    const { scale, offset } = app.canvas.ds;
+    const frame = canvasBox();
+    const [x, y, width, height] = node.boundingRect ?? node.getBounding();
+    return { left: frame.left + (x + offset[0]) * scale, top: frame.top + (y + offset[1]) * scale, width: width * scale, height: height * scale };
+}
+
+/** Where the canvas is on the page, or undefined while something else is shown in its place. */
+export function canvasBox() {
+    const { canvas } = app.canvas;
+    return canvas.checkVisibility?.() === false ? undefined : canvas.getBoundingClientRect();
+}
+
+export function canvasScale() {
+    return app.canvas.ds.scale;
+}
+
+/** Lay an element over the canvas and its nodes, under the frontend's panels. */
+export function overCanvas(made) {
+    app.canvas.canvas.parentElement.append(made);
+    return made;
 }
 
 // --- widgets --------------------------------------------------------------------------------------------------------
@@ -139,13 +252,13 @@ export function widgetOf(node, name) {
     return node.widgets?.find((widget) => widget.name === name);
 }
 
-/** Set a widget as a user's hand would: its callback runs, and the change can be undone. */
-export function setWidget(node, name, value) {
+/** Set a widget as a user's hand would: its callback runs, and the change can be undone. typing: call changed() later. */
+export function setWidget(node, name, value, typing = false) {
     const widget = widgetOf(node, name);
     if (!widget || widget.value === value) return;
     widget.value = value;
     widget.callback?.(value, app.canvas, node);
-    changed();
+    if (!typing) changed();
 }
 
 /** Call hear(value) when a widget's value changes, by hand or by setWidget. */
@@ -154,22 +267,87 @@ export function onWidget(node, name, hear) {
     if (widget) chain(widget, "callback", hear);
 }
 
-/** Whether a widget's value comes over a wire. */
-export function isLinked(node, name) {
-    return Boolean(node.inputs?.some((input) => input.widget?.name === name && input.link != null));
-}
-
 /** Call hear() when a wire of the node is put in or taken out. */
 export function onWires(node, hear) {
     chain(node, "onConnectionsChange", () => queueMicrotask(hear));
 }
 
-/** Take a widget out of sight; its value stays and is saved. */
-export function hideWidget(node, name) {
+/** Take a widget out of sight, or back; its value stays and is saved. */
+export function hideWidget(node, name, hidden = true) {
     const widget = widgetOf(node, name);
     if (!widget) return;
-    widget.hidden = true;
-    widget.options = { ...widget.options, hidden: true };
+    widget.hidden = hidden;
+    // In place: Nodes 2.0 keeps these very options.
+    widget.options = Object.assign(widget.options ?? {}, { hidden });
+}
+
+/** Call see() now, and again when widgets came (an option of a dynamic dropdown brings its own) and are complete. */
+export function onWidgetsChanged(node, see) {
+    chain(node, "addCustomWidget", () => {
+        see();
+        queueMicrotask(see);
+    });
+    see();
+}
+
+/** Show label(value) for the values of a node's dropdowns that have one; what is stored and sent stays the value. */
+export function labelChoices(node, label) {
+    for (const { type, options } of node.widgets ?? []) {
+        if (type !== "combo" || options.getOptionLabel || !Array.isArray(options.values)) continue;
+        if (options.values.some(label)) options.getOptionLabel = (value) => label(value) ?? value ?? "";
+    }
+}
+
+/**
+ * Hide advanced widgets on the classic canvas until the node's menu says "Show Advanced"; Nodes 2.0 does so by itself.
+ *
+ * One with a link stays in sight, as there. The room of hidden ones is given up: the classic layout would keep it.
+ */
+export function foldAdvanced(node) {
+    const fold = () => {
+        for (const widget of node.widgets ?? []) {
+            // A seed's "control after generate" comes and goes with it.
+            if (widget.options?.advanced) [widget, ...(widget.linkedWidgets ?? [])].forEach((each) => foldWidget(node, each, widget.name));
+        }
+    };
+    onWidgetsChanged(node, fold);
+    chain(node, "onConnectionsChange", fold);
+    chain(node, "onConfigure", fold);
+    node.setSize([node.size[0], Math.min(node.size[1], node.computeSize()[1])]);
+}
+
+const FOLDED = Symbol("realisr advanced widget");
+
+function foldWidget(node, widget, input) {
+    const linked = node.inputs?.some(({ widget: of, link }) => of?.name === input && link != null) ?? false;
+    if (Boolean(widget.advanced) === linked) widget.advanced = !linked;
+    if (widget[FOLDED]) return;
+    widget[FOLDED] = true;
+    const shown = widget.computeSize;
+    const isFolded = () => widget.advanced && !node.showAdvanced && !LiteGraph.vueNodesMode;
+    // The layout adds a gap of 4 below each widget.
+    const nothing = () => [0, -4];
+    Object.defineProperty(widget, "computeSize", { configurable: true, get: () => (isFolded() ? nothing : shown) });
+}
+
+/** Colours of links and slots by type, where the palette has none of its own. colours: type -> "#rrggbb". */
+export function colourLinks(colours) {
+    const variables = Object.entries(colours).map(([type, colour]) => `--color-datatype-${type}: ${colour};`);
+    addStyle(`:root { ${variables.join(" ")} }`);
+    app.registerExtension({
+        name: "RealISR.Links",
+        setup() {
+            for (const table of [app.canvas.default_connection_color_byType, app.canvas.constructor.link_type_colors]) {
+                for (const [type, colour] of Object.entries(colours)) colourType(table, type, colour);
+            }
+        },
+    });
+}
+
+// Each palette that is loaded writes "" for types that it does not know.
+function colourType(table, type, colour) {
+    let ofPalette = table?.[type];
+    if (table) Object.defineProperty(table, type, { enumerable: true, configurable: true, get: () => ofPalette || colour, set: (given) => (ofPalette = given) });
 }
 
 /** Let the frontend note what changed, for undo and for the mark of an unsaved tab. */
@@ -186,15 +364,16 @@ export function changed() {
  */
 export function addPanel(node, name, height, className) {
     const size = `min-height: ${height}px; height: ${height}px; max-height: ${height}px`;
-    const box = element("div", { className: `realisr-panel ${className}`, style: size, "data-panel": name });
+    const box = element("div", { className: `realisr-panel ${className}`, style: size });
     // A wheel over the box scrolls the box, and zooms where there is nothing to scroll.
     box.addEventListener("wheel", (event) => scrolls(event.target, box) && event.stopPropagation(), { passive: true });
     const fixed = () => height + 2 * MARGIN;
-    const size_of = { getMinHeight: fixed, getMaxHeight: fixed, getHeight: fixed, margin: MARGIN };
-    node.addDOMWidget(name, "realisr_panel", box, { serialize: false, ...size_of });
+    const heights = { getMinHeight: fixed, getMaxHeight: fixed, getHeight: fixed, margin: MARGIN };
+    node.addDOMWidget(name, "realisr_panel", box, { serialize: false, ...heights });
     const [width, least] = node.computeSize();
     node.setSize([Math.max(node.size[0], width), Math.max(node.size[1], least)]);
-    onReady(node, () => setTimeout(() => putInPlace(node, box)));
+    owners.set(box, { node, name });
+    onReady(node, () => requestAnimationFrame(() => requestAnimationFrame(() => takePlace(box))));
     return box;
 }
 
@@ -208,11 +387,25 @@ function scrolls(inner, box) {
     return false;
 }
 
-// Nodes 2.0 goes on showing the panel of the node that had this id before an undo or another file: put ours there.
-function putInPlace(node, box) {
-    if (box.isConnected || app.canvas?.graph !== node.graph) return;
-    const shown = document.querySelector(`[data-node-id="${CSS.escape(node.id)}"] [data-panel="${box.dataset.panel}"]`);
-    shown?.replaceWith(box);
+/** Call draw() when an element of the node gets another size. */
+export function onResize(node, box, draw) {
+    const observer = new ResizeObserver(draw);
+    observer.observe(box);
+    onRemoved(node, () => observer.disconnect());
+}
+
+/** Box -> the node and the widget it was made for. */
+const owners = new WeakMap();
+
+// After an undo Nodes 2.0 goes on showing the element of the node that was there before, which has the same id.
+function takePlace(box) {
+    if (box.isConnected) return;
+    const { node, name } = owners.get(box);
+    for (const other of document.querySelectorAll("[data-node-id] .realisr-panel")) {
+        const owner = owners.get(other);
+        const left = owner.node !== node && owner.node.graph?.getNodeById(owner.node.id) !== owner.node;
+        if (left && owner.name === name && String(owner.node.id) === String(node.id)) other.replaceWith(box);
+    }
 }
 
 // --- elements and texts ---------------------------------------------------------------------------------------------
@@ -234,22 +427,26 @@ export function button(label, press, properties = {}) {
     return element("button", { type: "button", textContent: label, onclick: press, ...properties });
 }
 
-/** Put a text on the clipboard, also on a page that came over plain HTTP. */
-export async function copyText(copied) {
-    try {
-        await navigator.clipboard.writeText(copied);
-    } catch {
-        const area = element("textarea", { value: copied });
-        document.body.append(area);
-        area.select();
-        document.execCommand("copy");
-        area.remove();
-    }
-}
-
 /** Put a rule into the page's style sheet. */
 export function addStyle(rules) {
     document.head.append(element("style", { textContent: rules }));
+}
+
+/** Put a text into the clipboard; the button that was pressed says so for a moment. */
+export async function copy(value, pressed) {
+    try {
+        await navigator.clipboard.writeText(value);
+    } catch {
+        // No clipboard for pages that come over plain http from another machine.
+        const field = element("textarea", { value, style: "position: fixed; opacity: 0" });
+        document.body.append(field);
+        field.select();
+        document.execCommand("copy");
+        field.remove();
+    }
+    const label = pressed.textContent;
+    pressed.textContent = text("copied");
+    setTimeout(() => (pressed.textContent = label), 1200);
 }
 
 /** The address of a picture that a run wrote. file: {filename, subfolder, type}. */
@@ -269,6 +466,15 @@ export async function ask(path, body) {
 let texts = {};
 let reading;
 
+function language() {
+    return app.extensionManager?.setting?.get("Comfy.Locale") ?? "en";
+}
+
+/** Let the frontend make no node before the texts are here, where node texts are shown in another language. */
+export function readTextsFirst() {
+    app.registerExtension({ name: "RealISR.Texts", init: () => (language() === "en" ? undefined : textsRead()) });
+}
+
 /** Wait for the texts of locales/; every panel is drawn after this. */
 export function textsRead() {
     return (reading ??= readTexts());
@@ -276,8 +482,12 @@ export function textsRead() {
 
 async function readTexts() {
     const languages = await (await api.fetchApi("/i18n")).json();
-    const language = app.extensionManager?.setting?.get("Comfy.Locale") ?? "en";
-    texts = { ...languages.en?.realisr, ...languages[language]?.realisr };
+    texts = { ...languages.en?.realisr, ...languages[language()]?.realisr };
+}
+
+/** Whether there is a text of this key. */
+export function hasText(key) {
+    return key in texts;
 }
 
 /** A text of `realisr` in locales/<language>/main.json, its [names] replaced; in English where there is no other. */

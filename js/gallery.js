@@ -4,6 +4,7 @@ import {
 } from "./frontend.js";
 import { addMetricChoice } from "./metrics.js";
 import { drawTables, onScores } from "./score_table.js";
+import { makeSlider } from "./slider.js";
 
 const HEIGHT = 340;
 const WIDTH = 400;
@@ -29,12 +30,7 @@ addStyle(`
     .realisr-gallery .star { color: #e8a33d; }
     .realisr-gallery .tag { padding: 0 5px; border-radius: 8px; background: var(--primary-background, #2563a8); color: #fff; font-size: 10px; }
     .realisr-gallery .card small { display: flex; flex-wrap: wrap; justify-content: space-between; gap: 0 6px; font-size: 11px; opacity: 0.75; }
-    .realisr-gallery .slider { position: relative; height: 100%; --at: 50%; touch-action: none; }
-    .realisr-gallery .slider img { position: absolute; inset: 0; width: 100%; height: 100%; object-fit: contain; }
-    .realisr-gallery .slider img + img { clip-path: inset(0 0 0 var(--at)); }
-    .realisr-gallery .slider i { position: absolute; inset: 0 auto 0 var(--at); width: 2px; margin-left: -1px; background: #fff; box-shadow: 0 0 3px #000; pointer-events: none; }
-    .realisr-gallery .slider input { position: absolute; inset: 0; width: 100%; height: 100%; margin: 0; opacity: 0; cursor: ew-resize; }
-    .realisr-gallery .slider:focus-within i { background: #e8a33d; }
+    .realisr-gallery .realisr-slider { height: 100%; }
 `);
 
 /** The widget's text as numbers; null where the scores choose. */
@@ -43,8 +39,8 @@ function pinsIn(value) {
     return parts.map((part) => (/^\d+$/.test(part) ? Number(part) : null));
 }
 
-function picture(row, size) {
-    const file = row.pictures?.[size];
+function picture(row) {
+    const file = row.pictures?.small;
     if (!file) return undefined;
     const image = element("img", { src: pictureUrl(file), alt: "", draggable: false });
     // Temporary pictures are gone after the server's restart: what is behind shows then.
@@ -165,7 +161,7 @@ class Gallery {
                 "data-candidate": `${section}:${row.index}`,
                 onclick: (event) => (this.marking || event.shiftKey ? this.mark(section, row.index) : this.pin(section, row.index)),
             },
-            element("span", { className: "picture" }, String(row.index), picture(row, "small")),
+            element("span", { className: "picture" }, String(row.index), picture(row)),
             line,
             element("small", {}, ...figures.map((figure) => element("span", {}, figure))),
             drift && element("small", {}, drift),
@@ -203,16 +199,15 @@ class Gallery {
         };
         const space = () => element("span", { className: "space" });
         this.bar.replaceChildren(button(text("gallery.back"), back), space(), choose(a), element("span", {}, "◂ ▸"), choose(b));
-        if (this.body.firstChild?.pair === `${a.content} ${b.content}`) return;
-        const images = [a, b].map((row) => picture(row, "large"));
-        const slider = element("div", { className: "slider", pair: `${a.content} ${b.content}` }, ...images, element("i"));
-        const gone = () => slider.replaceChildren(element("p", {}, text("gallery.gone")));
-        const range = element("input", { type: "range", min: 0, max: 100, step: 0.5, value: 50, "aria-label": text("gallery.slide", { a: a.index, b: b.index }) });
-        range.oninput = () => slider.style.setProperty("--at", `${range.value}%`);
-        slider.append(range);
-        if (images.includes(undefined)) gone();
-        else images.forEach((image) => (image.onerror = gone));
-        this.body.replaceChildren(slider);
+        const pair = `${a.content} ${b.content}`;
+        if (this.body.firstChild?.pair === pair) return;
+        const gone = () => this.body.replaceChildren(element("p", {}, text("gallery.gone")));
+        const slider = makeSlider(text("gallery.slide"), gone);
+        slider.element.pair = pair;
+        this.body.replaceChildren(slider.element);
+        const sides = [a, b].map((row) => row.pictures?.large && { url: pictureUrl(row.pictures.large), label: String(row.index) });
+        if (sides.every(Boolean)) slider.show(...sides);
+        else gone();
     }
 }
 

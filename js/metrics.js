@@ -1,6 +1,6 @@
 // Which metrics: buttons below the text widget `metrics` that write into it. What is missing is named with its address.
 import {
-    addPanel, addStyle, ask, button, copyText, element, isLinked, onPlaced, onReady, onWidget, onWires, setWidget, text, textsRead, widgetOf,
+    addPanel, addStyle, ask, button, copy, element, isLinked, onPlaced, onReady, onRefresh, onWidget, onWires, setWidget, text, textsRead, widgetOf,
 } from "./frontend.js";
 
 const HEIGHT = 84;
@@ -51,18 +51,18 @@ export function addMetricChoice(node, reference = false) {
         return button(label, press, { className: missing ? "missing" : "", title, "aria-pressed": String(on), "data-metric": name });
     }
 
-    const copy = (copied, label) => button(text(label), () => copyText(copied));
+    const copier = (copied, label) => button(text(label), (event) => copy(copied, event.target));
 
     function drawMissing(read, offer) {
         const row = (...parts) => element("div", { className: "row" }, ...parts);
         const files = offer.files.map(({ name, url, found }) => {
             const link = element("a", { href: url, target: "_blank", rel: "noopener" }, name);
-            return row(found ? "✓" : "○", link, found ? undefined : copy(url, "metrics.copy_link"));
+            return row(found ? "✓" : "○", link, found ? undefined : copier(url, "metrics.copy_link"));
         });
         const place = element("code", { title: read.folder }, read.folder.split(/[\\/]/).slice(-3).join("/"));
         const use = chosen().some(same(offer.name)) ? "metrics.leave_out" : "metrics.use";
         box.replaceChildren(
-            row(button(text("metrics.back"), draw), text("metrics.needs", { name: offer.name }), place, copy(read.folder, "metrics.copy_folder")),
+            row(button(text("metrics.back"), draw), text("metrics.needs", { name: offer.name }), place, copier(read.folder, "metrics.copy_folder")),
             ...files,
             row(button(text("metrics.look_again"), () => show(true, offer.name)), button(text(use), () => toggle(offer.name))),
         );
@@ -84,7 +84,7 @@ export function addMetricChoice(node, reference = false) {
         const parts = [element("div", { className: "row" }, ...chips)];
         if (offered.some(({ runs }) => !runs)) {
             const packages = read.missing_packages.join(", ");
-            const command = element("div", { className: "row" }, element("code", {}, read.install), copy(read.install, "metrics.copy"));
+            const command = element("div", { className: "row" }, element("code", {}, read.install), copier(read.install, "metrics.copy"));
             parts.unshift(element("p", {}, text("metrics.install", { packages })), command);
         }
         box.replaceChildren(...parts);
@@ -107,6 +107,7 @@ export function addMetricChoice(node, reference = false) {
     onWidget(node, "metrics", draw);
     onWires(node, draw);
     onReady(node, draw);
+    onRefresh(node, () => show(true));
     if (reference) return;
     // Saved workflows keep what they say; a new node begins with what works here.
     onPlaced(node, async () => {

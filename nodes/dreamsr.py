@@ -11,7 +11,7 @@ from ..host.dreamsr.control.conditioning import ApplyOptions
 from ..host.dreamsr.lora import AccelerationLoRA, with_forward_lora
 from ..host.dreamsr.removal import remove_degradation
 from ..host.dreamsr.restore import DreamSR, restore_images, tiles_over
-from ..host.images import checked_image
+from ..host.images import checked_image, with_transparency
 from ..host.model_folders import model_files
 from ..models.color import METHODS
 from ..models.dreamsr.schedule import REMOVAL_TIME, TEXTURE_START, TEXTURE_STEPS, texture_sigmas
@@ -19,7 +19,9 @@ from .inputs import (
     MAX_SEED,
     TILE_CHECK_OFF,
     chosen_repair,
+    mask_input,
     only,
+    preview_input,
     resize_input,
     target_size,
     tile_check_inputs,
@@ -39,7 +41,7 @@ class DreamSRRestore(io.ComfyNode):
     def define_schema(cls):
         return io.Schema(
             node_id="RealISR_DreamSRRestore",
-            display_name=NAME,
+            display_name=f"{NAME} (Two-Stage Tiled FLUX)",
             category=CATEGORY,
             description=(
                 "DreamSR in one node: enlarges, removes the degradation in one forward with the acceleration LoRA, "
@@ -47,7 +49,15 @@ class DreamSRRestore(io.ComfyNode):
                 "tile, not on the image. Alpha is enlarged by itself and kept. Item i of a batch is what it would be "
                 "alone with seed + i."
             ),
-            search_aliases=["dreamsr", "super resolution", "upscale", "restore", "4k", "8k", "tiled", "flux upscale"],
+            search_aliases=[
+                "dreamsr",
+                "flux upscale",
+                "tiled super resolution",
+                "4k",
+                "8k",
+                "restore old photo",
+                "deblur and denoise photo",
+            ],
             is_input_list=True,
             inputs=[
                 io.Model.Input("model", tooltip="FLUX.1-dev (Load Diffusion Model)."),
@@ -161,6 +171,8 @@ class DreamSRRestore(io.ComfyNode):
                 tiles_per_batch_input(advanced=True),
                 vae_tile_input(),
                 *tile_check_inputs("texture_start a fifth lower each time"),
+                preview_input(),
+                mask_input(),
             ],
             outputs=[io.Image.Output(display_name="image", tooltip="The restored image at the target size.")],
         )
@@ -190,11 +202,15 @@ class DreamSRRestore(io.ComfyNode):
         tile_grid=None,
         tile_check=None,
         check_rounds=None,
+        preview=None,
+        mask=None,
     ) -> io.NodeOutput:
         def one(name: str, values: list[Any] | None) -> Any:
             return only(NAME, name, values)
 
-        images, lora = checked_image(one("image", image), f"{NAME}: "), one("lora_name", lora_name)
+        images = checked_image(one("image", image), f"{NAME}: ")
+        images = with_transparency(images, one("mask", mask), f"{NAME}: ")
+        lora = one("lora_name", lora_name)
         # Missing from a prompt it is None or a list like any other; target_size says so.
         given = resize if isinstance(resize, Mapping) else {}
         size = target_size(images, {name: one(f"resize.{name}", values) for name, values in given.items()})
@@ -222,6 +238,7 @@ class DreamSRRestore(io.ComfyNode):
                 one("vae_tile_size", vae_tile_size),
                 one("color_alignment", color_alignment),
                 chosen_repair(one("tile_check", tile_check) or TILE_CHECK_OFF, one("check_rounds", check_rounds) or 2),
+                one("preview", preview) is not False,
             )
         )
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..host.images import checked_image
+from ..host.images import checked_image, with_transparency
 from ..host.pure.restore import PURERestoreOptions, Tiles, restore
 from ..models.pure.logits import TokenSampling
 from ..models.pure.options import AnswerParts, GenerationOptions
@@ -17,6 +17,7 @@ from .inputs import (
     MAX_SEED,
     TILE_CHECK_OFF,
     chosen_repair,
+    mask_input,
     read_choice,
     resize_input,
     target_size,
@@ -260,16 +261,24 @@ class ARTokenRestorer(io.ComfyNode):
     def define_schema(cls):
         return io.Schema(
             node_id="RealISR_ARTokenRestorer",
-            display_name="AR Token Restorer",
+            display_name="PURE Restore (Entropy AR Token Restorer)",
             category=CATEGORY,
             description=(
                 "PURE: names the degradation, describes the image, and draws the restored one token by token, 4096 "
                 "for each 512 x 512 pixels. Larger results are drawn in blended tiles. Alpha is enlarged by itself "
                 "and kept. Item i of a batch is what it would be alone with seed + i."
             ),
-            search_aliases=["pure", "restore", "super resolution", "upscale", "autoregressive", "caption", "enhance"],
+            search_aliases=[
+                "pure",
+                "autoregressive",
+                "ai upscale",
+                "image super resolution",
+                "restore old photo",
+                "denoise old photo",
+                "photo enhancement",
+            ],
             inputs=[
-                ARRestorerSocket.Input("model", tooltip="PURE (Load AR Restorer)."),
+                ARRestorerSocket.Input("model", tooltip="PURE (Load PURE Model)."),
                 io.Image.Input("image", tooltip="Low-quality image or batch to restore."),
                 resize_input(),
                 *text_inputs(),
@@ -291,6 +300,7 @@ class ARTokenRestorer(io.ComfyNode):
                 ),
                 *expert_inputs(),
                 *tile_check_inputs("temperature a fifth lower each time"),
+                mask_input(),
             ],
             outputs=[
                 io.Image.Output(display_name="image", tooltip="The restored image at the target size."),
@@ -356,10 +366,11 @@ class ARTokenRestorer(io.ComfyNode):
         preview: bool,
         tile_check: str = TILE_CHECK_OFF,
         check_rounds: int = 2,
+        mask=None,
     ) -> io.NodeOutput:
         if error := text_error(description, guidance, instruction):
             raise ValueError(error)
-        image = checked_image(image, "AR Token Restorer: ")
+        image = with_transparency(checked_image(image, "AR Token Restorer: "), mask, "AR Token Restorer: ")
         width, height = target_size(image, resize)
         options = PURERestoreOptions(
             width=width,

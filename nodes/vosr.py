@@ -6,7 +6,7 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..host.images import checked_image
+from ..host.images import checked_image, with_transparency
 from ..host.vosr.conditioning import EncodeOptions, Posterior, SquareTiles, build_conditioning
 from ..host.vosr.guider import RestorationGuider
 from ..host.vosr.restore import VOSRRestoreOptions, restore, vosr_info
@@ -18,6 +18,8 @@ from .inputs import (
     TILE_CHECK_OFF,
     chosen_repair,
     error_of,
+    mask_input,
+    preview_input,
     read_choice,
     resize_input,
     target_size,
@@ -165,7 +167,7 @@ class VOSRConditioning(io.ComfyNode):
                 "Sides are padded to a multiple of 16 (4 with pixel unshuffle); crop the decoded image to width and "
                 "height. Alpha is left out."
             ),
-            search_aliases=["vosr", "restoration", "super resolution", "conditioning", "weak condition", "dino"],
+            search_aliases=["vosr", "restoration conditioning", "weak condition", "dino"],
             inputs=[
                 io.Image.Input(
                     "image", tooltip="LQ image, enlarged to the size of the result (Upscale for Restoration)."
@@ -275,7 +277,7 @@ class RestorationCFGSampler(io.ComfyNode):
     def define_schema(cls):
         return io.Schema(
             node_id="RealISR_RestorationCFGSampler",
-            display_name="Restoration-CFG Sampler",
+            display_name="VOSR Restore (Restoration-CFG Sampler)",
             category=CATEGORY,
             description=(
                 "VOSR in one node: enlarges, encodes, samples with restoration-oriented guidance, decodes and "
@@ -284,13 +286,20 @@ class RestorationCFGSampler(io.ComfyNode):
             ),
             search_aliases=[
                 "vosr",
-                "restore",
-                "super resolution",
-                "upscale",
-                "enhance",
-                "deblur",
-                "denoise",
+                "restore photo",
+                "photo restoration",
                 "image restoration",
+                "upscale",
+                "super resolution",
+                "image super resolution",
+                "real-world super resolution",
+                "old photo",
+                "old photo repair",
+                "denoise photo",
+                "denoise",
+                "deblur",
+                "enhance",
+                "enhance photo",
             ],
             inputs=[
                 io.Model.Input("model", tooltip="A VOSR model (Load VOSR Model)."),
@@ -338,6 +347,8 @@ class RestorationCFGSampler(io.ComfyNode):
                 vae_tile_input(),
                 tile_grid_input("tiling"),
                 *tile_check_inputs("restoration_scale half a unit higher each time, which one-step models do not read"),
+                preview_input(),
+                mask_input(),
             ],
             outputs=[io.Image.Output(display_name="image", tooltip="The restored image at the target size.")],
         )
@@ -374,8 +385,10 @@ class RestorationCFGSampler(io.ComfyNode):
         tile_grid: TileLayout | None = None,
         tile_check: str = TILE_CHECK_OFF,
         check_rounds: int = 2,
+        preview: bool = True,
+        mask=None,
     ) -> io.NodeOutput:
-        image = checked_image(image, "Restoration-CFG Sampler: ")
+        image = with_transparency(checked_image(image, "Restoration-CFG Sampler: "), mask, "Restoration-CFG Sampler: ")
         width, height = target_size(image, resize)
         options = VOSRRestoreOptions(
             width=width,
@@ -387,6 +400,7 @@ class RestorationCFGSampler(io.ComfyNode):
             tiles=chosen_tiles(tiling) if tile_grid is None else tile_grid,
             color=color_alignment,
             repair=chosen_repair(tile_check, check_rounds),
+            preview=preview,
         )
         return io.NodeOutput(restore(model, vae, vision_encoder, image, options))
 
@@ -417,4 +431,4 @@ def chosen_tiles(tiling: dict[str, Any]) -> SquareTiles | None:
     return SquareTiles(tiling["tile_size"], tiling["tile_overlap"])
 
 
-NODES = [VOSRConditioning, RestorationCFGGuider, RestorationCFGSampler]
+NODES = [RestorationCFGSampler, VOSRConditioning, RestorationCFGGuider]

@@ -9,7 +9,6 @@ from typing import Any
 import comfy.clip_vision
 import comfy.model_management
 import comfy.ops
-import folder_paths
 import torch
 from comfy.image_encoders.dino2 import Dinov2Model
 from torch import Tensor
@@ -19,7 +18,9 @@ from ...models.vosr.config import strip_wrapper_prefix
 from ...models.vosr.dinov2_names import WANTED_FILES, transformers_names
 from ...models.vosr.vision import IMAGE_MEAN, IMAGE_STD, INPUT_SIZE, feature_block, preprocess
 from ..files import load_state_dict_file
+from ..model_catalogue import chosen_file
 from ..model_folders import model_files
+from ..progress import following
 from ..types import ClipVision
 
 HEAD_DIM = 64
@@ -35,9 +36,14 @@ def vision_choices() -> list[str]:
     return model_files("clip_vision")
 
 
+def find_vision_encoder(name: str) -> Path:
+    """The file behind a loader choice. Raises FileNotFoundError saying what to fetch."""
+    return chosen_file("clip_vision", name)
+
+
 def load_vision_encoder(name: str) -> ClipVision:
     """The encoder behind a loader choice. Raises ValueError for a file that is not DINOv2 without registers."""
-    return load_dinov2(folder_paths.get_full_path_or_raise("clip_vision", name))
+    return load_dinov2(find_vision_encoder(name))
 
 
 def load_dinov2(path: str | Path, num_heads: int | None = None) -> ClipVision:
@@ -127,9 +133,10 @@ def encode_vosr_features(vision: ClipVision, images: Tensor, layer: int | None =
     comfy.model_management.load_models_gpu(
         [vision.patcher], memory_required=together * tokens * network.embed_dim * ACTIVATIONS_PER_TOKEN * 4
     )
-    features = []
-    for batch in images[..., :3].split(IMAGES_PER_FORWARD):
-        pixels = preprocess(batch.movedim(-1, 1).to(device=vision.load_device, dtype=torch.float32))
-        ((found, _),) = network.get_intermediate_layers(pixels, [layer], apply_norm=layer == depth - 1)
-        features.append(found.to(device=comfy.model_management.intermediate_device(), dtype=torch.float32))
+    features, batches = [], images[..., :3].split(IMAGES_PER_FORWARD)
+    with following(network.encoder.layer[: layer + 1], len(batches)):
+        for batch in batches:
+            pixels = preprocess(batch.movedim(-1, 1).to(device=vision.load_device, dtype=torch.float32))
+            ((found, _),) = network.get_intermediate_layers(pixels, [layer], apply_norm=layer == depth - 1)
+            features.append(found.to(device=comfy.model_management.intermediate_device(), dtype=torch.float32))
     return torch.cat(features)

@@ -129,12 +129,12 @@ def test_candidates_are_compared_and_sorted(canvas, server):
     page.click("[data-candidate='0:0']", modifiers=["Shift"])
     page.click("[data-candidate='0:2']", modifiers=["Shift"])
     page.wait_for_function(
-        "() => [...document.querySelectorAll('.slider img')].filter((i) => i.naturalWidth === 96).length === 2"
+        "() => [...document.querySelectorAll('.realisr-slider img')].filter((i) => i.naturalWidth === 96).length === 2"
     )
     assert page.evaluate(WIDGET) == "", "looking is not choosing"
-    box = page.locator(".slider input").bounding_box()
+    box = page.locator(".realisr-slider input").bounding_box()
     page.mouse.click(box["x"] + box["width"] / 4, box["y"] + box["height"] / 2)
-    place = "() => parseFloat(document.querySelector('.slider').style.getPropertyValue('--at'))"
+    place = "() => parseFloat(document.querySelector('.realisr-slider i').style.left)"
     at = page.evaluate(place)
     assert 20 < at < 30
     page.keyboard.press("ArrowRight")
@@ -183,7 +183,7 @@ def test_prompts_are_text_and_lost_pictures_leave_the_numbers(canvas, server):
     assert page.get_attribute("[data-candidate='0:0']", "title") == HOSTILE
     page.click("[data-candidate='0:0']", modifiers=["Shift"])
     page.click("[data-candidate='0:2']", modifiers=["Shift"])
-    page.wait_for_selector(".slider >> text=The pictures are gone")
+    page.wait_for_selector(".realisr-gallery >> text=The pictures are gone")
     page.click(".realisr-gallery >> text=Back")
     page.click(".realisr-gallery >> text=Table")
     assert HOSTILE in page.inner_text(".realisr-gallery caption")

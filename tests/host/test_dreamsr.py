@@ -202,6 +202,9 @@ def test_any_size_and_alpha(host, model, vae, lora, height, width):
     assert torch.isfinite(result).all()
     plain = run(host, model, vae, image[..., :3], lora, resize={"resize": "scale factor", "scale": 3.0})
     assert torch.equal(result[..., :3], plain)
+    mask = 1 - image[..., 3]
+    masked = run(host, model, vae, image[..., :3], lora, resize={"resize": "scale factor", "scale": 3.0}, mask=mask)
+    assert torch.equal(masked, result), "Load Image's mask says the same"
 
 
 def test_items_of_a_batch_are_what_they_are_alone(host, model, vae, lora):
@@ -284,9 +287,9 @@ def test_only_bad_tiles_are_restored_again(host, model, vae, control, monkeypatc
         bad = verdicts.pop(0)
         return TileCheck(grid, [[Fault("color", 99.0, 24.0)] if tile in bad else [] for tile in range(len(grid))])
 
-    def watched(self, rgb):
+    def watched(self, rgb, seen=None):
         runs.append((self.seed, self.method.texture_start, tuple(rgb.shape[1:3]), len(self.method.patch_prompts)))
-        return whole(self, rgb)
+        return whole(self, rgb, seen)
 
     monkeypatch.setattr(tile_repair, "check_tiles", check)
     monkeypatch.setattr(method.ItemRun, "restore", watched)

@@ -110,15 +110,17 @@ def test_batch_and_preview_change_nothing(model, monkeypatch, decoding):
 )
 @pytest.mark.parametrize("channels", [3, 4])
 def test_any_size_and_alpha(model, size, resize, expected, channels):
-    from realisr.models.image import upscale
+    from realisr.models.image import to_levels, upscale
 
-    image = picture(width=size[0], height=size[1], channels=channels)
+    image = to_levels(picture(width=size[0], height=size[1], channels=channels))
     result = run_restorer(model, image, resize=resize)
     assert result[0].shape == (1, expected[1], expected[0], channels)
     assert result[3].shape == (1, expected[1], expected[0])
     assert torch.isfinite(result[0]).all()
     if channels == 4:
         torch.testing.assert_close(result[0][..., 3:], upscale(image[..., 3:], *expected))
+        masked = run_restorer(model, image[..., :3], resize=resize, mask=1 - image[..., 3])
+        assert torch.equal(masked[0], result[0]), "Load Image's mask says the same"
 
 
 def test_texts_the_image_is_drawn_from(model):

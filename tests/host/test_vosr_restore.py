@@ -194,6 +194,9 @@ def test_alpha_is_kept(host, pixel):
     assert torch.equal(result[..., 3:], upscale(image, 56, 40)[..., 3:])
     assert torch.equal(result[..., :3], in_one_node(host, pixel, image[..., :3]))
 
+    masked = in_one_node(host, pixel, image[..., :3], mask=1 - image[..., 3])
+    assert torch.equal(masked, result), "Load Image's mask says the same"
+
 
 @pytest.mark.parametrize("color", ["adain", "wavelet", "none"])
 @pytest.mark.parametrize(("size", "scale"), [((1, 1), 1.0), ((1, 1), 8.0), ((1, 3), 1.0), ((5, 1), 2.5)])
