@@ -50,6 +50,18 @@ export function onReady(node, draw) {
     queueMicrotask(draw);
 }
 
+const PLACED = new Set();
+
+/** Call begin() when a hand has placed the node: not when it is read from a file, a tab, an undo or the clipboard. */
+export function onPlaced(node, begin) {
+    PLACED.add(node);
+    chain(node, "onConfigure", () => PLACED.delete(node));
+    queueMicrotask(() => PLACED.delete(node) && begin());
+}
+
+// A file in API form is laid out without configuring nodes.
+if (app.loadApiJson) chain(app, "loadApiJson", () => PLACED.clear());
+
 /** Call end() once when the node is deleted or its graph is closed. */
 export function onRemoved(node, end) {
     chain(node, "onRemoved", end);
@@ -255,6 +267,11 @@ export function onWidget(node, name, hear) {
     if (widget) chain(widget, "callback", hear);
 }
 
+/** Call hear() when a wire of the node is put in or taken out. */
+export function onWires(node, hear) {
+    chain(node, "onConnectionsChange", () => queueMicrotask(hear));
+}
+
 /** Take a widget out of sight, or back; its value stays and is saved. */
 export function hideWidget(node, name, hidden = true) {
     const widget = widgetOf(node, name);
@@ -346,16 +363,28 @@ export function changed() {
  * Make it with the node, not with its first result: the node then never grows. Returns the box's element.
  */
 export function addPanel(node, name, height, className) {
-    const box = element("div", { className: `realisr-panel ${className}`, style: `min-height: ${height}px; height: ${height}px` });
+    const size = `min-height: ${height}px; height: ${height}px; max-height: ${height}px`;
+    const box = element("div", { className: `realisr-panel ${className}`, style: size });
     // A wheel over the box scrolls the box, and zooms where there is nothing to scroll.
-    box.addEventListener("wheel", (event) => box.scrollHeight > box.clientHeight && event.stopPropagation(), { passive: true });
-    const fixed = () => height;
-    node.addDOMWidget(name, "realisr_panel", box, { serialize: false, getMinHeight: fixed, getMaxHeight: fixed, getHeight: fixed });
+    box.addEventListener("wheel", (event) => scrolls(event.target, box) && event.stopPropagation(), { passive: true });
+    const fixed = () => height + 2 * MARGIN;
+    const heights = { getMinHeight: fixed, getMaxHeight: fixed, getHeight: fixed, margin: MARGIN };
+    node.addDOMWidget(name, "realisr_panel", box, { serialize: false, ...heights });
     const [width, least] = node.computeSize();
     node.setSize([Math.max(node.size[0], width), Math.max(node.size[1], least)]);
     owners.set(box, { node, name });
     onReady(node, () => requestAnimationFrame(() => requestAnimationFrame(() => takePlace(box))));
     return box;
+}
+
+// Around a panel in the classic renderer.
+const MARGIN = 6;
+
+function scrolls(inner, box) {
+    for (let part = inner; part && box.contains(part); part = part.parentElement) {
+        if (part.scrollHeight > part.clientHeight && getComputedStyle(part).overflowY === "auto") return true;
+    }
+    return false;
 }
 
 /** Call draw() when an element of the node gets another size. */
