@@ -67,15 +67,20 @@ export function onRemoved(node, end) {
     chain(node, "onRemoved", end);
 }
 
-/** Listen for an event as long as the node is there. target: an EventTarget, such as `api` for the server's messages. */
+/** Listen for an event as long as the node is there; without a node, as long as the page is. target: an EventTarget. */
 export function listen(node, target, type, hear) {
     target.addEventListener(type, hear);
-    onRemoved(node, () => target.removeEventListener(type, hear));
+    if (node) onRemoved(node, () => target.removeEventListener(type, hear));
 }
 
 /** Listen for a message that the server sends with `send_sync`. */
 export function onMessage(node, type, hear) {
     listen(node, api, type, ({ detail }) => hear(detail));
+}
+
+/** Call end() when a run is over, however it ended. */
+export function onRunEnd(node, end) {
+    for (const type of ["execution_success", "execution_error", "execution_interrupted"]) onMessage(node, type, end);
 }
 
 const refreshes = new EventTarget();
@@ -128,6 +133,11 @@ function nodeOfLocator(id) {
     const root = app.rootGraph ?? app.graph;
     const [inner, outer] = String(id).split(":").reverse();
     return (outer ? root.subgraphs?.get(outer) : root)?.getNodeById(inner);
+}
+
+/** The open workflow's own id, which the server is sent with it. */
+export function workflowId() {
+    return (app.rootGraph ?? app.graph)?.id;
 }
 
 /** Select a node and bring it to the middle of the canvas. */
