@@ -62,8 +62,8 @@ def test_searches_lead_to_the_whole_methods(frontend: Frontend, box: str):
 
 HELP = "[data-testid='properties-panel'] .node-help-content"
 
-# What of a help page lies outside of it, and its pictures that did not load.
-CLIPPED = """(page) => [page, ...page.querySelectorAll("*")]
+# What of a help page lies outside of it. Commands and examples to copy scroll by themselves.
+CLIPPED = """(page) => [page, ...page.querySelectorAll("*:not(pre, pre *)")]
     .filter((part) => part.scrollWidth > part.clientWidth + 1 && getComputedStyle(part).display !== "inline"
         || part.getBoundingClientRect().right > page.getBoundingClientRect().right + 1)
     .map((part) => `${part.tagName} ${part.scrollWidth} > ${part.clientWidth}: ${part.textContent.slice(0, 60)}`)"""
