@@ -12,9 +12,11 @@ from typing import Any
 
 from aiohttp import web
 
+from . import estimate
+
 Handler = Callable[[web.Request], Awaitable[Any]]
 
-MODULES: Sequence[ModuleType] = ()
+MODULES: Sequence[ModuleType] = (estimate,)
 
 
 def add_routes() -> None:
