@@ -6,9 +6,10 @@ import math
 
 import comfy.model_management
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..models.image import to_levels
+from .progress import following
 from .types import VAE
 
 VAE_TILE_STEP = 64
@@ -111,8 +112,11 @@ def run_encode(vae: VAE, image: Tensor, vae_tile: int = 0) -> Tensor:
     batch, height, width, channels = image.shape
     frames = (1,) if vae.latent_dim == 3 else ()
     tile = vae_tile_for(vae, (batch, channels, *frames, height, width), vae.memory_used_encode, vae_tile)
-    whole = not tile
-    encoded = vae.encode(image) if whole else vae.encode_tiled(image, tile_x=tile, tile_y=tile, overlap=tile // 8)
+    if tile:
+        encoded = vae.encode_tiled(image, tile_x=tile, tile_y=tile, overlap=tile // 8)
+    else:
+        with following(half_of(vae, "encoder")):
+            encoded = vae.encode(image)
     require_finite(encoded, "The VAE's encoder")
     return encoded
 
@@ -158,6 +162,13 @@ def decode_latent(vae: VAE, latent: Tensor, vae_tile: int = 0, made_by: str = "T
 def decode_whole_or_tiled(vae: VAE, latent: Tensor, vae_tile: int) -> Tensor:
     tile = vae_tile_for(vae, tuple(latent.shape), vae.memory_used_decode, vae_tile)
     if not tile:
-        return vae.decode(latent)
+        with following(half_of(vae, "decoder")):
+            return vae.decode(latent)
     side = max(1, tile // vae.spacial_compression_decode())
     return vae.decode_tiled(latent, tile_x=side, tile_y=side, overlap=side // 4)
+
+
+def half_of(vae: VAE, name: str) -> nn.Module:
+    """The VAE's network "encoder" or "decoder"; all of it where these are not apart."""
+    half = getattr(vae.first_stage_model, name, None)
+    return half if isinstance(half, nn.Module) else vae.first_stage_model

@@ -15,7 +15,7 @@ from ..models.tile_check.check import Thresholds, TileCheck, check_tiles, fitted
 from ..models.tiles.grid import Box, TileGrid
 from ..models.tiles.weights import Weights
 from .images import require_finite
-from .progress import show_on_node
+from .progress import NodeBar, show_on_node
 
 log = logging.getLogger(__name__)
 
@@ -76,12 +76,14 @@ def repair_tiles(
         return pictures.restored
     height, width = pictures.restored.shape[1:3]
     kept, model = fitted(pictures.restored[0], grid).clone(), fitted(lq, grid)
-    done = 0
+    done, bar = 0, NodeBar(repair.rounds)
     for done in range(1, repair.rounds + 1):
-        for index in check.bad:
+        for count, index in enumerate(check.bad, start=1):
             comfy.model_management.throw_exception_if_processing_interrupted()
+            show_on_node(f"tile {index + 1} again ({count} of {len(check.bad)} bad ones) · round {done}")
             window = window_of(grid, index)
-            made = again(window, window.crop(model).movedim(0, -1)[None], done)
+            with bar.stage(1 / len(check.bad)):
+                made = again(window, window.crop(model).movedim(0, -1)[None], done)
             lay_over(kept, made[0].movedim(-1, 0), grid, index, weights)
         check = check_tiles(kept[:, :height, :width].movedim(0, -1), lq, grid, pictures.scale, repair.thresholds)
         if not check.bad:

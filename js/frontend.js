@@ -6,6 +6,9 @@ const STATE = "realisr";
 
 // --- nodes ----------------------------------------------------------------------------------------------------------
 
+/** For onNewNodes: every node of this pack. */
+export const ALL_OURS = { includes: (type) => Boolean(type?.startsWith("RealISR_")) };
+
 /** Call setUp(node) for every new node of these classes, before its saved widgets and properties are read. */
 export function onNewNodes(extension, classes, setUp) {
     app.registerExtension({
@@ -116,9 +119,20 @@ export function allNodes() {
     return [root, ...(root.subgraphs?.values() ?? [])].flatMap((graph) => graph.nodes);
 }
 
-/** Queue the open workflow, as the Run button does. */
-export function run() {
-    return app.queuePrompt(0, 1);
+/** Queue the open workflow, as the Run button does; given an output node, only it and what it needs. */
+export function run(node) {
+    return app.queuePrompt(0, 1, node && [executionIdOf(node)]);
+}
+
+/** The node whose output an input gets, seen through reroutes and subgraphs; undefined where nothing is connected. */
+export async function sourceOf(node, input) {
+    const { output } = await app.graphToPrompt();
+    const link = output[executionIdOf(node)]?.inputs[input];
+    return Array.isArray(link) ? nodeOf(link[0]) : undefined;
+}
+
+export function isLinked(node, input) {
+    return (node.inputs?.find(({ name }) => name === input)?.link ?? null) !== null;
 }
 
 // --- widgets --------------------------------------------------------------------------------------------------------
@@ -127,13 +141,13 @@ export function widgetOf(node, name) {
     return node.widgets?.find((widget) => widget.name === name);
 }
 
-/** Set a widget as a user's hand would: its callback runs, and the change can be undone. */
-export function setWidget(node, name, value) {
+/** Set a widget as a user's hand would: its callback runs, and the change can be undone. typing: call changed() later. */
+export function setWidget(node, name, value, typing = false) {
     const widget = widgetOf(node, name);
     if (!widget || widget.value === value) return;
     widget.value = value;
     widget.callback?.(value, app.canvas, node);
-    changed();
+    if (!typing) changed();
 }
 
 /** Call hear(value) when a widget's value changes, by hand or by setWidget. */
@@ -142,12 +156,82 @@ export function onWidget(node, name, hear) {
     if (widget) chain(widget, "callback", hear);
 }
 
-/** Take a widget out of sight; its value stays and is saved. */
-export function hideWidget(node, name) {
+/** Take a widget out of sight, or back; its value stays and is saved. */
+export function hideWidget(node, name, hidden = true) {
     const widget = widgetOf(node, name);
     if (!widget) return;
-    widget.hidden = true;
-    widget.options = { ...widget.options, hidden: true };
+    widget.hidden = hidden;
+    // In place: Nodes 2.0 keeps these very options.
+    widget.options = Object.assign(widget.options ?? {}, { hidden });
+}
+
+/** Call see() now, and again when widgets came (an option of a dynamic dropdown brings its own) and are complete. */
+export function onWidgetsChanged(node, see) {
+    chain(node, "addCustomWidget", () => {
+        see();
+        queueMicrotask(see);
+    });
+    see();
+}
+
+/** Show label(value) for the values of a node's dropdowns that have one; what is stored and sent stays the value. */
+export function labelChoices(node, label) {
+    for (const { type, options } of node.widgets ?? []) {
+        if (type !== "combo" || options.getOptionLabel || !Array.isArray(options.values)) continue;
+        if (options.values.some(label)) options.getOptionLabel = (value) => label(value) ?? value ?? "";
+    }
+}
+
+/**
+ * Hide advanced widgets on the classic canvas until the node's menu says "Show Advanced"; Nodes 2.0 does so by itself.
+ *
+ * One with a link stays in sight, as there. The room of hidden ones is given up: the classic layout would keep it.
+ */
+export function foldAdvanced(node) {
+    const fold = () => {
+        for (const widget of node.widgets ?? []) {
+            // A seed's "control after generate" comes and goes with it.
+            if (widget.options?.advanced) [widget, ...(widget.linkedWidgets ?? [])].forEach((each) => foldWidget(node, each, widget.name));
+        }
+    };
+    onWidgetsChanged(node, fold);
+    chain(node, "onConnectionsChange", fold);
+    chain(node, "onConfigure", fold);
+    node.setSize([node.size[0], Math.min(node.size[1], node.computeSize()[1])]);
+}
+
+const FOLDED = Symbol("realisr advanced widget");
+
+function foldWidget(node, widget, input) {
+    const linked = node.inputs?.some(({ widget: of, link }) => of?.name === input && link != null) ?? false;
+    if (Boolean(widget.advanced) === linked) widget.advanced = !linked;
+    if (widget[FOLDED]) return;
+    widget[FOLDED] = true;
+    const shown = widget.computeSize;
+    const isFolded = () => widget.advanced && !node.showAdvanced && !LiteGraph.vueNodesMode;
+    // The layout adds a gap of 4 below each widget.
+    const nothing = () => [0, -4];
+    Object.defineProperty(widget, "computeSize", { configurable: true, get: () => (isFolded() ? nothing : shown) });
+}
+
+/** Colours of links and slots by type, where the palette has none of its own. colours: type -> "#rrggbb". */
+export function colourLinks(colours) {
+    const variables = Object.entries(colours).map(([type, colour]) => `--color-datatype-${type}: ${colour};`);
+    addStyle(`:root { ${variables.join(" ")} }`);
+    app.registerExtension({
+        name: "RealISR.Links",
+        setup() {
+            for (const table of [app.canvas.default_connection_color_byType, app.canvas.constructor.link_type_colors]) {
+                for (const [type, colour] of Object.entries(colours)) colourType(table, type, colour);
+            }
+        },
+    });
+}
+
+// Each palette that is loaded writes "" for types that it does not know.
+function colourType(table, type, colour) {
+    let ofPalette = table?.[type];
+    if (table) Object.defineProperty(table, type, { enumerable: true, configurable: true, get: () => ofPalette || colour, set: (given) => (ofPalette = given) });
 }
 
 /** Let the frontend note what changed, for undo and for the mark of an unsaved tab. */
@@ -170,7 +254,30 @@ export function addPanel(node, name, height, className) {
     node.addDOMWidget(name, "realisr_panel", box, { serialize: false, getMinHeight: fixed, getMaxHeight: fixed, getHeight: fixed });
     const [width, least] = node.computeSize();
     node.setSize([Math.max(node.size[0], width), Math.max(node.size[1], least)]);
+    owners.set(box, { node, name });
+    onReady(node, () => requestAnimationFrame(() => requestAnimationFrame(() => takePlace(box))));
     return box;
+}
+
+/** Call draw() when an element of the node gets another size. */
+export function onResize(node, box, draw) {
+    const observer = new ResizeObserver(draw);
+    observer.observe(box);
+    onRemoved(node, () => observer.disconnect());
+}
+
+/** Box -> the node and the widget it was made for. */
+const owners = new WeakMap();
+
+// After an undo Nodes 2.0 goes on showing the element of the node that was there before, which has the same id.
+function takePlace(box) {
+    if (box.isConnected) return;
+    const { node, name } = owners.get(box);
+    for (const other of document.querySelectorAll("[data-node-id] .realisr-panel")) {
+        const owner = owners.get(other);
+        const left = owner.node !== node && owner.node.graph?.getNodeById(owner.node.id) !== owner.node;
+        if (left && owner.name === name && String(owner.node.id) === String(node.id)) other.replaceWith(box);
+    }
 }
 
 // --- elements and texts ---------------------------------------------------------------------------------------------
@@ -214,6 +321,15 @@ export async function ask(path, body) {
 let texts = {};
 let reading;
 
+function language() {
+    return app.extensionManager?.setting?.get("Comfy.Locale") ?? "en";
+}
+
+/** Let the frontend make no node before the texts are here, where node texts are shown in another language. */
+export function readTextsFirst() {
+    app.registerExtension({ name: "RealISR.Texts", init: () => (language() === "en" ? undefined : textsRead()) });
+}
+
 /** Wait for the texts of locales/; every panel is drawn after this. */
 export function textsRead() {
     return (reading ??= readTexts());
@@ -221,8 +337,12 @@ export function textsRead() {
 
 async function readTexts() {
     const languages = await (await api.fetchApi("/i18n")).json();
-    const language = app.extensionManager?.setting?.get("Comfy.Locale") ?? "en";
-    texts = { ...languages.en?.realisr, ...languages[language]?.realisr };
+    texts = { ...languages.en?.realisr, ...languages[language()]?.realisr };
+}
+
+/** Whether there is a text of this key. */
+export function hasText(key) {
+    return key in texts;
 }
 
 /** A text of `realisr` in locales/<language>/main.json, its [names] replaced; in English where there is no other. */

@@ -16,6 +16,7 @@ from torch import Tensor
 STRIP_ROWS = 256
 BICUBIC = Image.Resampling.BICUBIC
 LANCZOS = Image.Resampling.LANCZOS
+BOX = Image.Resampling.BOX
 
 
 def to_bytes(images: Tensor) -> Tensor:

@@ -24,6 +24,7 @@ from .inputs import (
     chosen_repair,
     mask_input,
     only,
+    preview_input,
     resize_input,
     size_shown,
     target_size,
@@ -45,7 +46,7 @@ class DreamSRRestore(io.ComfyNode):
     def define_schema(cls):
         return io.Schema(
             node_id="RealISR_DreamSRRestore",
-            display_name=NAME,
+            display_name=f"{NAME} (Two-Stage Tiled FLUX)",
             category=CATEGORY,
             description=(
                 "DreamSR in one node: enlarges, removes the degradation in one forward with the acceleration LoRA, "
@@ -53,7 +54,15 @@ class DreamSRRestore(io.ComfyNode):
                 "tile, not on the image. Alpha is enlarged by itself and kept. Item i of a batch is what it would be "
                 "alone with seed + i."
             ),
-            search_aliases=["dreamsr", "super resolution", "upscale", "restore", "4k", "8k", "tiled", "flux upscale"],
+            search_aliases=[
+                "dreamsr",
+                "flux upscale",
+                "tiled super resolution",
+                "4k",
+                "8k",
+                "restore old photo",
+                "deblur and denoise photo",
+            ],
             is_input_list=True,
             inputs=[
                 io.Model.Input("model", tooltip="FLUX.1-dev (Load Diffusion Model)."),
@@ -167,6 +176,7 @@ class DreamSRRestore(io.ComfyNode):
                 tiles_per_batch_input(advanced=True),
                 vae_tile_input(),
                 *tile_check_inputs("texture_start a fifth lower each time"),
+                preview_input(),
                 mask_input(),
                 preset_input(DREAMSR),
             ],
@@ -198,6 +208,7 @@ class DreamSRRestore(io.ComfyNode):
         tile_grid=None,
         tile_check=None,
         check_rounds=None,
+        preview=None,
         mask=None,
         preset=None,
     ) -> io.NodeOutput:
@@ -236,6 +247,7 @@ class DreamSRRestore(io.ComfyNode):
                 one("vae_tile_size", vae_tile_size),
                 one("color_alignment", color_alignment),
                 chosen_repair(one("tile_check", tile_check) or TILE_CHECK_OFF, one("check_rounds", check_rounds) or 2),
+                one("preview", preview) is not False,
             ),
             ui=size_shown(images),
         )

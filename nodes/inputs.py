@@ -234,6 +234,20 @@ def tile_check_inputs(less: str) -> list[io.Input]:
     ]
 
 
+def preview_input() -> io.Boolean.Input:
+    """Whether a node that samples in tiles shows them while it runs; last among its inputs."""
+    return io.Boolean.Input(
+        "preview",
+        default=True,
+        optional=True,
+        advanced=True,
+        tooltip=(
+            "While it runs, show the picture with finished tiles in it, the current one outlined and the time left. "
+            "Takes at most an eighth of the time and does not change the result."
+        ),
+    )
+
+
 def chosen_repair(tile_check: str, rounds: int) -> TileRepair | None:
     """What the widgets ask for; None for no check. Raises ValueError for no option."""
     if tile_check not in TILE_CHECKS:

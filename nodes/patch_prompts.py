@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import ClassVar
 
 import comfy.model_management
@@ -19,16 +20,18 @@ from ..models.tiles.layout import TileLayout
 from ..services.vlm.memory import AnswerMemory, KeyedQuestion
 from ..services.vlm.patch_prompts import (
     PatchCaptioning,
+    TileCaptions,
     TilePlace,
     listed,
-    prompts_text,
+    read_asked_again,
     read_blocks,
     read_prompts,
     tile_places,
 )
 from ..services.vlm.protocol import AnswerError, VisionLanguageModel
-from .inputs import length_input, only, seed_input, vlm_input
-from .sockets import TileGridSocket
+from .inputs import error_of, length_input, only, seed_input, vlm_input
+from .sockets import TileCaptionsSocket, TileGridSocket
+from .tile_editor import editor_ui
 from .tiles import CATEGORY
 
 log = logging.getLogger(__name__)
@@ -37,6 +40,8 @@ NAME = "Patch-Prompt Captioner"
 EDIT_NAME = "Edit Patch Prompts"
 STOP = "stop when the others are done"
 FALL_BACK = "use the global prompt"
+MISSING = object()
+"""What stands for an input that is not connected, where a connected one is None."""
 
 
 def override_input(name: str, what: str) -> io.String.Input:
@@ -135,6 +140,15 @@ class PatchPromptCaptioner(io.ComfyNode):
                     "and names more that the tile does not show, which is then painted there: the over-generation "
                     "that patch prompts are to prevent. Off: it sees the tile alone.",
                 ),
+                io.String.Input(
+                    "ask_again",
+                    default="",
+                    optional=True,
+                    advanced=True,
+                    tooltip="Tiles to ask for anew although nothing has changed: a tile's number and how often, such "
+                    "as 3:1, 13:2; 0 is the whole picture. 'Caption again' in Edit Patch Prompts writes it. Each time "
+                    "adds 1 to the tile's seed.",
+                ),
             ],
             outputs=[
                 *prompt_outputs("What the whole picture shows, on one line."),
@@ -143,8 +157,16 @@ class PatchPromptCaptioner(io.ComfyNode):
                     tooltip="All prompts as one text, a numbered block for each tile: to read (Preview as Text), or to "
                     "edit in Edit Patch Prompts.",
                 ),
+                TileCaptionsSocket.Output(
+                    display_name="captions",
+                    tooltip="For Edit Patch Prompts: all prompts, and which tiles got none of their own.",
+                ),
             ],
         )
+
+    @classmethod
+    def validate_inputs(cls, ask_again: str | None = None) -> bool | str:
+        return error_of(partial(read_asked_again, ask_again or "")) or True
 
     @classmethod
     def execute(
@@ -160,14 +182,16 @@ class PatchPromptCaptioner(io.ComfyNode):
         global_instruction: str = "",
         patch_instruction: str = "",
         tell_global_prompt: bool = False,
+        ask_again: str = "",
     ) -> io.NodeOutput:
-        """Raises ValueError for several images, without a global prompt, and as on_failure says for tiles that failed;
-        SetupError for a missing key or library."""
+        """Raises ValueError for several images, without a global prompt, for an ask_again that cannot be read, and as
+        on_failure says for tiles that failed; SetupError for a missing key or library."""
         image = checked_image(image, f"{NAME}: ")
         whole = only_image(image)
         tiles = [tile[0] for tile in tile_grid.tiles(image, NAME)]
         rows, columns = len(tile_grid.grid.rows), len(tile_grid.grid.columns)
-        asking = PatchCaptioning(max_length, seed, global_instruction, patch_instruction, tell_global_prompt)
+        instructions = (global_instruction, patch_instruction, tell_global_prompt)
+        asking = PatchCaptioning(max_length, seed, *instructions, read_asked_again(ask_again))
         captioner = Captioner(vlm_of(vlm), cls.memory, in_flight, len(tiles))
 
         given = (global_prompt or "").strip()
@@ -183,7 +207,9 @@ class PatchPromptCaptioner(io.ComfyNode):
         if failed:
             log.warning("RealISR: %s: %s\nThey get the global prompt.", NAME, failures(failed, len(found)))
         prompts = [told if place in failed else str(prompt) for place, prompt in found.items()]
-        return io.NodeOutput(told, prompts, prompts_text(told, prompts, rows, columns))
+        reasons = {place.number: str(error) for place, error in failed.items()}
+        captions = TileCaptions(told, prompts, rows, columns, reasons)
+        return io.NodeOutput(told, prompts, captions.text, captions)
 
 
 class Captioner:
@@ -244,10 +270,13 @@ class EditPatchPrompts(io.ComfyNode):
             display_name=EDIT_NAME,
             category=CATEGORY,
             description=(
-                "Patch prompts from a text that you can edit, as Patch-Prompt Captioner writes it: a block for the "
-                "whole picture and one for each tile. The text is checked against the grid."
+                "The prompts of the tiles on the picture itself: click a tile and write. With captions connected every "
+                "tile has the caption that Patch-Prompt Captioner wrote until you edit it, and what you wrote stays "
+                "when it captions again. Without, the text is all there is."
             ),
-            search_aliases=["dreamsr", "patch prompts", "tile prompts", "regional prompts", "text to list"],
+            search_aliases=["dreamsr", "patch prompts", "tile prompts", "regional prompts", "text to list", "editor"],
+            # So that it can be run alone: captions are read and edited before anything is sampled.
+            is_output_node=True,
             inputs=[
                 TileGridSocket.Input(
                     "tile_grid", tooltip="From Tile Grid: the text has a block for each of its tiles."
@@ -256,38 +285,57 @@ class EditPatchPrompts(io.ComfyNode):
                     "text",
                     default="",
                     multiline=True,
-                    tooltip="Paste the text of Patch-Prompt Captioner and edit it. Each block is a line such as "
-                    "'=== tile 1 ===' and the prompt below it; '=== whole picture ===' is the global prompt. A block "
-                    "without text is an empty prompt.",
+                    tooltip="What you wrote, as one text. Each block is a line such as '=== tile 1 ===' and the prompt "
+                    "below it; '=== whole picture ===' is the global prompt. A block without text is an empty prompt. "
+                    "A tile without a block has its caption; without captions every tile needs one.",
+                ),
+                io.Image.Input(
+                    "image",
+                    optional=True,
+                    tooltip="The picture that the tiles are drawn over: the one that Tile Grid was given.",
+                ),
+                TileCaptionsSocket.Input(
+                    "captions",
+                    optional=True,
+                    tooltip="From Patch-Prompt Captioner: the prompts of all tiles that you have not edited.",
                 ),
             ],
-            outputs=prompt_outputs("The block of the whole picture."),
+            outputs=prompt_outputs("The prompt of the whole picture."),
         )
 
     @classmethod
-    def validate_inputs(cls, text: str | None = None) -> bool | str:
-        # A linked text is None here and is checked when the node runs.
+    def validate_inputs(cls, text: str | None = None, captions: object = MISSING) -> bool | str:
+        # What is linked is None here and is checked when the node runs.
         try:
             if text is not None:
-                checked(text)
+                checked(text, captions is not MISSING)
         except ValueError as error:
             return str(error)
         return True
 
     @classmethod
-    def execute(cls, tile_grid: TileLayout, text: str) -> io.NodeOutput:
-        """Raises ValueError for a text that does not fit the grid."""
+    def execute(
+        cls,
+        tile_grid: TileLayout,
+        text: str,
+        image: torch.Tensor | None = None,
+        captions: TileCaptions | None = None,
+    ) -> io.NodeOutput:
+        """Raises ValueError for a text or captions that do not fit the grid, and for an image that is none."""
         rows, columns = len(tile_grid.grid.rows), len(tile_grid.grid.columns)
+        if image is not None:
+            image = checked_image(image, f"{EDIT_NAME}: ")
         try:
-            return io.NodeOutput(*read_prompts(checked(text), rows, columns))
+            prompts = read_prompts(checked(text, captions is not None), rows, columns, captions)
         except ValueError as error:
             raise ValueError(f"{EDIT_NAME}: {error}") from None
+        return io.NodeOutput(*prompts, ui=editor_ui(tile_grid, text, image, captions))
 
 
-def checked(text: str) -> str:
-    """The text. Raises ValueError for one that fits no grid."""
-    if not read_blocks(text):
-        raise ValueError(f"text is empty. Paste the text that {NAME} gives, and edit it.")
+def checked(text: str, captions: bool = False) -> str:
+    """The text. Raises ValueError for one that fits no grid, and for an empty one unless there are captions."""
+    if not read_blocks(text) and not captions:
+        raise ValueError(f"text is empty. Connect the captions of {NAME}, or paste its text and edit it.")
     return text
 
 

@@ -266,16 +266,24 @@ class ARTokenRestorer(io.ComfyNode):
     def define_schema(cls):
         return io.Schema(
             node_id="RealISR_ARTokenRestorer",
-            display_name="AR Token Restorer",
+            display_name="PURE Restore (Entropy AR Token Restorer)",
             category=CATEGORY,
             description=(
                 "PURE: names the degradation, describes the image, and draws the restored one token by token, 4096 "
                 "for each 512 x 512 pixels. Larger results are drawn in blended tiles. Alpha is enlarged by itself "
                 "and kept. Item i of a batch is what it would be alone with seed + i."
             ),
-            search_aliases=["pure", "restore", "super resolution", "upscale", "autoregressive", "caption", "enhance"],
+            search_aliases=[
+                "pure",
+                "autoregressive",
+                "ai upscale",
+                "image super resolution",
+                "restore old photo",
+                "denoise old photo",
+                "photo enhancement",
+            ],
             inputs=[
-                ARRestorerSocket.Input("model", tooltip="PURE (Load AR Restorer)."),
+                ARRestorerSocket.Input("model", tooltip="PURE (Load PURE Model)."),
                 io.Image.Input("image", tooltip="Low-quality image or batch to restore."),
                 resize_input(),
                 *text_inputs(),

@@ -10,6 +10,9 @@ VLMSocket = io.Custom("REALISR_VLM")
 TileGridSocket = io.Custom("REALISR_TILE_GRID")
 """A models.tiles.layout.TileLayout."""
 
+TileCaptionsSocket = io.Custom("REALISR_TILE_CAPTIONS")
+"""A services.vlm.patch_prompts.TileCaptions."""
+
 DiptychSocket = io.Custom("REALISR_DIPTYCH")
 """A models.vicr.diptych.Diptych."""
 
@@ -24,3 +27,6 @@ TokenGridSocket = io.Custom("REALISR_TOKEN_GRID")
 
 AgentLoopSocket = io.Custom("REALISR_AGENT_LOOP")
 """A host.agent.history.RefinementHistory. It also says which Start a Loop belongs to."""
+
+ComparisonSocket = io.Custom("REALISR_COMPARISON")
+"""A tuple of models.compare.sheet.Entry."""

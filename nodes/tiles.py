@@ -17,7 +17,7 @@ from ..host.tiling.sampling import Tiling
 from ..host.tiling.tile_size import largest_tile
 from ..models.tiles.layout import CELL, TileLayout, require_tile
 from ..models.tiles.preview import draw_tiles
-from .inputs import error_of, only, tile_weights_input, tiles_per_batch_input
+from .inputs import error_of, only, preview_input, tile_weights_input, tiles_per_batch_input
 from .sockets import TileGridSocket
 
 log = logging.getLogger(__name__)
@@ -88,7 +88,11 @@ class TileGridNode(io.ComfyNode):
             outputs=[
                 TileGridSocket.Output(display_name="tile_grid", tooltip="For every node that works in tiles."),
                 io.Image.Output(
-                    display_name="preview", tooltip="The tiles with their numbers, counted row by row from 1."
+                    display_name="preview",
+                    tooltip=(
+                        "Each tile's own part in a colour of its own, with its number, row by row from 1. What tiles "
+                        "share is darker; the whole of tile 1 is outlined."
+                    ),
                 ),
                 io.Int.Output(display_name="tiles", tooltip="Number of tiles."),
             ],
@@ -151,10 +155,13 @@ def sampling_inputs() -> list[io.Input]:
                 "control where there is one, else model."
             ),
         ),
+        preview_input(),
     ]
 
 
-def tiled(node: str, model, positive, tile_grid, weights, tiles_per_batch, true_positions, patch_prompts, reader):
+def tiled(
+    node: str, model, positive, tile_grid, weights, tiles_per_batch, true_positions, patch_prompts, reader, preview
+):
     """MODEL and positive CONDITIONING that work in tiles; all arguments as lists."""
     layout: TileLayout = only(node, "tile_grid", tile_grid)
     tiling = Tiling(
@@ -162,6 +169,7 @@ def tiled(node: str, model, positive, tile_grid, weights, tiles_per_batch, true_
         weights=only(node, "weights", weights),
         per_forward=only(node, "tiles_per_batch", tiles_per_batch),
         true_positions=only(node, "true_positions", true_positions),
+        preview=only(node, "preview", preview) is not False,
         node=node,
     )
     conditioning = only(node, "positive", positive)
@@ -226,6 +234,7 @@ class TiledMultiDiffusion(io.ComfyNode):
         patch_prompt_reader,
         positive=None,
         patch_prompts=None,
+        preview=None,
     ) -> io.NodeOutput:
         patched, conditioning = tiled(
             NODE_NAME,
@@ -237,6 +246,7 @@ class TiledMultiDiffusion(io.ComfyNode):
             true_positions,
             patch_prompts,
             patch_prompt_reader,
+            preview,
         )
         return io.NodeOutput(patched, NO_POSITIVE if conditioning is None else conditioning)
 
@@ -285,6 +295,7 @@ class TiledMultiDiffusionGuider(io.ComfyNode):
         patch_prompt_reader,
         negative=None,
         patch_prompts=None,
+        preview=None,
     ) -> io.NodeOutput:
         patched, conditioning = tiled(
             GUIDER_NAME,
@@ -296,6 +307,7 @@ class TiledMultiDiffusionGuider(io.ComfyNode):
             true_positions,
             patch_prompts,
             patch_prompt_reader,
+            preview,
         )
         scale, against = only(GUIDER_NAME, "cfg", cfg), only(GUIDER_NAME, "negative", negative)
         if scale != 1.0 and against is None:

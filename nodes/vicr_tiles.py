@@ -7,7 +7,7 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..host.vicr.tiles import DiptychTileOptions, tile_diptych, tile_images
-from .inputs import error_of, only, tile_weights_input, tiles_per_batch_input
+from .inputs import error_of, only, preview_input, tile_weights_input, tiles_per_batch_input
 from .sockets import DiptychSocket
 from .vicr import CATEGORY
 
@@ -97,6 +97,7 @@ class DiptychTiles(io.ComfyNode):
                         "bridge stay. Diptych Tile Images gives the tiles to caption."
                     ),
                 ),
+                preview_input(),
             ],
             outputs=[
                 io.Model.Output(display_name="model", tooltip="For the sampler. Works in tiles."),
@@ -132,6 +133,7 @@ class DiptychTiles(io.ComfyNode):
         tiles_per_batch,
         negative=None,
         tile_prompts=None,
+        preview=None,
     ) -> io.NodeOutput:
         def one(name: str, values: list[Any] | None) -> Any:
             return only("Diptych Tiles", name, values, several="tile_prompts")
@@ -141,6 +143,7 @@ class DiptychTiles(io.ComfyNode):
             overlap=one("tile_overlap", tile_overlap),
             weights=one("weights", weights),
             per_forward=one("tiles_per_batch", tiles_per_batch),
+            preview=one("preview", preview) is not False,
         )
         made = tile_diptych(
             one("model", model),

@@ -22,6 +22,7 @@ from .inputs import (
     chosen_repair,
     error_of,
     mask_input,
+    preview_input,
     read_choice,
     resize_input,
     size_shown,
@@ -171,7 +172,7 @@ class VOSRConditioning(io.ComfyNode):
                 "Sides are padded to a multiple of 16 (4 with pixel unshuffle); crop the decoded image to width and "
                 "height. Alpha is left out."
             ),
-            search_aliases=["vosr", "restoration", "super resolution", "conditioning", "weak condition", "dino"],
+            search_aliases=["vosr", "restoration conditioning", "weak condition", "dino"],
             inputs=[
                 io.Image.Input(
                     "image", tooltip="LQ image, enlarged to the size of the result (Upscale for Restoration)."
@@ -281,7 +282,7 @@ class RestorationCFGSampler(io.ComfyNode):
     def define_schema(cls):
         return io.Schema(
             node_id="RealISR_RestorationCFGSampler",
-            display_name="Restoration-CFG Sampler",
+            display_name="VOSR Restore (Restoration-CFG Sampler)",
             category=CATEGORY,
             description=(
                 "VOSR in one node: enlarges, encodes, samples with restoration-oriented guidance, decodes and "
@@ -290,13 +291,20 @@ class RestorationCFGSampler(io.ComfyNode):
             ),
             search_aliases=[
                 "vosr",
-                "restore",
-                "super resolution",
-                "upscale",
-                "enhance",
-                "deblur",
-                "denoise",
+                "restore photo",
+                "photo restoration",
                 "image restoration",
+                "upscale",
+                "super resolution",
+                "image super resolution",
+                "real-world super resolution",
+                "old photo",
+                "old photo repair",
+                "denoise photo",
+                "denoise",
+                "deblur",
+                "enhance",
+                "enhance photo",
             ],
             inputs=[
                 io.Model.Input("model", tooltip="A VOSR model (Load VOSR Model)."),
@@ -344,6 +352,7 @@ class RestorationCFGSampler(io.ComfyNode):
                 vae_tile_input(),
                 tile_grid_input("tiling"),
                 *tile_check_inputs("restoration_scale half a unit higher each time, which one-step models do not read"),
+                preview_input(),
                 mask_input(),
                 preset_input(VOSR),
             ],
@@ -382,6 +391,7 @@ class RestorationCFGSampler(io.ComfyNode):
         tile_grid: TileLayout | None = None,
         tile_check: str = TILE_CHECK_OFF,
         check_rounds: int = 2,
+        preview: bool = True,
         mask=None,
         preset: str = CUSTOM,
     ) -> io.NodeOutput:
@@ -398,6 +408,7 @@ class RestorationCFGSampler(io.ComfyNode):
             tiles=chosen_tiles(tiling) if tile_grid is None else tile_grid,
             color=color_alignment,
             repair=chosen_repair(tile_check, check_rounds),
+            preview=preview,
         )
         require_possible(estimate(model, vae, vision_encoder, options))
         return io.NodeOutput(restore(model, vae, vision_encoder, image, options), ui=size_shown(image))
@@ -429,4 +440,4 @@ def chosen_tiles(tiling: dict[str, Any]) -> SquareTiles | None:
     return SquareTiles(tiling["tile_size"], tiling["tile_overlap"])
 
 
-NODES = [VOSRConditioning, RestorationCFGGuider, RestorationCFGSampler]
+NODES = [RestorationCFGSampler, VOSRConditioning, RestorationCFGGuider]

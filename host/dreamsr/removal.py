@@ -11,6 +11,7 @@ import latent_preview
 import torch
 from torch import Tensor
 
+from ..live_tiles import LIVE, LiveTiles
 from ..types import Model
 
 
@@ -43,15 +44,20 @@ def require_flow(model: Model) -> None:
         )
 
 
-def remove_degradation(guider: comfy.samplers.CFGGuider, model: Model, latent: Tensor, time: float) -> Tensor:
+def remove_degradation(
+    guider: comfy.samplers.CFGGuider, model: Model, latent: Tensor, time: float, live: LiveTiles | None = None
+) -> Tensor:
     """z_dr = z_lq - t_s v(z_lq, t_s), `[B, C, H, W]`, as host LATENTs hold it, like `latent`.
 
     guider: guidance and conditions; tiling and ControlNets that they and `model` carry apply. model: what to run them
-    on, the guider's own model or a clone with the acceleration LoRA. time: t_s in (0, 1].
+    on, the guider's own model or a clone with the acceleration LoRA. time: t_s in (0, 1]. live: shows the run, in place
+    of the host's previews.
     """
     require_flow(model)
     guider = with_model(guider, model)
-    callback = latent_preview.prepare_callback(model, 1)
+    if live is not None:
+        guider.model_options = {**guider.model_options, LIVE: live}
+    callback = latent_preview.prepare_callback(model, 1) if live is None else None
     try:
         samples = guider.sample(
             torch.zeros_like(latent),

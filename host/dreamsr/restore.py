@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
@@ -21,6 +22,8 @@ from ...models.tiles.grid import Box, TileGrid
 from ...models.tiles.layout import CELL, TileLayout
 from ...models.tiles.weights import Weights
 from ..images import checked_image, decode_latent, encode_image
+from ..live_tiles import LIVE, LiveTiles, joined, live_tiles, minutes, numbered, tell
+from ..progress import NodeBar, show_on_node
 from ..tile_repair import Pictures, TileRepair, repair_tiles, scale_of, with_nan, without_nan
 from ..tiling.sampling import Tiling
 from ..types import VAE, Conditioning, Model
@@ -36,6 +39,12 @@ NODE = "DreamSR Restore"
 IMAGE_MULTIPLE = 16
 """Pixels: FLUX reads latents, of 8 pixels a cell, in patches of 2 x 2."""
 
+
+ENCODING_SHARE, STEP_SHARE, DECODING_SHARE = 2.0, 1.0, 2.0
+"""Of the bar, next to one another."""
+
+REPAIR_SHARE = 0.5
+"""Of the bar, next to the restoration."""
 
 LESS_CREATIVE = 0.8
 """What a round leaves of the noise that the texture stage starts from, where bad tiles are restored less creatively."""
@@ -78,26 +87,33 @@ def tiled_guider(method: DreamSR, grid: TileGrid, latent: Tensor) -> comfy.sampl
     return guider
 
 
-def clean_latent(method: DreamSR, grid: TileGrid, latent: Tensor) -> Tensor:
+def clean_latent(method: DreamSR, grid: TileGrid, latent: Tensor, live: LiveTiles | None = None) -> Tensor:
     """z_dr of `latent` `[B, C, H, W]`, both as host LATENTs hold them; the latent itself without a LoRA."""
     if method.lora is None:
         return latent
     guider = tiled_guider(method, grid, latent)
-    return remove_degradation(guider, with_forward_lora(guider.model_patcher, method.lora), latent, method.removal_time)
+    model = with_forward_lora(guider.model_patcher, method.lora)
+    return remove_degradation(guider, model, latent, method.removal_time, live)
 
 
-def add_texture(method: DreamSR, grid: TileGrid, clean: Tensor, noise: Tensor, seed: int) -> Tensor:
+def add_texture(
+    method: DreamSR, grid: TileGrid, clean: Tensor, noise: Tensor, seed: int, live: LiveTiles | None = None
+) -> Tensor:
     """The texture stage from z_dr: eq. 3, then Euler steps in which the MM-ControlNet looks at z_dr.
 
-    noise: `[B, C, H, W]`. seed: for samplers' own draws; Euler makes none.
+    noise: `[B, C, H, W]`. seed: for samplers' own draws; Euler makes none. live: shows the run, in place of the host's
+    previews.
     """
     guider = tiled_guider(method, grid, clean)
+    callback = latent_preview.prepare_callback(guider.model_patcher, method.texture_steps) if live is None else None
+    if live is not None:
+        guider.model_options = {**guider.model_options, LIVE: live}
     return guider.sample(
         noise,
         clean,
         comfy.samplers.sampler_object("euler"),
         texture_sigmas(method.texture_steps, method.texture_start),
-        callback=latent_preview.prepare_callback(guider.model_patcher, method.texture_steps),
+        callback=callback,
         disable_pbar=not comfy.utils.PROGRESS_BAR_ENABLED,
         seed=seed,
     )
@@ -131,27 +147,56 @@ def restore_images(
     vae_tile: int = 0,
     color: Method = "none",
     repair: TileRepair | None = None,
+    preview: bool = True,
 ) -> Tensor:
     """Restore images `[B, h, w, 3 or 4]` in 0..1, one after another, to `[B, height, width, 3 or 4]`.
 
     size: (width, height) of the result in pixels. grid: of `tiles_over` that size. seed: item i uses seed + i.
     vae_tile: pixels, 0 to decide by free memory. color: how colours are taken from the input. repair: what happens to
-    bad tiles, None to look for none. Alpha is enlarged by itself and rejoined. Raises ValueError for images or parts
-    that do not fit; an interrupt ends within one call of the model.
+    bad tiles, None to look for none. preview: show the tiles as they are done. Alpha is enlarged by itself and
+    rejoined. Raises ValueError for images or parts that do not fit; an interrupt ends within one call of the model.
     """
     images = checked_image(images)
     require_flow(method.model)
-    results = []
+    results, bar, started = [], NodeBar(len(images) * (1 if repair is None else 1 + REPAIR_SHARE)), time.monotonic()
     for index, image in enumerate(images.split(1)):
         comfy.model_management.throw_exception_if_processing_interrupted()
         enlarged = upscale(image, *size)
         rgb, alpha = enlarged[..., :3], enlarged[..., 3:]
         run = ItemRun(method, vae, grid, (seed + index) % 2**64, vae_tile, color, repair)
-        restored = run.restore(rgb)
+        seen = Seen(rgb, index, len(images)) if preview else None
+        with bar.stage():
+            restored = run.restore(rgb, seen)
         if repair is not None:
-            restored = run.repaired(Pictures(restored, rgb, scale_of(image, *size)), repair)
+            with bar.stage(REPAIR_SHARE):
+                restored = run.repaired(Pictures(restored, rgb, scale_of(image, *size)), repair)
         results.append(torch.cat([restored, alpha.to(restored)], dim=-1))
+    if preview and repair is None:
+        show_on_node(f"done in {minutes(time.monotonic() - started)}")
     return torch.cat(results)
+
+
+@dataclass(frozen=True, eq=False)
+class Seen:
+    """What is shown of the restoration of one image of a batch."""
+
+    rgb: Tensor
+    """`[1, H, W, 3]`, what it starts from."""
+    index: int
+    count: int
+
+    @property
+    def label(self) -> str:
+        return numbered(self.index, self.count)
+
+    def of(self, method: DreamSR, stage: str, steps: int, after: int) -> LiveTiles:
+        """Of a stage of so many steps, with so many to come after it."""
+        each = method.texture_steps + (method.lora is not None)
+        live = live_tiles(
+            method.model, joined(self.label, stage), (after + each * (self.count - self.index - 1)) / steps
+        )
+        live.start_from(self.rgb, CELL)
+        return live
 
 
 @dataclass(frozen=True, eq=False)
@@ -169,17 +214,27 @@ class ItemRun:
     redo: bool = False
     """Whether it is a bad tile that is restored again."""
 
-    def restore(self, rgb: Tensor) -> Tensor:
+    def restore(self, rgb: Tensor, seen: Seen | None = None) -> Tensor:
         """An image `[1, H, W, 3]` at the size of the result -> the same restored."""
         height, width = rgb.shape[1:3]
-        latent = encode_image(self.vae, pad_to_multiple(rgb, IMAGE_MULTIPLE), self.vae_tile)
+        method, removal, texture = self.method, int(self.method.lora is not None), self.method.texture_steps
+        bar = NodeBar(ENCODING_SHARE + STEP_SHARE * (removal + texture) + DECODING_SHARE)
+        with bar.stage(ENCODING_SHARE):
+            tell(seen, "reading the picture")
+            latent = encode_image(self.vae, pad_to_multiple(rgb, IMAGE_MULTIPLE), self.vae_tile)
         noise = comfy.sample.prepare_noise(latent, self.seed)
-        clean = clean_latent(self.method, self.grid, latent)
-        restored, holes = add_texture(self.method, self.grid, clean, noise, self.seed), None
+        with bar.stage(STEP_SHARE * removal):
+            live = seen.of(method, "removing damage", 1, texture) if seen is not None and removal else None
+            clean = clean_latent(method, self.grid, latent, live)
+        with bar.stage(STEP_SHARE * texture):
+            live = None if seen is None else seen.of(method, "", texture, 0)
+            restored, holes = add_texture(method, self.grid, clean, noise, self.seed, live), None
         if self.repair is not None:
             restored, holes = without_nan(restored, latent, self.redo)
         made_by = "FLUX, or its MM-ControlNet or LoRA,"
-        decoded = decode_latent(self.vae, restored, self.vae_tile, made_by)[:, :height, :width, :3]
+        with bar.stage(DECODING_SHARE):
+            tell(seen, "decoding the picture")
+            decoded = decode_latent(self.vae, restored, self.vae_tile, made_by)[:, :height, :width, :3]
         return with_nan(align_colors(decoded, rgb.to(decoded), self.color), holes, CELL)
 
     def repaired(self, pictures: Pictures, repair: TileRepair) -> Tensor:

@@ -19,8 +19,9 @@ from torch import Tensor
 from ...models.tiles.grid import ONE_PANE, Box, Panes, TileGrid
 from ...models.tiles.merge import merge_tiles
 from ...models.tiles.weights import Weights, tile_weight
+from ..live_tiles import LIVE, LiveTiles, live_tiles
 from ..memory import MostTogether, within_memory
-from ..progress import TileProgress
+from ..progress import TileProgress, begin
 from ..types import Model
 from .conditions import MODEL_CONDS, TILE, OwnCondsMemo, TileBatch, canvas_conds, tile_cond, tile_options
 from .controls import TileControls
@@ -58,6 +59,8 @@ class Tiling:
     """Every condition brings a masked image for each tile, and nothing is made of the canvas's."""
     true_positions: bool = False
     """Tiles' rotary positions are those they have in the canvas, not counted from 0; they then run one by one."""
+    preview: bool = False
+    """Show the tiles as they are done, with the host's quick look at latents. Whole-method nodes bring their own."""
     node: str = "Tiled MultiDiffusion"
     """Name of the node that lays the tiles, for messages."""
 
@@ -147,14 +150,43 @@ class Tiling:
         """Loads the model with room for one forward's tiles, whatever the canvas."""
         tiling = self.resolve(entry for entries in conds.values() for entry in entries)
         if tiling is not None:
+            begin()
             tiles = min(max(self.per_forward, 1), len(tiling.laid))
             noise_shape = [noise_shape[0] * tiles, *noise_shape[1:-2], *tiling.tile_size]
         return executor(model, noise_shape, conds, *args, **kwargs)
 
-    def start_run(self, executor, guider, sigmas, extra_args, *args, **kwargs):
+    def start_run(
+        self,
+        executor,
+        guider,
+        sigmas,
+        extra_args,
+        callback,
+        noise,
+        latent_image=None,
+        denoise_mask=None,
+        *args,
+        **kwargs,
+    ):
         """Gives a sampling run its own state, which the host hands back at every evaluation."""
-        options = {**extra_args["model_options"], KEY: TilingRun()}
-        return executor(guider, sigmas, {**extra_args, "model_options": options}, *args, **kwargs)
+        live = extra_args["model_options"].get(LIVE)
+        if live is None and self.preview:
+            live = live_tiles(guider.model_patcher)
+        run = TilingRun(len(sigmas) - 1, live)
+        if live is not None and latent_image is not None:
+            live.begin(latent_image)
+
+        def stepped(step: int, denoised: Tensor, x: Tensor, steps: int) -> None:
+            run.finish_step(step + 1, denoised, callback is None)
+            # The host's own preview of the step is of the same picture: all tiles are in it, and none is outlined.
+            if callback is not None:
+                callback(step, denoised, x, steps)
+
+        given = {**extra_args, "model_options": {**extra_args["model_options"], KEY: run}}
+        samples = executor(guider, sigmas, given, stepped, noise, latent_image, denoise_mask, *args, **kwargs)
+        if live is not None:
+            live.ended(run.progress)
+        return samples
 
     def evaluate(self, executor, model, conds, x, timestep, model_options) -> list[Tensor]:
         """The host's calc_cond_batch, tile by tile: denoised `[B, C, H, W]` for each of `conds`.
@@ -180,14 +212,24 @@ class Tiling:
 
 
 class TilingRun:
-    """What one sampling run keeps between evaluations."""
+    """What one sampling run keeps between evaluations. live: what it shows of them."""
 
     tiling: Tiling | None = None
     most: MostTogether
     """Tiles that memory has turned out to hold."""
-    progress: TileProgress
     controls: TileControls
     own: OwnCondsMemo
+
+    def __init__(self, steps: int = 1, live: LiveTiles | None = None):
+        self.progress = TileProgress(1, steps)
+        self.live = live
+
+    def finish_step(self, step: int, denoised: Tensor, show: bool) -> None:
+        """So many steps are done, and the whole has come to `denoised`. show: move the bar, which nobody else does."""
+        if self.progress.finish_step(step) and show:
+            self.progress.show()
+        if self.live is not None:
+            self.live.stepped(denoised, self.progress)
 
     def lay(self, tiling: Tiling, device: torch.device) -> None:
         """Start with these tiles, unless the run already has; conditions bring others only where hooks change them."""
@@ -195,7 +237,9 @@ class TilingRun:
             return
         self.tiling = tiling
         self.most = MostTogether(len(tiling.laid))
-        self.progress = TileProgress(len(tiling.laid))
+        self.progress = TileProgress(len(tiling.laid), self.progress.steps, self.progress.step)
+        if self.live is not None:
+            self.live.lay(tiling.panes, (tiling.laid.height, tiling.laid.width))
         self.controls = TileControls(tiling.panes, tiling.canvas_size)
         self.own = OwnCondsMemo(int(comfy.model_management.get_free_memory(device) * KEPT_SHARE))
 
@@ -255,8 +299,7 @@ class _Evaluation:
 
     def tiled(self) -> list[Tensor]:
         grid, panes, x = self.tiling.laid, self.tiling.panes, self.x
-        sigmas = self.model_options.get("transformer_options", {}).get("sample_sigmas")
-        self.run.progress.start_evaluation(self.timestep, sigmas)
+        self.run.progress.start_evaluation(self.timestep)
         tile_shape = [*x.shape[:-2], *self.tiling.tile_size]
         together = self.run.tiles_per_forward(self.tiling, self.model, tile_shape, x.device)
         weight = tile_weight(self.tiling.weights, grid.tile_height, grid.tile_width, x.device)
@@ -281,6 +324,9 @@ class _Evaluation:
                 ) from None
             out += [torch.stack(self.tiling.panes.split(tile), dim=-3) for tile in denoised]
             self.run.progress.advance(len(alike))
+            if self.run.live is not None:
+                told = next(index for index, entries in enumerate(self.conds) if entries is not None)
+                self.run.live.finished(alike, [tile[told, 0] for tile in denoised])
         return out
 
     def alike(self, tiles: Sequence[tuple[int, Box]]) -> Iterator[list[tuple[int, Box]]]:
@@ -292,6 +338,8 @@ class _Evaluation:
     def forward(self, numbered: Sequence[tuple[int, Box]]) -> list[Tensor]:
         """Denoised `[conditions, B, C, h, w]` of each of some neighbouring tiles."""
         comfy.model_management.throw_exception_if_processing_interrupted()
+        if self.run.live is not None:
+            self.run.live.running(numbered, self.run.progress)
         first, boxes = numbered[0][0], [box for _, box in numbered]
         tiles = self.batch_of(first, boxes)
         x = tiles.crop(self.x)

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import comfy.model_management
-import comfy.utils
 import torch
 from einops import rearrange
 from torch import Tensor
@@ -22,6 +21,7 @@ from ...models.tiles.layout import CELL, require_tile
 from ...models.tiles.weights import Weights
 from ...models.vicr.diptych import PANEL_MULTIPLE, Diptych, empty_target, seam_dim, split, target_mask
 from ..images import checked_image
+from ..progress import NodeBar
 from ..tiling.conditions import TileOptions, with_tile_options
 from ..tiling.patch_prompts import prompts_of, text_options
 from ..tiling.sampling import Tiling
@@ -44,6 +44,8 @@ class DiptychTileOptions:
     """Of the mean where tiles overlap."""
     per_forward: int = 0
     """Tiles run together, 0 to decide by free memory."""
+    preview: bool = False
+    """Show the tiles as they are done."""
 
     def __post_init__(self):
         require_tile(self.tile, self.overlap, ALIGN)
@@ -95,15 +97,16 @@ def encode_tiles(vae: VAE, panel: Tensor, diptych: Diptych, grid: TileGrid) -> I
 
     Every tile is encoded by itself: what it knows of its surroundings is what a panel of its own would hold.
     """
-    bar = comfy.utils.ProgressBar(len(grid))
+    bar = NodeBar(len(grid))
     for box in grid.boxes:
         comfy.model_management.throw_exception_if_processing_interrupted()
         crop = box.crop(panel, CELL)
         mask = target_mask(crop.shape[-2], crop.shape[-1], diptych.layout)
         # The host's arithmetic for masked pixels, to the bit: a tile that is the whole canvas is the untiled method.
         pixels = (empty_target(crop, diptych.layout) - 0.5) * (1.0 - mask[:, None]) + 0.5
-        yield vae.encode(rearrange(pixels, "b c h w -> b h w c"))
-        bar.update(1)
+        with bar.stage():
+            encoded = vae.encode(rearrange(pixels, "b c h w -> b h w c"))
+        yield encoded
 
 
 def check_latents(model: Model, vae: VAE, latent: Tensor, expected: tuple[int, int]) -> None:
@@ -176,7 +179,9 @@ def tile_diptych(
     """
     panel = lq_panel(canvas, diptych)
     grid, panes = options.grid(diptych), Panes(2, seam_dim(diptych.layout))
-    tiling = Tiling(grid, panes, options.weights, options.per_forward, own_images=True, node=NODE)
+    tiling = Tiling(
+        grid, panes, options.weights, options.per_forward, own_images=True, preview=options.preview, node=NODE
+    )
     tiled = tiling.apply(model)
     prompts = None if not tile_prompts else prompts_of(tile_prompts, len(grid), NODE)
     mask = target_mask(grid.tile_height * CELL, grid.tile_width * CELL, diptych.layout)[:, None]

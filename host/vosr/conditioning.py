@@ -22,6 +22,7 @@ from ...models.image import pad_to_multiple
 from ...models.tiles.grid import TileGrid, vosr_tile_grid
 from ...models.tiles.layout import CELL, TileLayout, require_tile
 from ..images import check_vae_tile, checked_image, encode_image, require_image_latent
+from ..progress import NodeBar
 from ..tiling.conditions import TileOptions, with_tile_options
 from ..types import VAE, ClipVision, Conditioning
 from .vae import encode_moments
@@ -142,11 +143,12 @@ def encode_latent(vae: VAE, image: Tensor, options: EncodeOptions) -> Tensor:
 def tile_features(vision: ClipVision, image: Tensor, grid: TileGrid, downscale: int) -> list[Tensor]:
     """Vision features `[B, M, E]` of each tile of images `[B, H, W, 3]`."""
     per_tile: list[Tensor] = []
-    channels_first = image.movedim(-1, 1)
+    channels_first, bar = image.movedim(-1, 1), NodeBar(len(grid))
     for _, boxes in grid.batches(FEATURE_TILES):
         comfy.model_management.throw_exception_if_processing_interrupted()
         crops = torch.cat([box.crop(channels_first, downscale) for box in boxes]).movedim(1, -1)
-        per_tile += encode_vosr_features(vision, crops).chunk(len(boxes))
+        with bar.stage(len(boxes)):
+            per_tile += encode_vosr_features(vision, crops).chunk(len(boxes))
     return per_tile
 
 
@@ -172,12 +174,15 @@ def build_conditioning(image: Tensor, vae: VAE, vision: ClipVision | None, optio
     downscale = vae.spacial_compression_encode()
     padded = pad_to_multiple(image[..., :3], downscale * PATCH_SIZE)
     grid = options.grid(padded.shape[1] // downscale, padded.shape[2] // downscale, downscale)
-    latent = encode_latent(vae, padded, options)
-    whole = tiles = None
-    if vision is not None and grid is None:
-        whole = encode_vosr_features(vision, padded)
-    elif vision is not None and grid is not None:
-        tiles = tile_features(vision, padded, grid, downscale)
+    bar, whole, tiles = NodeBar(1 if vision is None else 2), None, None
+    with bar.stage():
+        latent = encode_latent(vae, padded, options)
+    if vision is not None:
+        with bar.stage():
+            if grid is None:
+                whole = encode_vosr_features(vision, padded)
+            else:
+                tiles = tile_features(vision, padded, grid, downscale)
     known = tiles[0] if tiles else whole
     # All-zero features give equal context tokens, so one stands for all.
     blank = padded.new_zeros(padded.shape[0], 1, 0) if known is None else torch.zeros_like(known[:, :1])

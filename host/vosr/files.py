@@ -1,4 +1,5 @@
-"""Where VOSR diffusion models lie: official folders and single files in `diffusion_models`, and the bundled one."""
+"""Where VOSR diffusion models lie: official folders, their weights and single files in `diffusion_models`, and the
+bundled one."""
 
 from __future__ import annotations
 
@@ -30,7 +31,7 @@ class VOSRFile:
     name: str
     path: Path
     args: dict[str, Any] = field(default_factory=dict)
-    """Contents of the folder's args.json, empty for a single file."""
+    """Contents of the official folder's args.json, empty for a single file."""
 
 
 def official_folders() -> dict[str, Path]:
@@ -49,14 +50,33 @@ def single_files() -> list[str]:
     return [name for name in names if name.endswith(".safetensors") and not name.startswith(folders)]
 
 
+def weights_of_folders() -> list[str]:
+    """The weight files of official folders by relative names: the form in which the frontend recognises a model, and
+    says that it is missing, before a run."""
+    return [
+        f"{name}/{place.relative_to(folder).as_posix()}"
+        for name, folder in official_folders().items()
+        for place in weight_places(folder)
+        if place.is_file()
+    ]
+
+
 def model_choices() -> list[str]:
-    """What the loader offers: the bundled model first, so that a new graph runs before any download."""
-    return [BUNDLED, *official_folders(), *single_files()]
+    """What the loader offers: the bundled model first, so that a new graph runs before any download.
+
+    An official folder goes by its own name and by that of its weight file; they load alike.
+    """
+    return [BUNDLED, *official_folders(), *weights_of_folders(), *single_files()]
+
+
+def weight_places(folder: Path) -> list[Path]:
+    """Where the weights of an official folder may lie, in the order of choice."""
+    return [folder / sub / name for sub in WEIGHT_FOLDERS for name in WEIGHT_NAMES]
 
 
 def folder_weights(folder: Path) -> Path:
     """The weight file of an official folder. Raises ValueError listing the places looked at."""
-    places = [folder / sub / name for sub in WEIGHT_FOLDERS for name in WEIGHT_NAMES]
+    places = weight_places(folder)
     for place in places:
         if place.is_file():
             return place
@@ -89,10 +109,15 @@ def find_model(name: str) -> VOSRFile:
     """The checkpoint behind a loader choice. Raises ValueError or FileNotFoundError saying what is missing."""
     if name == BUNDLED:
         return VOSRFile(name, BUNDLED_FILE)
-    folder = official_folders().get(name)
-    if folder is not None:
-        return VOSRFile(name, folder_weights(folder), read_args(folder / "args.json"))
-    return VOSRFile(name, Path(folder_paths.get_full_path_or_raise("diffusion_models", name)))
+    folders = official_folders()
+    if name in folders:
+        return VOSRFile(name, folder_weights(folders[name]), read_args(folders[name] / "args.json"))
+    path = Path(folder_paths.get_full_path_or_raise("diffusion_models", name))
+    # The innermost: folders may lie in folders.
+    inside = max(
+        (folder for folder in folders.values() if folder in path.parents), key=lambda f: len(f.parts), default=None
+    )
+    return VOSRFile(name, path, read_args(inside / "args.json") if inside else {})
 
 
 def args_to_tensor(args: Mapping[str, Any]) -> Tensor:

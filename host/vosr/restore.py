@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from dataclasses import dataclass, field, replace
 
 import comfy.model_management
@@ -19,6 +20,8 @@ from ...models.tiles.grid import Box, TileGrid
 from ...models.tiles.layout import TileLayout
 from ...models.vosr.sampling import MULTI_STEP, RestorationGuidance, euler_times
 from ..images import checked_image, decode_latent
+from ..live_tiles import LIVE, LiveTiles, live_tiles, minutes, numbered, tell
+from ..progress import NodeBar, show_on_node
 from ..tile_repair import Pictures, TileRepair, repair_tiles, scale_of, whole, with_nan, without_nan
 from ..types import VAE, ClipVision, Model
 from .conditioning import PATCH_SIZE, EncodeOptions, SquareTiles, VOSRConditioning, build_conditioning
@@ -33,6 +36,12 @@ NODE = "Restoration-CFG Sampler"
 MIN_OVERLAP = 16
 """Pixels: an eighth of a small tile is too narrow to blend in. Never more than a quarter of the tile."""
 
+
+ENCODING_SHARE, SAMPLING_SHARE, DECODING_SHARE = 2.0, 1.0, 2.0
+"""Of the bar, next to one another; sampling's for each step."""
+
+REPAIR_SHARE = 0.5
+"""Of the bar, next to the restoration."""
 
 MOST_FAITHFUL = 2.0
 """Restoration scale: the authors' command line default, and the largest they name."""
@@ -57,6 +66,8 @@ class VOSRRestoreOptions:
     color: Method = "adain"
     repair: TileRepair | None = None
     """What happens to bad tiles; None to look for none."""
+    preview: bool = True
+    """Show the tiles as they are done."""
 
 
 def vosr_info(model: Model) -> VOSRInfo:
@@ -93,8 +104,10 @@ def own_steps(info: VOSRInfo, steps: int) -> int:
     return 1 if info.one_step else MULTI_STEP
 
 
-def sample(model: Model, conditioning: VOSRConditioning, options: VOSRRestoreOptions) -> Tensor:
-    """Restored latent `[1, C, h, w]`, as the VAE decodes it."""
+def sample(
+    model: Model, conditioning: VOSRConditioning, options: VOSRRestoreOptions, live: LiveTiles | None = None
+) -> Tensor:
+    """Restored latent `[1, C, h, w]`, as the VAE decodes it. live: shows the run, in place of the host's previews."""
     info = vosr_info(model)
     steps = own_steps(info, options.steps)
     info.check_run(steps, 1.0 if info.one_step else options.guidance.scale)
@@ -104,26 +117,38 @@ def sample(model: Model, conditioning: VOSRConditioning, options: VOSRRestoreOpt
         log.info("RealISR: %s is a one-step model: guidance is built in, restoration_scale is unused", info.name)
     guider = RestorationGuider(model, conditioning.full, conditioning.weak, guidance)
     latent = conditioning.latent["samples"]
+    if live is not None:
+        guider.model_options = {**guider.model_options, LIVE: live}
     return guider.sample(
         comfy.sample.prepare_noise(latent, options.seed),
         latent,
         comfy.samplers.ksampler("euler"),
         euler_times(steps),
-        callback=latent_preview.prepare_callback(model, steps),
+        callback=latent_preview.prepare_callback(model, steps) if live is None else None,
         disable_pbar=not comfy.utils.PROGRESS_BAR_ENABLED,
         seed=options.seed,
     ).to(comfy.model_management.intermediate_device())
 
 
 def restore_item(
-    model: Model, vae: VAE, vision: ClipVision | None, image: Tensor, options: VOSRRestoreOptions
+    model: Model,
+    vae: VAE,
+    vision: ClipVision | None,
+    image: Tensor,
+    options: VOSRRestoreOptions,
+    live: LiveTiles | None = None,
 ) -> Tensor:
     """One image `[1, h, w, 3 or 4]` -> `[1, height, width, 3 or 4]`; alpha is resized by itself and rejoined."""
     upscaled = upscale(image, options.width, options.height)
-    restored = restore_enlarged(model, vae, vision, upscaled[..., :3], options)
+    bar = NodeBar(1 if options.repair is None else 1 + REPAIR_SHARE)
+    with bar.stage():
+        if live is not None:
+            live.start_from(upscaled, vae.spacial_compression_encode())
+        restored = restore_enlarged(model, vae, vision, upscaled[..., :3], options, live=live)
     if options.repair is not None:
         pictures = Pictures(restored, upscaled[..., :3], scale_of(image, options.width, options.height))
-        restored = repaired(model, vae, vision, pictures, options, options.repair)
+        with bar.stage(REPAIR_SHARE):
+            restored = repaired(model, vae, vision, pictures, options, options.repair)
     return torch.cat([restored, upscaled[..., 3:].to(restored)], dim=-1)
 
 
@@ -134,15 +159,23 @@ def restore_enlarged(
     upscaled: Tensor,
     options: VOSRRestoreOptions,
     redo: bool = False,
+    live: LiveTiles | None = None,
 ) -> Tensor:
     """One image `[1, H, W, 3]` at the size of the result -> the same restored. redo: of a bad tile."""
     height, width = upscaled.shape[1:3]
-    conditioning = build_conditioning(upscaled, vae, vision, options.encode)
-    latent = sample(model, conditioning, options)
+    steps = SAMPLING_SHARE * own_steps(vosr_info(model), options.steps)
+    bar = NodeBar(ENCODING_SHARE + steps + DECODING_SHARE)
+    with bar.stage(ENCODING_SHARE):
+        tell(live, "reading the picture")
+        conditioning = build_conditioning(upscaled, vae, vision, options.encode)
+    with bar.stage(steps):
+        latent = sample(model, conditioning, options, live)
     holes = None
     if options.repair is not None:
         latent, holes = without_nan(latent, conditioning.full[0][1]["concat_latent_image"], redo)
-    decoded = decode_latent(vae, latent, options.encode.vae_tile, made_by=vosr_info(model).name)
+    with bar.stage(DECODING_SHARE):
+        tell(live, "decoding the picture")
+        decoded = decode_latent(vae, latent, options.encode.vae_tile, made_by=vosr_info(model).name)
     restored = decoded[:, :height, :width, :3]
     aligned = align_colors(restored, upscaled.to(restored), options.color)
     return with_nan(aligned, holes, vae.spacial_compression_decode())
@@ -197,10 +230,14 @@ def restore(model: Model, vae: VAE, vision: ClipVision | None, images: Tensor, o
     images = checked_image(images)
     check_parts(info, vae, vision)
     tiles = options.tiles or training_tiles(info, vae)
-    results = []
+    results, bar, started = [], NodeBar(len(images)), time.monotonic()
     for index, image in enumerate(images.split(1)):
         comfy.model_management.throw_exception_if_processing_interrupted()
         seed = (options.seed + index) % 2**64
         encode = replace(options.encode, seed=seed, tiles=tiles, node=NODE)
-        results.append(restore_item(model, vae, vision, image, replace(options, seed=seed, encode=encode)))
+        live = live_tiles(model, numbered(index, len(images)), len(images) - index - 1) if options.preview else None
+        with bar.stage():
+            results.append(restore_item(model, vae, vision, image, replace(options, seed=seed, encode=encode), live))
+    if options.preview and options.repair is None:
+        show_on_node(f"done in {minutes(time.monotonic() - started)}")
     return torch.cat(results)

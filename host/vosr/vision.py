@@ -21,6 +21,7 @@ from ...models.vosr.dinov2_names import WANTED_FILES, transformers_names
 from ...models.vosr.vision import IMAGE_MEAN, IMAGE_STD, INPUT_SIZE, feature_block, preprocess
 from ..files import Reader, load_state_dict_file
 from ..model_folders import model_files
+from ..progress import following
 from ..types import ClipVision
 
 HEAD_DIM = 64
@@ -155,9 +156,10 @@ def encode_vosr_features(vision: ClipVision, images: Tensor, layer: int | None =
         raise ValueError(f"this DINOv2 has blocks 0 to {depth - 1}, block {layer} was asked for")
     needed = VisionSize.of(vision).memory(min(IMAGES_PER_FORWARD, images.shape[0]))
     comfy.model_management.load_models_gpu([vision.patcher], memory_required=needed)
-    features = []
-    for batch in images[..., :3].split(IMAGES_PER_FORWARD):
-        pixels = preprocess(batch.movedim(-1, 1).to(device=vision.load_device, dtype=torch.float32))
-        ((found, _),) = network.get_intermediate_layers(pixels, [layer], apply_norm=layer == depth - 1)
-        features.append(found.to(device=comfy.model_management.intermediate_device(), dtype=torch.float32))
+    features, batches = [], images[..., :3].split(IMAGES_PER_FORWARD)
+    with following(network.encoder.layer[: layer + 1], len(batches)):
+        for batch in batches:
+            pixels = preprocess(batch.movedim(-1, 1).to(device=vision.load_device, dtype=torch.float32))
+            ((found, _),) = network.get_intermediate_layers(pixels, [layer], apply_norm=layer == depth - 1)
+            features.append(found.to(device=comfy.model_management.intermediate_device(), dtype=torch.float32))
     return torch.cat(features)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 
 from torch import Tensor
@@ -20,6 +20,8 @@ WHOLE = "whole picture"
 HEADING = re.compile(r"===\s*(?:whole picture|tile (\d+)(?:,? *\(?row (\d+), column (\d+)\)?)?)\s*===", re.IGNORECASE)
 MARK = "==="
 SHOWN = 12
+ASKED_AGAIN = re.compile(r"\s*(\d{1,6}):(\d{1,6})\s*")
+SEEDS = 1 << 32
 
 
 @dataclass(frozen=True)
@@ -66,12 +68,15 @@ class PatchCaptioning:
     tell_global_prompt: bool = False
     """Whether the model that describes a tile is told what the whole picture shows. Not by default: the paper puts
     over-generation down to a global prompt that says more than a patch shows."""
+    asked_again: Mapping[int, int] = field(default_factory=dict)
+    """How often a tile, by its number, was asked for anew although nothing about it has changed; 0 is the whole
+    picture. Each time adds 1 to the seed, so that a workflow that is run again asks the same."""
 
     def whole_question(self, image: Tensor) -> KeyedQuestion:
         """Ask for the global prompt of an image `[H, W, C]` in 0..1. The answer is a text on one line."""
         told = instruction("patch_global", self.max_length, self.whole_instruction)
         text = "Write the prompt for this picture. Answer with the prompt only."
-        return self._keyed(told, text, Picture("The whole photograph, low quality:", image))
+        return self._keyed(0, told, text, Picture("The whole photograph, low quality:", image))
 
     def tile_questions(
         self, tiles: Sequence[Tensor], rows: int, columns: int, whole_prompt: str, written_by_model: bool
@@ -95,18 +100,53 @@ class PatchCaptioning:
                 "Write the prompt for this part. Answer with the prompt only."
             )
             picture = Picture("A part of the photograph, low quality:", tile)
-            questions.append(self._keyed(told, text, picture, context, place, rows, columns))
+            questions.append(self._keyed(place.number, told, text, picture, context, place, rows, columns))
         return questions
 
-    def _keyed(self, told: str, text: str, picture: Picture, *context: object) -> KeyedQuestion:
-        question = Question(
-            told, text, (picture,), read=partial(_read_prompt, max_length=self.max_length), seed=self.seed
-        )
-        return KeyedQuestion(question, (pixels_key(picture.image), told, self.max_length, self.seed, *context))
+    def _keyed(self, number: int, told: str, text: str, picture: Picture, *context: object) -> KeyedQuestion:
+        again = self.asked_again.get(number, 0)
+        seed = ((self.seed or 0) + again) % SEEDS if again else self.seed
+        read = partial(_read_prompt, max_length=self.max_length)
+        key = (pixels_key(picture.image), told, self.max_length, seed, *context)
+        return KeyedQuestion(Question(told, text, (picture,), read=read, seed=seed), key)
 
 
 def _read_prompt(text: str, max_length: int) -> str:
     return within(read_fields(text, ("prompt",))["prompt"], max_length)
+
+
+def read_asked_again(text: str) -> dict[int, int]:
+    """PatchCaptioning.asked_again from a text such as "3:1, 13:2"; empty for a blank one.
+
+    Raises ValueError for any other text.
+    """
+    found = {}
+    for part in filter(str.strip, text.split(",")):
+        read = ASKED_AGAIN.fullmatch(part)
+        if not read:
+            raise ValueError(
+                f"ask_again holds {part.strip()[:60]!r}. It takes a tile's number and how often it is asked for anew, "
+                "such as 3:1, or several with commas; nothing asks for no tile anew."
+            )
+        found[int(read[1])] = int(read[2])
+    return found
+
+
+@dataclass(frozen=True)
+class TileCaptions:
+    """What a model wrote about a picture and the tiles of a grid."""
+
+    whole: str
+    tiles: Sequence[str]
+    """A prompt for each tile, row by row; the whole picture's for those that failed."""
+    rows: int
+    columns: int
+    failed: Mapping[int, str] = field(default_factory=dict)
+    """Number of a tile, from 1 -> why it has no prompt of its own."""
+
+    @property
+    def text(self) -> str:
+        return prompts_text(self.whole, self.tiles, self.rows, self.columns)
 
 
 def prompts_text(whole: str, tiles: Sequence[str], rows: int, columns: int) -> str:
@@ -161,11 +201,18 @@ def read_blocks(text: str) -> list[PromptBlock]:
     return [PromptBlock(place, line, "\n".join(lines).strip()) for place, line, lines in found]
 
 
-def read_prompts(text: str, rows: int, columns: int) -> tuple[str, list[str]]:
+def read_prompts(text: str, rows: int, columns: int, captions: TileCaptions | None = None) -> tuple[str, list[str]]:
     """(prompt of the whole picture, prompts of the tiles row by row) from a text as prompts_text makes it.
 
-    Raises ValueError naming what is missing, twice there, of no tile, or at another place than the grid has it.
+    captions: what stands in for blocks that the text lacks; one that is there counts, also when it is empty.
+    Raises ValueError naming what is missing, twice there, of no tile, or at another place than the grid has it, and
+    for captions of another grid.
     """
+    if captions and (captions.rows, captions.columns) != (rows, columns):
+        raise ValueError(
+            f"the captions are of a grid of {captions.rows} rows of {captions.columns} tiles, and this one has {rows} "
+            f"rows of {columns}. Give both nodes the same Tile Grid."
+        )
     places = tile_places(rows, columns)
     blocks: dict[int | None, PromptBlock] = {}
     for block in read_blocks(text):
@@ -175,7 +222,7 @@ def read_prompts(text: str, rows: int, columns: int) -> tuple[str, list[str]]:
             raise ValueError(f"{name} is there twice, in lines {blocks[number].line} and {block.line}. Delete one.")
         blocks[number] = block
     extra = [number for number in blocks if number is not None and not 1 <= number <= len(places)]
-    missing = [place for place in places if place.number not in blocks]
+    missing = [] if captions else [place for place in places if place.number not in blocks]
     if missing or extra:
         wrong = [f"it lacks {listed(missing)}"] if missing else []
         wrong += [f"the grid has no {listed([f'tile {number}' for number in extra])}"] if extra else []
@@ -184,18 +231,20 @@ def read_prompts(text: str, rows: int, columns: int) -> tuple[str, list[str]]:
             f"{'; '.join(wrong)}. Each tile needs one block: '{MARK} tile 1 {MARK}' with its prompt below."
         )
     for place in places:
-        written = blocks[place.number].tile
-        if written and written.row and written != place:
+        block = blocks.get(place.number)
+        if block and block.tile and block.tile.row and block.tile != place:
             raise ValueError(
-                f"line {blocks[place.number].line} names {written}, but in the grid it is {place}. The text is of "
-                f"another grid, of other rows and columns; without row and column a heading fits any grid."
+                f"line {block.line} names {block.tile}, but in the grid it is {place}. The text is of another grid, of "
+                "other rows and columns; without row and column a heading fits any grid."
             )
-    if None not in blocks:
+    if None not in blocks and not captions:
         raise ValueError(
             f"it lacks the {WHOLE}. Add '{MARK} {WHOLE} {MARK}' with its prompt below; without a prompt if the global "
             "prompt comes from elsewhere."
         )
-    return blocks[None].prompt, [blocks[place.number].prompt for place in places]
+    written: dict[int | None, str] = {None: captions.whole, **dict(enumerate(captions.tiles, 1))} if captions else {}
+    written |= {number: block.prompt for number, block in blocks.items()}
+    return written[None], [written[place.number] for place in places]
 
 
 def listed(items: Sequence[object]) -> str:

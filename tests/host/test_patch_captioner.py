@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import re
 import threading
@@ -88,6 +89,14 @@ def patchwork(rows: int, columns: int, tile: int = 16) -> torch.Tensor:
 
 
 def captioned(vlm: Any, rows: int, columns: int, **inputs: Any) -> tuple[str, list[str], str]:
+    return run_captioner(vlm, rows, columns, **inputs)[:3]
+
+
+def captions_of(vlm: Any, rows: int, columns: int, **inputs: Any) -> Any:
+    return run_captioner(vlm, rows, columns, **inputs)[3]
+
+
+def run_captioner(vlm: Any, rows: int, columns: int, **inputs: Any) -> Any:
     from realisr.nodes.patch_prompts import STOP, PatchPromptCaptioner
 
     given = {
@@ -350,6 +359,97 @@ def test_other_texts_pass(host):
 
     assert EditPatchPrompts.validate_inputs() is True
     assert EditPatchPrompts.validate_inputs("=== tile 1 ===") is True
+    assert EditPatchPrompts.validate_inputs("", None) is True, "captions are linked"
+
+
+def edited(text: str, rows: int, columns: int, **inputs: Any) -> tuple[str, list[str], dict[str, Any]]:
+    """Outputs of Edit Patch Prompts, and what it tells the browser."""
+    from realisr.nodes.patch_prompts import EditPatchPrompts
+
+    with torch.inference_mode():
+        output = EditPatchPrompts.execute(tile_grid=layout(rows, columns), text=text, **inputs)
+    (told,) = json.loads(json.dumps(output.ui))["tile_editor"]
+    return *output.result, told
+
+
+def test_captions_stand_where_nothing_was_written(chat):
+    captions = captions_of(endpoint(chat), 2, 3)
+    whole, prompts, told = edited("", 2, 3, captions=captions)
+    assert (whole, prompts) == (WHOLE, list(captions.tiles))
+    assert told["captions"] == {"whole": WHOLE, "tiles": prompts, "failed": {}}
+    text = "=== tile 4 ===\na red boat\nand its rope\n\n=== tile 2 (row 1, column 2) ===\n"
+    whole, changed, told = edited(text, 2, 3, captions=captions)
+    assert (whole, changed) == (WHOLE, [prompts[0], "", prompts[2], "a red boat\nand its rope", *prompts[4:]])
+    assert told["captions"]["tiles"] == prompts, "what was written does not hide the caption below"
+    assert edited("=== whole picture ===\nA quay.", 2, 3, captions=captions)[:2] == ("A quay.", prompts)
+    assert edited(captions.text, 2, 3)[:2] == (WHOLE, prompts)
+
+
+def test_captions_and_texts_of_another_grid_are_refused(chat):
+    captions = captions_of(endpoint(chat), 2, 3)
+    with pytest.raises(ValueError, match=r"Edit Patch Prompts: the captions are of a grid of 2 rows of 3 tiles"):
+        edited("", 3, 2, captions=captions)
+    with pytest.raises(ValueError, match=r"the grid has no tile 7"):
+        edited("=== tile 7 ===\na boat", 2, 3, captions=captions)
+    with pytest.raises(ValueError, match=r"names tile 3 \(row 2, column 1\), but in the grid"):
+        edited("=== tile 3 (row 2, column 1) ===\na boat", 2, 3, captions=captions)
+
+
+def test_the_browser_is_told_which_tiles_failed(chat):
+    from realisr.nodes.patch_prompts import FALL_BACK
+
+    chat.default = lambda request: "I'm sorry, no." if place_of(request) == (2, 2) else describe(request)
+    _, prompts, told = edited("", 2, 2, captions=captions_of(endpoint(chat), 2, 2, on_failure=FALL_BACK))
+    assert prompts[3] == WHOLE
+    assert list(told["captions"]["failed"]) == ["4"]
+    assert "refused" in told["captions"]["failed"]["4"]
+
+
+def test_the_browser_is_told_where_the_tiles_are(host):
+    from PIL import Image
+
+    from realisr.nodes.patch_prompts import EditPatchPrompts
+    from realisr.nodes.tile_editor import LONGEST
+
+    grid = layout(1, 3, tile=512, overlap=128)
+    image = torch.rand(1, 64, 192, 4).repeat_interleave(8, 1).repeat_interleave(8, 2)
+    text = "\n".join(["=== whole picture ===", *(f"=== tile {n} ===" for n in range(1, len(grid) + 1))])
+    with torch.inference_mode():
+        output = EditPatchPrompts.execute(tile_grid=grid, text=text, image=image)
+    (told,) = output.ui["tile_editor"]
+    assert (told["size"], told["tile"], told["text"]) == ([1536, 512], [512, 512], text)
+    boxes = [(left, top) for top in told["rows"] for left in told["columns"]]
+    assert boxes == [(box.left, box.top) for box in grid.pixel_boxes]
+    assert "captions" not in told
+    picture = told["picture"]
+    with Image.open(host.base / picture["type"] / picture["subfolder"] / picture["filename"]) as saved:
+        assert saved.size == (LONGEST, 341)
+        shown = torch.from_numpy(np.asarray(saved).copy()).float() / 255
+    assert (shown.mean((0, 1)) - image[0, ..., :3].mean((0, 1))).abs().max() < 0.01
+    with pytest.raises(ValueError, match=r"Edit Patch Prompts: the tile grid is for an image of 1536x512"):
+        EditPatchPrompts.execute(tile_grid=grid, text=text, image=image[:, :256])
+
+
+def test_tiles_can_be_asked_for_anew(chat):
+    """And only these: the others are remembered. The same wish asks nothing again."""
+    captioned(endpoint(chat), 2, 3)
+    asked(chat)
+    captioned(endpoint(chat), 2, 3, ask_again="2:1, 6:3")
+    assert {place_of(request): (request.body or {})["seed"] for request in chat.requests} == {(1, 2): 8, (2, 3): 10}
+    asked(chat)
+    captioned(endpoint(chat), 2, 3, ask_again="2:1,6:3,99:1")
+    assert asked(chat) == Counter()
+    captioned(endpoint(chat), 2, 3, ask_again="0:1")
+    assert asked(chat) == Counter([None])
+
+
+def test_a_wish_that_cannot_be_read_is_refused_before_the_queue(host):
+    from realisr.nodes.patch_prompts import PatchPromptCaptioner
+
+    assert PatchPromptCaptioner.validate_inputs() is True
+    assert PatchPromptCaptioner.validate_inputs(" 3:1 , 0:2 ") is True
+    for wrong in ("3", "3:", "three:1", "3:1 4:1", "-1:2", "1" * 5000 + ":1"):
+        assert "ask_again holds" in str(PatchPromptCaptioner.validate_inputs(wrong))
 
 
 def load_llava(host: InProcessHost, name: str, temperature: float, max_tokens: int, **files: bool) -> Any:

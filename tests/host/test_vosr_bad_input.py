@@ -129,6 +129,21 @@ def test_latent_space_nobody_knows(host):
         load(name)
 
 
+def test_the_weight_file_of_a_folder_is_the_folder(folder):
+    """What the frontend's search for missing models takes for a model's name, and the name older workflows hold."""
+    from realisr.host.vosr.files import find_model, model_choices
+
+    (folder.folder / "args.json").write_text(
+        json.dumps(checkpoints.vosr_args(folder.config) | {"distill_type": "rcgm"})
+    )
+    by_file = f"{folder.name}/checkpoints/ema_model.safetensors"
+    assert {folder.name, by_file} <= set(model_choices())
+    assert find_model(by_file).path == find_model(folder.name).path
+    assert find_model(by_file).args == find_model(folder.name).args
+    models = [load(name).model.model_config.info for name in (folder.name, by_file)]
+    assert [info.one_step for info in models] == [True, True], "args.json is read in both forms"
+
+
 def test_file_that_is_gone(host, folder):
     folder.weight_file.unlink()
     (folder.folder / "args.json").unlink()

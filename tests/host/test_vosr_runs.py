@@ -126,7 +126,7 @@ def test_progress_moves_tile_by_tile(multi_step, canvas, interval, tiles_of_two)
 
     model, guidance = multi_step.load(), RestorationGuidance(0.5, *interval)
     _, values = with_progress(lambda: run_guider(model, canvas, guidance=guidance, steps=5))
-    assert len(values) == 15
+    assert len(values) == 16, "the start of the run, and 5 steps of 3 pairs of tiles"
     assert_rising(values)
     _, again = with_progress(lambda: run_guider(model, canvas, guidance=guidance, steps=5))
     assert again == values, "a second run starts from nothing"

@@ -1,0 +1,1 @@
+"""Running several restoration methods on one image, each by the graph that the pack ships for it."""
