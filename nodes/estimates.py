@@ -44,7 +44,7 @@ from ..models.vosr.sampling import RestorationGuidance
 from . import pure as pure_node
 from . import vosr as vosr_node
 from .dreamsr import NO_LORA
-from .graph import Node, Unknown, picture_size
+from .graph import Node, Unknown, picture_size, tile_layout
 from .inputs import resize_input, size_asked
 
 
@@ -148,8 +148,6 @@ def describe_vosr(node: Node, to: tuple[int, int]) -> Described:
 
 
 def vosr_options(node: Node, to: tuple[int, int]) -> VOSRRestoreOptions:
-    if node.connected("tile_grid"):
-        raise Unknown("tile_grid")
     strength = vosr_node.chosen_strength(node.number("weak_strength", vosr_node.OWN_STRENGTH))
     scale = applied(VOSR, node.value("preset", CUSTOM), {"restoration_scale": node.number("restoration_scale")})
     return VOSRRestoreOptions(
@@ -159,7 +157,7 @@ def vosr_options(node: Node, to: tuple[int, int]) -> VOSRRestoreOptions:
             scale["restoration_scale"], node.number("guidance_start", 0), node.number("guidance_end", 1)
         ),
         encode=EncodeOptions(strength, vae_tile=int(node.number("vae_tile_size", 0))),
-        tiles=vosr_node.chosen_tiles(node.choice("tiling")),
+        tiles=tile_layout(node) or vosr_node.chosen_tiles(node.choice("tiling")),
     )
 
 
@@ -190,11 +188,10 @@ def dinov2(name: Any) -> VisionSize:
 
 
 def describe_dreamsr(node: Node, to: tuple[int, int]) -> Described:
-    if node.connected("tile_grid"):
-        raise Unknown("tile_grid")
-    grid = tiles_over(*to, int(node.number("tile_size")), int(node.number("overlap")))
+    layout = tile_layout(node)
+    grid = tiles_over(*to, int(node.number("tile_size")), int(node.number("overlap")), layout)
     removal = node.value("lora_name", NO_LORA) != NO_LORA
-    unused = [] if removal else ["lora_strength"]
+    unused = ([] if layout is None else ["tile_size", "overlap"]) + ([] if removal else ["lora_strength"])
     control = node.along("mm_controlnet", "RealISR_LoadMMControlNet")
     if not node.connected("mm_controlnet"):
         unused.append("control_strength")

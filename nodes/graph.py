@@ -14,6 +14,7 @@ from typing import Any
 import folder_paths
 from PIL import ExifTags, Image
 
+from ..models.tiles.layout import TileLayout
 from .image import LOW_RESOLUTION, PHOTOS
 from .inputs import resize_input, size_asked
 
@@ -179,6 +180,18 @@ def degraded_size(node: Node) -> tuple[int, int]:
         return width, height
     factor = node.number("scale")
     return max(1, round(width / factor)), max(1, round(height / factor))
+
+
+def tile_layout(node: Node, name: str = "tile_grid") -> TileLayout | None:
+    """What a Tile Grid gives to an input; None where it is not connected. ValueError: bad tiles."""
+    if not node.connected(name):
+        return None
+    grid = node.along(name, "RealISR_TileGrid")
+    if grid is None:
+        raise Unknown(name)
+    width, height = picture_size(grid.source("size_of"))
+    sides = (int(grid.number(each)) for each in ("tile_size", "overlap", "align"))
+    return TileLayout.fitted(height, width, *sides)
 
 
 SIZES = {
