@@ -41,7 +41,9 @@ def node_texts(node: Mapping[str, Any]) -> dict[str, Any]:
         "display_name": node["display_name"],
         "description": node["description"],
         "inputs": dict(node_inputs(node["input"])),
-        "outputs": {str(index): {"name": label(name), "tooltip": tooltip} for index, (name, tooltip) in enumerate(outputs)},
+        "outputs": {
+            str(index): {"name": label(name), "tooltip": tooltip} for index, (name, tooltip) in enumerate(outputs)
+        },
     }
 
 

@@ -45,7 +45,10 @@ BETTER = {
 }
 """Id -> label, where the rule of `label` says too little."""
 
-WRITTEN_SO = ("API", "AR", "CFG", "CLIP", "DINOv2", "FLUX", "JPEG", "LoRA", "LQ", "NR-IQA", "URL", "VAE", "VLM", "VQ")
+WRITTEN_SO = (
+    *("API", "AR", "CFG", "CLIP", "DINOv2", "DreamSR", "FLUX", "JPEG", "LoRA", "LQ", "NR-IQA", "PURE", "URL", "VAE"),
+    *("VICR", "VLM", "VOSR", "VQ"),
+)
 SPELLING = {word.lower(): word for word in WRITTEN_SO}
 
 

@@ -66,6 +66,18 @@ export function onMessage(node, type, hear) {
     listen(node, api, type, ({ detail }) => hear(detail));
 }
 
+const refreshes = new EventTarget();
+
+app.registerExtension({
+    name: "RealISR.Refresh",
+    refreshComboInNodes: () => void refreshes.dispatchEvent(new Event("refresh")),
+});
+
+/** Call hear() when the user has the frontend read the lists of files again (R). */
+export function onRefresh(node, hear) {
+    listen(node, refreshes, "refresh", () => hear());
+}
+
 /** Small results that belong to a node and are saved with the workflow (they are in the picture's metadata too). */
 export function recall(node, key) {
     return node.properties?.[STATE]?.[key];
@@ -202,6 +214,93 @@ function originOf(graph, linkId, outers) {
         return input ? input.link != null && originOf(graph, input.link, outers) : { value: node.widgets?.[0]?.value };
     }
     return { node, slot: link.origin_slot, outers };
+}
+
+/** The workflow whose tab is open: the same object as long as it is open. */
+export function openWorkflow() {
+    return app.extensionManager?.workflow?.activeWorkflow;
+}
+
+/** What tells the nodes on the canvas from those of another tab. */
+export function openGraph() {
+    return (app.rootGraph ?? app.graph)?.id;
+}
+
+/** Call hear() when the nodes of a workflow have been made: it was opened, its tab was chosen, a change was undone. */
+export function onGraphOpened(hear) {
+    app.registerExtension({ name: "RealISR.GraphOpened", afterConfigureGraph: () => hear() });
+}
+
+/** Call hear({workflow, graph, promptId, nodeErrors}) when the server has accepted or refused to run a workflow.
+ *
+ * promptId: undefined when it refused all. nodeErrors: execution id -> {class_type, errors}; what hear takes out of it
+ * the frontend does not show.
+ */
+export function onQueued(hear) {
+    const queue = api.queuePrompt;
+    api.queuePrompt = async function (...given) {
+        const asked = { workflow: openWorkflow(), graph: openGraph() };
+        try {
+            const answer = await queue.apply(this, given);
+            hear({ ...asked, promptId: answer.prompt_id, nodeErrors: answer.node_errors ?? {} });
+            return answer;
+        } catch (error) {
+            hear({ ...asked, nodeErrors: error.response?.node_errors ?? {} });
+            throw error;
+        }
+    };
+}
+
+/** Call hear(detail) for a message of the server that belongs to no node, such as "execution_error". */
+export function onServer(type, hear) {
+    api.addEventListener(type, ({ detail }) => hear(detail));
+}
+
+/** The node that feeds an input, or undefined. Out of a subgraph it leads to the node outside. */
+export function upstreamOf(node, input) {
+    let origin = node.graph?.getLink?.(input.link) ?? node.graph?.links?.[input.link];
+    let graph = node.graph;
+    // -10 is the box of a subgraph's own inputs.
+    while (origin && Number(origin.origin_id) === -10) {
+        const outer = allNodes().find(({ subgraph }) => subgraph === graph);
+        const fed = outer?.inputs?.[origin.origin_slot];
+        if (!fed) return outer;
+        graph = outer.graph;
+        origin = graph.getLink(fed.link);
+    }
+    return origin && graph.getNodeById(origin.origin_id);
+}
+
+/** What of "7:12", node 12 in the subgraph of node 7, is on the canvas: node 7, node 12 once one has gone inside. */
+export function shownNodeOf(executionId) {
+    const ids = String(executionId).split(":");
+    return ids.map((_, index) => nodeOf(ids.slice(0, index + 1).join(":"))).findLast((node) => node?.graph === app.canvas.graph);
+}
+
+/** Where a node of the open graph is on the page, {left, top, width, height} in pixels, its title included. */
+export function nodeBox(node) {
+    const drawn = document.querySelector(`[data-node-id="${CSS.escape(node.id)}"]`);
+    if (drawn) return drawn.getBoundingClientRect();
+    const { scale, offset } = app.canvas.ds;
+    const frame = canvasBox();
+    const [x, y, width, height] = node.boundingRect ?? node.getBounding();
+    return { left: frame.left + (x + offset[0]) * scale, top: frame.top + (y + offset[1]) * scale, width: width * scale, height: height * scale };
+}
+
+/** Where the canvas is on the page, or undefined while something else is shown in its place. */
+export function canvasBox() {
+    const { canvas } = app.canvas;
+    return canvas.checkVisibility?.() === false ? undefined : canvas.getBoundingClientRect();
+}
+
+export function canvasScale() {
+    return app.canvas.ds.scale;
+}
+
+/** Lay an element over the canvas and its nodes, under the frontend's panels. */
+export function overCanvas(made) {
+    app.canvas.canvas.parentElement.append(made);
+    return made;
 }
 
 // --- widgets --------------------------------------------------------------------------------------------------------
@@ -371,6 +470,23 @@ export function button(label, press, properties = {}) {
 /** Put a rule into the page's style sheet. */
 export function addStyle(rules) {
     document.head.append(element("style", { textContent: rules }));
+}
+
+/** Put a text into the clipboard; the button that was pressed says so for a moment. */
+export async function copy(value, pressed) {
+    try {
+        await navigator.clipboard.writeText(value);
+    } catch {
+        // No clipboard for pages that come over plain http from another machine.
+        const field = element("textarea", { value, style: "position: fixed; opacity: 0" });
+        document.body.append(field);
+        field.select();
+        document.execCommand("copy");
+        field.remove();
+    }
+    const label = pressed.textContent;
+    pressed.textContent = text("copied");
+    setTimeout(() => (pressed.textContent = label), 1200);
 }
 
 /** The address of a picture that a run wrote. file: {filename, subfolder, type}. */

@@ -97,7 +97,7 @@ class CompareMethods(io.ComfyNode):
         if len(checked_image(image, f"{NAME}: ")) != 1:
             raise ValueError(f"{NAME} takes one photo and got a batch of {len(image)}. Take one with ImageFromBatch.")
         switches = (bicubic, vosr_nano, vosr, vicr, dreamsr, pure)
-        link = input_link(cls.hidden.dynprompt, cls.hidden.unique_id, "image")
+        link = photo_link(cls)
         names = [method.name for method, on in zip(METHODS, switches, strict=True) if on]
         names += [UPSCALE_MODEL] if upscale_model != NO_MODEL else []
         if not names:
@@ -105,7 +105,7 @@ class CompareMethods(io.ComfyNode):
         builder = GraphBuilder()
         results = builder.node(RESULTS_ID, id="results")
         for name in names:
-            branch = builder.node(BRANCH_ID, id=name, image=list(link), method=name, scale=scale, seed=seed)
+            branch = builder.node(BRANCH_ID, id=name, image=link, method=name, scale=scale, seed=seed)
             # Only where they matter: a branch that does not read them need not run again when they change.
             branch.set_input("prompt", prompt if name in READ_PROMPT else "")
             branch.set_input(UPSCALE_MODEL, upscale_model if name == UPSCALE_MODEL else NO_MODEL)
@@ -166,10 +166,17 @@ class CompareBranch(io.ComfyNode):
         if missing:
             return io.NodeOutput((Entry(label, None, card="\n".join(["Not run. Missing:", *missing])),))
         token = cls.hidden.unique_id
-        link = input_link(cls.hidden.dynprompt, token, "image")
-        nodes = placed(branch, list(link), token, label)
+        nodes = placed(branch, photo_link(cls), token, label)
         start_watch(token)
         return io.NodeOutput([f"{token}.end", 0], expand=nodes)
+
+
+def photo_link(node: type[io.ComfyNode]) -> list[Any]:
+    """What the running node's image is connected to, to hand it on to the nodes of its expansion."""
+    link = input_link(node.hidden.dynprompt, node.hidden.unique_id, "image")
+    if link is None:
+        raise ValueError(f"{NAME}: connect a photo.")
+    return list(link)
 
 
 LABELS = {method.name: method.label for method in METHODS}
@@ -218,7 +225,7 @@ class CompareEnd(io.ComfyNode):
 
     @classmethod
     def execute(cls, image: torch.Tensor, token: str, label: str) -> io.NodeOutput:
-        notes = ()
+        notes: tuple[str, ...] = ()
         if (watched := stop_watch(token)) is not None:
             seconds, peak = watched
             notes = (f"{seconds:.1f} s" + (f", peak {peak / 2**30:.2f} GiB" if peak is not None else ""),)

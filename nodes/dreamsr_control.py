@@ -7,9 +7,9 @@ from comfy_api.latest import io
 from ..host.dreamsr.control.apply import apply_mm_control
 from ..host.dreamsr.control.conditioning import ApplyOptions
 from ..host.dreamsr.control.initialise import DTYPES, initialise_mm_control, parse_blocks
-from ..host.dreamsr.control.loader import control_choices, load_mm_control, save_mm_control
+from ..host.dreamsr.control.loader import control_choices, find_control, load_mm_control, save_mm_control
 from ..host.precision import WEIGHT_DTYPES
-from .inputs import MAX_SEED
+from .inputs import MAX_SEED, checked_choice
 from .sockets import MMControlNetSocket
 
 CATEGORY = "RealISR/DreamSR"
@@ -48,6 +48,10 @@ class LoadMMControlNet(io.ComfyNode):
                 MMControlNetSocket.Output(display_name="mm_controlnet", tooltip="For Apply MM-ControlNet."),
             ],
         )
+
+    @classmethod
+    def validate_inputs(cls, control_name: str | None = None) -> bool | str:
+        return checked_choice(control_name, find_control)
 
     @classmethod
     def execute(cls, control_name: str, weight_dtype: str) -> io.NodeOutput:

@@ -22,10 +22,11 @@ from ..host.dreamsr import estimate as dreamsr_estimate
 from ..host.dreamsr.control.loader import load_mm_control
 from ..host.dreamsr.restore import tiles_over
 from ..host.estimate import RunEstimate, available_memory, judge
+from ..host.model_catalogue import chosen_file
 from ..host.precision import WEIGHT_DTYPES
 from ..host.pure import estimate as pure_estimate
 from ..host.pure.files import find_restorer, find_vqgan
-from ..host.pure.loader import AUTO, FP8, chosen_dtypes, read_config
+from ..host.pure.loader import AUTO, FP8, WEIGHT_CHOICES, chosen_dtypes, read_config
 from ..host.pure.restore import PURERestoreOptions
 from ..host.pure.tokenizer import TextTokenizer
 from ..host.vosr import estimate as vosr_estimate
@@ -33,7 +34,7 @@ from ..host.vosr.conditioning import EncodeOptions
 from ..host.vosr.files import find_model
 from ..host.vosr.loader import load_vosr_model
 from ..host.vosr.restore import VOSRRestoreOptions, check_parts
-from ..host.vosr.vae import load_vosr_vae
+from ..host.vosr.vae import find_decoder, find_vae, load_vosr_vae
 from ..host.vosr.vision import VisionSize
 from ..models.presets import CUSTOM, DREAMSR, PURE, VOSR, applied
 from ..models.pure.logits import TokenSampling
@@ -110,11 +111,10 @@ def input_size(node: Node, last_size: Any) -> tuple[int, int]:
 
 
 def file_of(folder: str, name: Any) -> Path:
-    """Raises ValueError for a file that is not there."""
-    try:
-        return Path(folder_paths.get_full_path_or_raise(folder, name))
-    except (FileNotFoundError, TypeError, AttributeError) as error:
-        raise ValueError(f"{name!r:.80} is not in models/{folder}.") from error
+    """The file of a loader's choice. Raises FileNotFoundError saying what to fetch."""
+    if not isinstance(name, str):
+        raise Unknown("model")
+    return chosen_file(folder, name)
 
 
 # --- VOSR ------------------------------------------------------------------------------------------------------------
@@ -162,6 +162,8 @@ def vosr_options(node: Node, to: tuple[int, int]) -> VOSRRestoreOptions:
 
 
 def vosr_model(name: Any, weight_dtype: Any, variant: Any) -> Any:
+    if not isinstance(name, str):
+        raise Unknown("model")
     chosen = find_model(name)
     return described(
         lambda: load_vosr_model(name, weight_dtype, variant, disable_dynamic=True, read=described_tensors),
@@ -174,8 +176,9 @@ def vosr_model(name: Any, weight_dtype: Any, variant: Any) -> Any:
 
 
 def vosr_vae(name: Any, decoder: Any) -> Any:
-    places = [folder_paths.get_full_path("vae", each) for each in (name, decoder)]
-    files = tuple(Path(place) for place in places if place)
+    if not isinstance(name, str) or not isinstance(decoder, str):
+        raise Unknown("vae")
+    files = tuple(file for file in (find_vae(name), find_decoder(decoder)) if file is not None)
     return described(lambda: load_vosr_vae(name, decoder, described_tensors), "vosr vae", name, decoder, files=files)
 
 
@@ -287,6 +290,8 @@ def describe_pure(node: Node, to: tuple[int, int]) -> Described:
 
 
 def pure_parts(name: Any, vq_name: Any, weight_dtype: Any) -> pure_estimate.Parts:
+    if not isinstance(name, str) or not isinstance(vq_name, str) or weight_dtype not in WEIGHT_CHOICES:
+        raise Unknown("model")
     files = find_restorer(name)
     vq_file = find_vqgan(vq_name, files.folder)
 

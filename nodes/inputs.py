@@ -256,12 +256,33 @@ def chosen_repair(tile_check: str, rounds: int) -> TileRepair | None:
 
 
 def error_of(check: Callable[[], object]) -> str | None:
-    """What is wrong with values, as `check` of them raises it in a ValueError; None for nothing."""
+    """What is wrong with values or files, as `check` of them raises it in a ValueError or FileNotFoundError; None for
+    nothing."""
     try:
         check()
-    except ValueError as error:
+    except (ValueError, FileNotFoundError) as error:
         return str(error)
     return None
+
+
+def checked_choice(value: str | None, check: Callable[[str], object]) -> bool | str:
+    """What `validate_inputs` of a loader answers about the file or folder that is chosen: True, or what to fetch.
+
+    An input that is named in `validate_inputs` is not looked up in its list by the host, which would say no more than
+    that it is not there. value: None where it comes over a wire, and is checked when the node runs.
+    """
+    return True if value is None else error_of(lambda: check(value)) or True
+
+
+def per_input(**answers: bool | str) -> bool | str:
+    """One answer of `validate_inputs` from an answer for each input: True, or a line "name: what is wrong" for each bad
+    one.
+
+    The host repeats the answer for every input that `validate_inputs` takes; the names say whose fault it is, and our
+    browser code leaves each input its own (js/error_card.js).
+    """
+    wrong = [f"{name}: {answer}" for name, answer in answers.items() if answer is not True]
+    return "\n".join(wrong) or True
 
 
 def only(node: str, name: str, values: list[Any] | None, several: str = "patch_prompts") -> Any:

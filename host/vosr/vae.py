@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import comfy.ldm.wan.vae
-import folder_paths
 import torch
 from comfy.ldm.models.autoencoder import AutoencodingEngine, AutoencodingEngineLegacy, DiagonalGaussianRegularizer
 from torch import Tensor, nn
@@ -20,6 +19,7 @@ from ...models.vosr.qwen_vae_video import from_video, is_video
 from ...models.vosr.vae_files import check_statistics, is_kl, is_qwen, weights_in
 from ..files import Reader, load_state_dict_file
 from ..images import run_encode
+from ..model_catalogue import chosen_file
 from ..model_folders import model_files
 from ..types import VAE
 from .autoencoders import check_decoder, kl_vae, latent_diffusion_names, pixel_vae, qwen_vae, stage_widths
@@ -40,14 +40,24 @@ def decoder_choices() -> list[str]:
     return [NO_DECODER, *model_files("vae")]
 
 
+def find_vae(name: str) -> Path | None:
+    """The file of a choice of autoencoder, None for the one without. Raises FileNotFoundError saying what to fetch."""
+    return None if name == PIXEL_UNSHUFFLE else chosen_file("vae", name)
+
+
+def find_decoder(name: str) -> Path | None:
+    """The same for a choice of decoder."""
+    return None if name == NO_DECODER else chosen_file("vae", name)
+
+
 def load_vosr_vae(vae_name: str, decoder_name: str = NO_DECODER, read: Reader = load_state_dict_file) -> VAE:
     """The VAE behind two loader choices. read: opens the files.
 
     Raises ValueError for files that are no such parts, or do not go together.
     """
-    decoder = None if decoder_name == NO_DECODER else folder_paths.get_full_path_or_raise("vae", decoder_name)
-    if vae_name != PIXEL_UNSHUFFLE:
-        return load_vae_files(folder_paths.get_full_path_or_raise("vae", vae_name), decoder, read)
+    encoder, decoder = find_vae(vae_name), find_decoder(decoder_name)
+    if encoder is not None:
+        return load_vae_files(encoder, decoder, read)
     if decoder is not None:
         raise ValueError(
             f"Pixel unshuffle needs no decoder, but {decoder_name} is chosen as one. Set the decoder to "

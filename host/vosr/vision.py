@@ -10,7 +10,6 @@ from typing import Any
 import comfy.clip_vision
 import comfy.model_management
 import comfy.ops
-import folder_paths
 import torch
 from comfy.image_encoders.dino2 import Dinov2Model
 from torch import Tensor
@@ -20,6 +19,7 @@ from ...models.vosr.config import strip_wrapper_prefix
 from ...models.vosr.dinov2_names import WANTED_FILES, transformers_names
 from ...models.vosr.vision import IMAGE_MEAN, IMAGE_STD, INPUT_SIZE, feature_block, preprocess
 from ..files import Reader, load_state_dict_file
+from ..model_catalogue import chosen_file
 from ..model_folders import model_files
 from ..progress import following
 from ..types import ClipVision
@@ -37,9 +37,14 @@ def vision_choices() -> list[str]:
     return model_files("clip_vision")
 
 
+def find_vision_encoder(name: str) -> Path:
+    """The file behind a loader choice. Raises FileNotFoundError saying what to fetch."""
+    return chosen_file("clip_vision", name)
+
+
 def load_vision_encoder(name: str) -> ClipVision:
     """The encoder behind a loader choice. Raises ValueError for a file that is not DINOv2 without registers."""
-    return load_dinov2(folder_paths.get_full_path_or_raise("clip_vision", name))
+    return load_dinov2(find_vision_encoder(name))
 
 
 def load_dinov2(path: str | Path, num_heads: int | None = None) -> ClipVision:

@@ -12,11 +12,11 @@ from typing import Any
 
 from aiohttp import web
 
-from . import estimate
+from . import estimate, models
 
 Handler = Callable[[web.Request], Awaitable[Any]]
 
-MODULES: Sequence[ModuleType] = (estimate,)
+MODULES: Sequence[ModuleType] = (estimate, models)
 
 
 def add_routes() -> None:

@@ -23,6 +23,7 @@ from ....models.dreamsr.config import Injection, MMControlNetConfig
 from ....models.dreamsr.mm_controlnet import MMControlNet
 from ....models.state_dict import require_keys, shapes_of, sizes_of
 from ...files import Reader, load_state_dict_file
+from ...model_catalogue import chosen_file
 from ...model_folders import model_files
 from ...precision import WEIGHT_DTYPES
 from ...types import Model
@@ -60,6 +61,11 @@ def control_choices() -> list[str]:
     return [name for name in model_files("controlnet") if name.endswith(".safetensors")]
 
 
+def find_control(name: str) -> Path:
+    """The file behind a loader choice. Raises FileNotFoundError saying what to do."""
+    return chosen_file("controlnet", name)
+
+
 def read_control_config(source: str, state_dict: dict[str, Any]) -> MMControlNetConfig:
     """Sizes of a state dict. Raises ValueError when it is not a complete MM-ControlNet."""
     advice = (
@@ -93,7 +99,7 @@ def load_mm_control(
 
     Raises ValueError for a file that is damaged, no MM-ControlNet, or has malformed metadata.
     """
-    path = Path(folder_paths.get_full_path_or_raise("controlnet", name))
+    path = find_control(name)
     state_dict, metadata = read(path)
     state_dict, metadata = comfy.utils.convert_old_quants(state_dict, "", metadata=metadata)
     config = read_control_config(name, state_dict)
