@@ -45,7 +45,15 @@ def search(frontend: Frontend, box: str, query: str) -> list[tuple[str, bool]]:
 def test_searches_lead_to_the_whole_methods(frontend: Frontend, box: str):
     frontend.open({"nodes": [], "links": [], "version": 0.4})
     ours, before = {}, {}
-    for query in ("restore", "upscale", "super resolution", "denoise photo", "old photo", "realisr", "ar token restorer"):
+    for query in (
+        "restore",
+        "upscale",
+        "super resolution",
+        "denoise photo",
+        "old photo",
+        "realisr",
+        "ar token restorer",
+    ):
         found = search(frontend, box, query)
         ours[query] = [name for name, is_ours in found if is_ours]
         before[query] = [name for name, _ in found[: next(i for i, (_, is_ours) in enumerate(found) if is_ours)]]
