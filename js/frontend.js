@@ -50,6 +50,18 @@ export function onReady(node, draw) {
     queueMicrotask(draw);
 }
 
+const PLACED = new Set();
+
+/** Call begin() when a hand has placed the node: not when it is read from a file, a tab, an undo or the clipboard. */
+export function onPlaced(node, begin) {
+    PLACED.add(node);
+    chain(node, "onConfigure", () => PLACED.delete(node));
+    queueMicrotask(() => PLACED.delete(node) && begin());
+}
+
+// A file in API form is laid out without configuring nodes.
+if (app.loadApiJson) chain(app, "loadApiJson", () => PLACED.clear());
+
 const graphs = new EventTarget();
 
 app.registerExtension({ name: "RealISR.Graphs", afterConfigureGraph: () => void graphs.dispatchEvent(new Event("complete")) });
@@ -166,6 +178,75 @@ export function isLinked(node, input) {
     return (node.inputs?.find(({ name }) => name === input)?.link ?? null) !== null;
 }
 
+const SUBGRAPH_INPUT = -10;
+const NEVER = 2;
+const BYPASS = 4;
+
+/**
+ * A node and all that it is made from, in the form of a prompt: {id: {class_type, inputs}}, and the node's id in it.
+ *
+ * As they stand now and without asking any widget to prepare itself, as queueing does. Reroutes, bypassed nodes and
+ * subgraphs are seen through.
+ */
+export function upstream(node) {
+    const graph = {};
+    const add = (found, outers) => {
+        const id = [...outers, found].map((each) => each.id).join(":");
+        if (graph[id]) return id;
+        const inputs = {};
+        graph[id] = { class_type: found.comfyClass ?? found.type, inputs };
+        for (const { name, value } of found.widgets ?? []) {
+            if (["string", "number", "boolean"].includes(typeof value)) inputs[name] = value;
+        }
+        for (const { name, link } of found.inputs ?? []) {
+            if (link == null) continue;
+            const from = originOf(found.graph, link, outers);
+            if (from) inputs[name] = from.node ? [add(from.node, from.outers), from.slot] : from.value;
+        }
+        return id;
+    };
+    return { id: add(node, outersOf(app.rootGraph ?? app.graph, node) ?? []), graph };
+}
+
+/** The subgraph nodes around a node, the outermost first; of a subgraph placed twice, its first place. */
+function outersOf(graph, node) {
+    if (node.graph === graph) return [];
+    for (const outer of graph.nodes) {
+        const inner = outer.subgraph && outersOf(outer.subgraph, node);
+        if (inner) return [outer, ...inner];
+    }
+}
+
+/** Where a link really begins: {node, slot, outers}, or {value} of a widget; undefined for nowhere. */
+function originOf(graph, linkId, outers) {
+    const link = graph.getLink?.(linkId) ?? graph.links?.get?.(linkId) ?? graph.links?.[linkId];
+    if (!link) return undefined;
+    if (link.origin_id === SUBGRAPH_INPUT) {
+        const outer = outers.at(-1);
+        const input = outer?.inputs[link.origin_slot];
+        if (!input) return undefined;
+        if (input.link != null) return originOf(outer.graph, input.link, outers.slice(0, -1));
+        const widget = widgetOf(outer, input.widget?.name ?? input.name);
+        return widget && { value: widget.value };
+    }
+    const node = graph.getNodeById(link.origin_id);
+    if (!node || node.mode === NEVER) return undefined;
+    if (node.mode === BYPASS) {
+        const { type } = node.outputs[link.origin_slot];
+        const passed = node.inputs.find((input) => input.type === type && input.link != null);
+        return passed && originOf(graph, passed.link, outers);
+    }
+    if (node.subgraph) {
+        const [inner] = node.subgraph.outputs[link.origin_slot]?.linkIds ?? [];
+        return inner === undefined ? undefined : originOf(node.subgraph, inner, [...outers, node]);
+    }
+    if (node.isVirtualNode) {
+        const [input] = node.inputs ?? [];
+        return input ? input.link != null && originOf(graph, input.link, outers) : { value: node.widgets?.[0]?.value };
+    }
+    return { node, slot: link.origin_slot, outers };
+}
+
 /** The workflow whose tab is open: the same object as long as it is open. */
 export function openWorkflow() {
     return app.extensionManager?.workflow?.activeWorkflow;
@@ -176,9 +257,9 @@ export function openGraph() {
     return (app.rootGraph ?? app.graph)?.id;
 }
 
-/** Call hear() when the nodes of a workflow have been made: it was opened, its tab was chosen, a change was undone. */
+/** Call hear() before and after nodes are made anew: a workflow is opened, a tab is chosen, a change is undone. */
 export function onGraphOpened(hear) {
-    app.registerExtension({ name: "RealISR.GraphOpened", afterConfigureGraph: () => hear() });
+    app.registerExtension({ name: "RealISR.GraphOpened", beforeConfigureGraph: () => hear(), afterConfigureGraph: () => hear() });
 }
 
 /** Call hear({workflow, graph, promptId, nodeErrors}) when the server has accepted or refused to run a workflow.
@@ -274,6 +355,11 @@ export function onWidget(node, name, hear) {
     if (widget) chain(widget, "callback", hear);
 }
 
+/** Call hear() when a wire of the node is put in or taken out. */
+export function onWires(node, hear) {
+    chain(node, "onConnectionsChange", () => queueMicrotask(hear));
+}
+
 /** Take a widget out of sight, or back; its value stays and is saved. */
 export function hideWidget(node, name, hidden = true) {
     const widget = widgetOf(node, name);
@@ -365,16 +451,28 @@ export function changed() {
  * Make it with the node, not with its first result: the node then never grows. Returns the box's element.
  */
 export function addPanel(node, name, height, className) {
-    const box = element("div", { className: `realisr-panel ${className}`, style: `min-height: ${height}px; max-height: ${height}px; height: ${height}px` });
+    const size = `min-height: ${height}px; height: ${height}px; max-height: ${height}px`;
+    const box = element("div", { className: `realisr-panel ${className}`, style: size });
     // A wheel over the box scrolls the box, and zooms where there is nothing to scroll.
-    box.addEventListener("wheel", (event) => box.scrollHeight > box.clientHeight && event.stopPropagation(), { passive: true });
-    const fixed = () => height;
-    node.addDOMWidget(name, "realisr_panel", box, { serialize: false, getMinHeight: fixed, getMaxHeight: fixed, getHeight: fixed });
+    box.addEventListener("wheel", (event) => scrolls(event.target, box) && event.stopPropagation(), { passive: true });
+    const fixed = () => height + 2 * MARGIN;
+    const heights = { getMinHeight: fixed, getMaxHeight: fixed, getHeight: fixed, margin: MARGIN };
+    node.addDOMWidget(name, "realisr_panel", box, { serialize: false, ...heights });
     const [width, least] = node.computeSize();
     node.setSize([Math.max(node.size[0], width), Math.max(node.size[1], least)]);
     owners.set(box, { node, name });
     onReady(node, () => requestAnimationFrame(() => requestAnimationFrame(() => takePlace(box))));
     return box;
+}
+
+// Around a panel in the classic renderer.
+const MARGIN = 6;
+
+function scrolls(inner, box) {
+    for (let part = inner; part && box.contains(part); part = part.parentElement) {
+        if (part.scrollHeight > part.clientHeight && getComputedStyle(part).overflowY === "auto") return true;
+    }
+    return false;
 }
 
 /** Call draw() when an element of the node gets another size. */
