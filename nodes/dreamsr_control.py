@@ -26,7 +26,7 @@ class LoadMMControlNet(io.ComfyNode):
                 "Loads a DreamSR MM-ControlNet, the dual-branch control network for FLUX.1-dev, from "
                 "models/controlnet. Ordinary ControlNets go through ComfyUI's own loader."
             ),
-            search_aliases=["dreamsr", "controlnet", "mm-controlnet", "load controlnet", "super resolution", "flux"],
+            search_aliases=["dreamsr", "controlnet", "mm-controlnet", "load controlnet", "flux"],
             inputs=[
                 io.Combo.Input(
                     "control_name",
@@ -70,7 +70,7 @@ class ApplyMMControlNet(io.ComfyNode):
                 "positive (and negative) to the sampler. The prompt in positive stays the global one that FLUX itself "
                 "reads. Can be chained, and used with ordinary ControlNets, LoRAs and tiled sampling."
             ),
-            search_aliases=["dreamsr", "controlnet", "mm-controlnet", "patch prompt", "super resolution", "tile"],
+            search_aliases=["dreamsr", "controlnet", "mm-controlnet", "patch prompt", "tile"],
             inputs=[
                 io.Model.Input("model", tooltip="A FLUX.1 model (Load Diffusion Model)."),
                 MMControlNetSocket.Input("mm_controlnet", tooltip="From Load or Initialise MM-ControlNet."),

@@ -17,7 +17,7 @@ class LoadARRestorer(io.ComfyNode):
     def define_schema(cls):
         return io.Schema(
             node_id="RealISR_LoadARRestorer",
-            display_name="Load AR Restorer",
+            display_name="Load PURE Model",
             category=CATEGORY,
             description=(
                 "Loads PURE as released: the nonwhy/PURE folder (config.json, the *.safetensors with their index, "

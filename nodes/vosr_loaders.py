@@ -34,7 +34,7 @@ class LoadVOSRModel(io.ComfyNode):
                 "or a single .safetensors file in models/diffusion_models. VOSR 0.5B and 1.4B, multi-step and "
                 "one-step, and VOSR 2.0 work as released. VOSR nano comes with the pack."
             ),
-            search_aliases=["vosr", "super resolution", "restore", "upscale", "load diffusion model", "checkpoint"],
+            search_aliases=["vosr", "load diffusion model", "checkpoint", "restoration model"],
             inputs=[
                 io.Combo.Input(
                     "model_name",

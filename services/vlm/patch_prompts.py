@@ -21,7 +21,7 @@ HEADING = re.compile(r"===\s*(?:whole picture|tile (\d+)(?:,? *\(?row (\d+), col
 MARK = "==="
 SHOWN = 12
 ASKED_AGAIN = re.compile(r"\s*(\d{1,6}):(\d{1,6})\s*")
-SEEDS = 1 << 64
+SEEDS = 1 << 32
 
 
 @dataclass(frozen=True)
@@ -231,10 +231,10 @@ def read_prompts(text: str, rows: int, columns: int, captions: TileCaptions | No
             f"{'; '.join(wrong)}. Each tile needs one block: '{MARK} tile 1 {MARK}' with its prompt below."
         )
     for place in places:
-        block = blocks.get(place.number)
-        if block and block.tile and block.tile.row and block.tile != place:
+        named = blocks.get(place.number)
+        if named and named.tile and named.tile.row and named.tile != place:
             raise ValueError(
-                f"line {block.line} names {block.tile}, but in the grid it is {place}. The text is of another grid, of "
+                f"line {named.line} names {named.tile}, but in the grid it is {place}. The text is of another grid, of "
                 "other rows and columns; without row and column a heading fits any grid."
             )
     if None not in blocks and not captions:

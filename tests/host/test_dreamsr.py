@@ -287,9 +287,9 @@ def test_only_bad_tiles_are_restored_again(host, model, vae, control, monkeypatc
         bad = verdicts.pop(0)
         return TileCheck(grid, [[Fault("color", 99.0, 24.0)] if tile in bad else [] for tile in range(len(grid))])
 
-    def watched(self, rgb):
+    def watched(self, rgb, seen=None):
         runs.append((self.seed, self.method.texture_start, tuple(rgb.shape[1:3]), len(self.method.patch_prompts)))
-        return whole(self, rgb)
+        return whole(self, rgb, seen)
 
     monkeypatch.setattr(tile_repair, "check_tiles", check)
     monkeypatch.setattr(method.ItemRun, "restore", watched)
