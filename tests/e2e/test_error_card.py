@@ -48,14 +48,14 @@ def cards(canvas: Frontend, count: int) -> list[dict[str, Any]]:
     return canvas.page.evaluate(CARDS)
 
 
-ACTIVE = "window.app.extensionManager.workflow.activeWorkflow.path"
+ACTIVE = "window.app.extensionManager.workflow.activeWorkflow?.path"
 
 
 def open_graph(canvas: Frontend, graph: dict[str, Any]) -> None:
     """Lay out a graph in a tab of its own, and wait until that is the active one."""
     before = canvas.page.evaluate(ACTIVE)
-    canvas.open_api(graph)
-    canvas.page.wait_for_function(f"(before) => {ACTIVE} !== before", arg=before)
+    canvas.open_api(graph, "failing")
+    canvas.page.wait_for_function(f"(before) => {ACTIVE}?.includes('failing') && {ACTIVE} !== before", arg=before)
 
 
 def refused(canvas: Frontend) -> None:
