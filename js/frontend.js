@@ -62,6 +62,15 @@ export function onPlaced(node, begin) {
 // A file in API form is laid out without configuring nodes.
 if (app.loadApiJson) chain(app, "loadApiJson", () => PLACED.clear());
 
+const graphs = new EventTarget();
+
+app.registerExtension({ name: "RealISR.Graphs", afterConfigureGraph: () => void graphs.dispatchEvent(new Event("complete")) });
+
+/** Call draw() when a workflow was opened, with all its subgraphs: only then has each node an id by which it runs. */
+export function onGraphComplete(node, draw) {
+    listen(node, graphs, "complete", draw);
+}
+
 /** Call end() once when the node is deleted or its graph is closed. */
 export function onRemoved(node, end) {
     chain(node, "onRemoved", end);

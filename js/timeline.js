@@ -1,11 +1,11 @@
 // The rounds on Agent Refinement Loop, each as it finishes: its picture, what changed in the prompt and why.
 import {
-    addPanel, addStyle, ask, button, element, executionIdOf, hideWidget, nodeOf, onMessage, onNewNodes, onReady, onRunEnd, onWidget, pictureUrl, recall, remember, run,
+    addPanel, addStyle, ask, button, element, executionIdOf, hideWidget, nodeOf, onGraphComplete, onMessage, onNewNodes, onReady, onRunEnd, onWidget, pictureUrl, recall, remember, run,
     setWidget, text, textsRead, widgetOf, workflowId,
 } from "./frontend.js";
 import { wordDiff, wordsOf } from "./word_diff.js";
 
-const HEIGHT = 280;
+const HEIGHT = 340;
 const EDITS = "edited_prompts";
 const SHOWN = 6; // Words at either end of a longer stretch that stayed the same.
 
@@ -23,9 +23,11 @@ addStyle(`
     .realisr-timeline img { display: block; width: 100%; height: 100%; object-fit: cover; }
     .realisr-timeline .round { flex: 1; min-width: 0; overflow-wrap: anywhere; }
     .realisr-timeline .facts { display: flex; align-items: baseline; gap: 8px; margin-bottom: 2px; }
+    .realisr-timeline .end { display: flow-root; margin-top: 3px; }
+    .realisr-timeline .end button { float: right; margin-left: 8px; }
     .realisr-timeline .facts b { flex: 1; }
     .realisr-timeline .facts small, .realisr-timeline .why { opacity: 0.7; }
-    .realisr-timeline .why { font-style: italic; margin-top: 3px; }
+    .realisr-timeline .why { font-style: italic; }
     .realisr-timeline ins { color: #4caf6e; text-decoration: underline; text-underline-offset: 2px; }
     .realisr-timeline del { color: #d9705f; text-decoration: line-through; }
     .realisr-timeline .more { padding: 0 4px; margin-right: 4px; line-height: 1; }
@@ -61,10 +63,12 @@ class Timeline {
         this.open = undefined; // The round whose prompt is being edited, and the field for it.
         this.large = new Set();
         onWidget(node, EDITS, () => this.draw());
-        onReady(node, async () => {
+        const ready = async () => {
             await textsRead();
             this.draw();
-        });
+        };
+        onReady(node, ready);
+        onGraphComplete(node, ready);
     }
 
     get key() {
@@ -110,9 +114,10 @@ class Timeline {
         const heads = [element("header", {}, element("span", { role: "status", textContent: text(count, { round: made + 1, made, total }) }), stop)];
         const edited = Object.keys(this.edits).map(Number).sort((a, b) => a - b);
         if (edited.length) {
+            const waiting = edited.some((round) => rows.find((row) => row.round === round)?.prompt !== this.edits[round]);
             heads.push(element(
                 "header", { className: "next" }, element("span", { textContent: text(edited.length > 1 ? "timeline.edits" : "timeline.edit", { rounds: edited.join(", ") }) }),
-                button(text("timeline.run"), run), button(text("timeline.over"), () => setWidget(this.node, EDITS, ""), { title: text("timeline.over.why") }),
+                waiting ? button(text("timeline.run"), run) : null, button(text("timeline.over"), () => setWidget(this.node, EDITS, ""), { title: text("timeline.over.why") }),
             ));
         }
         return heads;
@@ -129,10 +134,10 @@ class Timeline {
         if (this.open?.round === row.round && row.images === 1) {
             content.append(...this.open.elements);
         } else {
-            if (row.images === 1) facts.append(button(text("timeline.continue"), () => this.edit(row), { title: text("timeline.continue.why", { next: row.round + 1 }) }));
             content.append(element("div", { className: "prompt" }, ...(before ? this.difference(before.prompt, row.prompt) : [row.prompt])));
             const why = row.edited ? text("timeline.yours") : row.round === 1 ? text("timeline.initial") : row.reason || row.changes;
-            if (why) content.append(element("div", { className: "why", textContent: why }));
+            const go = row.images === 1 ? button(text("timeline.continue"), () => this.edit(row), { title: text("timeline.continue.why", { next: row.round + 1 }) }) : null;
+            content.append(element("div", { className: "end" }, go, element("span", { className: "why", textContent: why })));
         }
         const image = element("img", { src: pictureUrl(row.picture ?? {}), alt: title, onerror: ({ target }) => target.parentElement.replaceChildren() });
         const line = element("li", { className: this.large.has(id) ? "large" : "" });
@@ -171,7 +176,9 @@ class Timeline {
         const buttons = element("div", { className: "editing" }, hint, button(text("timeline.cancel"), leave), use);
         this.open = { round: row.round, field, elements: [field, buttons] };
         this.draw();
-        field.focus();
+        const line = field.closest("li");
+        line.parentElement.scrollTop = line.offsetTop - line.parentElement.offsetTop;
+        field.focus({ preventScroll: true });
     }
 
     /** From the next run on: rounds up to this one as they are, the one after it with this prompt. */
