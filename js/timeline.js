@@ -15,6 +15,7 @@ addStyle(`
     .realisr-timeline header > span { flex: 1; }
     .realisr-timeline .next { background: color-mix(in srgb, #d9a032 18%, transparent); }
     .realisr-timeline ol { flex: 1; overflow: auto; margin: 0; padding: 0; list-style: none; }
+    .realisr-timeline .stale { opacity: 0.5; }
     .realisr-timeline .empty { padding: 12px 8px; opacity: 0.7; }
     .realisr-timeline li { display: flex; gap: 8px; padding: 8px; border-bottom: 1px solid var(--border-color); }
     .realisr-timeline li.large { flex-direction: column; }
@@ -32,8 +33,8 @@ addStyle(`
     .realisr-timeline del { color: #d9705f; text-decoration: line-through; }
     .realisr-timeline .more { padding: 0 4px; margin-right: 4px; line-height: 1; }
     .realisr-timeline textarea { display: block; box-sizing: border-box; width: 100%; height: 84px; resize: vertical; font: inherit; color: inherit; background: var(--comfy-menu-bg); border: 1px solid var(--border-color); border-radius: 4px; padding: 4px; }
-    .realisr-timeline .editing { display: flex; align-items: center; justify-content: flex-end; gap: 6px; margin-top: 4px; }
-    .realisr-timeline .editing small { flex: 1; opacity: 0.7; }
+    .realisr-timeline .editing { display: flex; flex-wrap: wrap; align-items: center; justify-content: flex-end; gap: 6px; margin-top: 4px; }
+    .realisr-timeline .editing small { flex: 100%; opacity: 0.7; }
 `);
 
 // What loops told while this page is open, so that a run goes on being noted while another tab is in front.
@@ -48,8 +49,9 @@ onRunEnd(null, () => {
     for (const told of heard.values()) if (told.state === "running") told.state = "ended";
 });
 
-/** What a message adds to what was told before. */
+/** What a message adds to what was told before. A loop that has just begun has no rows yet: those there are stale. */
 function joined(known, { state, total, rows, fresh }) {
+    if (!fresh && !rows.length) return { state, total, rows: known?.rows ?? [], stale: true, time: Date.now() };
     const told = (row) => rows.some(({ round, image }) => round === row.round && image === row.image);
     const before = fresh ? [] : (known?.rows ?? []).filter((row) => !told(row));
     return { state, total, rows: [...before, ...rows], time: Date.now() };
@@ -95,20 +97,20 @@ class Timeline {
     }
 
     draw() {
-        const { state, total, rows = [] } = this.told ?? {};
+        const { state, total, rows = [], stale } = this.told ?? {};
         const running = state === "running" && heard.get(this.key)?.state === "running";
+        const made = running && stale ? 0 : new Set(rows.map(({ round }) => round)).size;
         const list = this.box.querySelector("ol");
         const typing = this.open && document.activeElement === this.open.field;
         const atEnd = !list || list.scrollTop + list.clientHeight > list.scrollHeight - 8;
-        const drawn = element("ol", {}, ...rows.map((row) => this.row(row, rows)));
-        if (!rows.length) drawn.append(element("li", { className: "empty", textContent: text(running ? "timeline.first" : "timeline.empty") }));
-        this.box.replaceChildren(...this.heads(running, state, total, rows), drawn);
+        const drawn = element("ol", { className: running && stale ? "stale" : "" }, ...rows.map((row) => this.row(row, rows)));
+        if (!rows.length) drawn.append(element("li", { className: "empty", textContent: text("timeline.empty") }));
+        this.box.replaceChildren(...this.heads(running, made, state, total, rows), drawn);
         if (typing) this.open.field.focus({ preventScroll: true });
         drawn.scrollTop = running && atEnd && !this.open ? drawn.scrollHeight : (list?.scrollTop ?? 0);
     }
 
-    heads(running, state, total, rows) {
-        const made = new Set(rows.map(({ round }) => round)).size;
+    heads(running, made, state, total, rows) {
         const count = running && made < total ? "timeline.running" : state === "stopped" ? "timeline.stopped" : made ? "timeline.done" : "timeline.none";
         const stop = button(text(this.stopping ? "timeline.stopping" : "timeline.stop"), () => this.stop(), { disabled: !running || this.stopping || made + 1 >= total });
         const heads = [element("header", {}, element("span", { role: "status", textContent: text(count, { round: made + 1, made, total }) }), stop)];

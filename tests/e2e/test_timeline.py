@@ -61,7 +61,8 @@ def chat(agent: HeldAgent) -> Iterator[ChatServer]:
 
 def of_photo(graph: Graph, prompt: str) -> Graph:
     """The loop on the shipped photo: without a seed, which the frontend would change from run to run."""
-    graph["lq"] = node("RealISR_ExamplePhoto", photo="moose")
+    graph["photo"] = node("RealISR_ExamplePhoto", photo="moose")
+    graph["lq"] = node("ImageScale", image=["photo", 0], upscale_method="area", width=96, height=64, crop="disabled")
     graph["start"]["inputs"]["prompt"] = prompt
     return graph
 
@@ -156,7 +157,7 @@ def test_rounds_appear_as_they_finish_and_the_artist_steers(canvas, chat: ChatSe
     assert previous_prompt(chat.requests[-1]) == HOSTILE
     assert len(chat.requests) == 4
 
-    edited = json.dumps({"3": HOSTILE})
+    edited = json.dumps({"3": HOSTILE}, separators=(",", ":"))
     assert edits(canvas) == edited
     canvas.open(canvas.export_ui())
     assert (shown(canvas, 4), edits(canvas)) == (rows, edited)
