@@ -116,7 +116,7 @@ class Gallery {
     replaceCards(cards) {
         const focused = this.body.contains(document.activeElement) && document.activeElement.dataset.candidate;
         this.body.replaceChildren(...cards);
-        if (focused) this.body.querySelector(`[data-candidate="${focused}"]`)?.focus({ preventScroll: true });
+        if (focused) [...this.body.querySelectorAll(".card")].find((card) => card.dataset.candidate === focused)?.focus({ preventScroll: true });
     }
 
     choose(view) {
