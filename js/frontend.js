@@ -62,20 +62,34 @@ export function onPlaced(node, begin) {
 // A file in API form is laid out without configuring nodes.
 if (app.loadApiJson) chain(app, "loadApiJson", () => PLACED.clear());
 
+const graphs = new EventTarget();
+
+app.registerExtension({ name: "RealISR.Graphs", afterConfigureGraph: () => void graphs.dispatchEvent(new Event("complete")) });
+
+/** Call draw() when a workflow was opened, with all its subgraphs: only then has each node an id by which it runs. */
+export function onGraphComplete(node, draw) {
+    listen(node, graphs, "complete", draw);
+}
+
 /** Call end() once when the node is deleted or its graph is closed. */
 export function onRemoved(node, end) {
     chain(node, "onRemoved", end);
 }
 
-/** Listen for an event as long as the node is there. target: an EventTarget, such as `api` for the server's messages. */
+/** Listen for an event as long as the node is there; without a node, as long as the page is. target: an EventTarget. */
 export function listen(node, target, type, hear) {
     target.addEventListener(type, hear);
-    onRemoved(node, () => target.removeEventListener(type, hear));
+    if (node) onRemoved(node, () => target.removeEventListener(type, hear));
 }
 
 /** Listen for a message that the server sends with `send_sync`. */
 export function onMessage(node, type, hear) {
     listen(node, api, type, ({ detail }) => hear(detail));
+}
+
+/** Call end() when a run is over, however it ended. */
+export function onRunEnd(node, end) {
+    for (const type of ["execution_success", "execution_error", "execution_interrupted"]) onMessage(node, type, end);
 }
 
 const refreshes = new EventTarget();
@@ -130,6 +144,11 @@ function nodeOfLocator(id) {
     return (outer ? root.subgraphs?.get(outer) : root)?.getNodeById(inner);
 }
 
+/** The open workflow's own id, which the server is sent with it. */
+export function workflowId() {
+    return (app.rootGraph ?? app.graph)?.id;
+}
+
 /** Select a node and bring it to the middle of the canvas. */
 export function goTo(node) {
     if (app.canvas.graph !== node.graph) app.canvas.setGraph(node.graph);
@@ -159,6 +178,75 @@ export function isLinked(node, input) {
     return (node.inputs?.find(({ name }) => name === input)?.link ?? null) !== null;
 }
 
+const SUBGRAPH_INPUT = -10;
+const NEVER = 2;
+const BYPASS = 4;
+
+/**
+ * A node and all that it is made from, in the form of a prompt: {id: {class_type, inputs}}, and the node's id in it.
+ *
+ * As they stand now and without asking any widget to prepare itself, as queueing does. Reroutes, bypassed nodes and
+ * subgraphs are seen through.
+ */
+export function upstream(node) {
+    const graph = {};
+    const add = (found, outers) => {
+        const id = [...outers, found].map((each) => each.id).join(":");
+        if (graph[id]) return id;
+        const inputs = {};
+        graph[id] = { class_type: found.comfyClass ?? found.type, inputs };
+        for (const { name, value } of found.widgets ?? []) {
+            if (["string", "number", "boolean"].includes(typeof value)) inputs[name] = value;
+        }
+        for (const { name, link } of found.inputs ?? []) {
+            if (link == null) continue;
+            const from = originOf(found.graph, link, outers);
+            if (from) inputs[name] = from.node ? [add(from.node, from.outers), from.slot] : from.value;
+        }
+        return id;
+    };
+    return { id: add(node, outersOf(app.rootGraph ?? app.graph, node) ?? []), graph };
+}
+
+/** The subgraph nodes around a node, the outermost first; of a subgraph placed twice, its first place. */
+function outersOf(graph, node) {
+    if (node.graph === graph) return [];
+    for (const outer of graph.nodes) {
+        const inner = outer.subgraph && outersOf(outer.subgraph, node);
+        if (inner) return [outer, ...inner];
+    }
+}
+
+/** Where a link really begins: {node, slot, outers}, or {value} of a widget; undefined for nowhere. */
+function originOf(graph, linkId, outers) {
+    const link = graph.getLink?.(linkId) ?? graph.links?.get?.(linkId) ?? graph.links?.[linkId];
+    if (!link) return undefined;
+    if (link.origin_id === SUBGRAPH_INPUT) {
+        const outer = outers.at(-1);
+        const input = outer?.inputs[link.origin_slot];
+        if (!input) return undefined;
+        if (input.link != null) return originOf(outer.graph, input.link, outers.slice(0, -1));
+        const widget = widgetOf(outer, input.widget?.name ?? input.name);
+        return widget && { value: widget.value };
+    }
+    const node = graph.getNodeById(link.origin_id);
+    if (!node || node.mode === NEVER) return undefined;
+    if (node.mode === BYPASS) {
+        const { type } = node.outputs[link.origin_slot];
+        const passed = node.inputs.find((input) => input.type === type && input.link != null);
+        return passed && originOf(graph, passed.link, outers);
+    }
+    if (node.subgraph) {
+        const [inner] = node.subgraph.outputs[link.origin_slot]?.linkIds ?? [];
+        return inner === undefined ? undefined : originOf(node.subgraph, inner, [...outers, node]);
+    }
+    if (node.isVirtualNode) {
+        const [input] = node.inputs ?? [];
+        return input ? input.link != null && originOf(graph, input.link, outers) : { value: node.widgets?.[0]?.value };
+    }
+    return { node, slot: link.origin_slot, outers };
+}
+
 /** The workflow whose tab is open: the same object as long as it is open. */
 export function openWorkflow() {
     return app.extensionManager?.workflow?.activeWorkflow;
@@ -169,9 +257,9 @@ export function openGraph() {
     return (app.rootGraph ?? app.graph)?.id;
 }
 
-/** Call hear() when the nodes of a workflow have been made: it was opened, its tab was chosen, a change was undone. */
+/** Call hear() before and after nodes are made anew: a workflow is opened, a tab is chosen, a change is undone. */
 export function onGraphOpened(hear) {
-    app.registerExtension({ name: "RealISR.GraphOpened", afterConfigureGraph: () => hear() });
+    app.registerExtension({ name: "RealISR.GraphOpened", beforeConfigureGraph: () => hear(), afterConfigureGraph: () => hear() });
 }
 
 /** Call hear({workflow, graph, promptId, nodeErrors}) when the server has accepted or refused to run a workflow.

@@ -566,7 +566,7 @@ def test_a_drift_limit_needs_the_low_quality_image(host):
 
 
 def test_a_loop_hands_on_what_still_shows_the_input(host):
-    from realisr.nodes.agent_loop import AgentRefinementCandidates
+    from realisr.nodes.agent_rounds import AgentRefinementCandidates
 
     good, other = pictures(1, seed=1), pictures(1, seed=2)
     rounds = {"1": [good], "2": [other], "3": [good * 0.98]}
