@@ -24,6 +24,16 @@ GRAPH: dict[str, Any] = {
 
 BEST = "RealISR_NRIQABestOfN"
 WIDGET = f"() => window.app.graph.nodes.find((n) => n.type === '{BEST}').widgets.find((w) => w.name === 'pinned').value"
+HEIGHTS = """() => [
+    ...[...document.querySelectorAll('.realisr-panel')].map((panel) => panel.offsetHeight),
+    ...window.app.graph.nodes.filter((node) => node.type.startsWith('RealISR_')).map((node) => node.size[1]),
+]"""
+SETTLED = f"""() => {{
+    const now = JSON.stringify(({HEIGHTS})());
+    window.realisrSame = now === window.realisrHeights ? window.realisrSame + 1 : 0;
+    window.realisrHeights = now;
+    return window.realisrSame > 20;
+}}"""
 CARDS = """() => [...document.querySelectorAll('[data-candidate]')].map((card) => ({
     candidate: card.dataset.candidate, star: Boolean(card.querySelector('.star')),
     pinned: card.getAttribute('aria-pressed') === 'true', picture: Boolean(card.querySelector('img')),
@@ -83,9 +93,10 @@ def test_a_candidate_is_chosen_by_hand_and_stays_chosen(canvas, server, request)
         const widgets = window.app.graph.nodes.flatMap((node) => node.widgets ?? []);
         for (const widget of widgets) if (widget.name === "control_after_generate") widget.value = "fixed";
     }""")
-    sizes = page.evaluate(
-        "() => window.app.graph.nodes.filter((n) => n.type.startsWith('RealISR_')).map((n) => [...n.size])"
-    )
+    page.wait_for_selector(".realisr-gallery >> text=Run the workflow")
+    # Nodes 2.0 measures a node some frames after it is drawn.
+    page.wait_for_function(SETTLED)
+    heights = page.evaluate(HEIGHTS)
     assert run(canvas) == 2 * COUNT
     first = latest(canvas, server)
     (best,) = [row["index"] for row in rows_of(first) if row["best"]]
@@ -105,12 +116,7 @@ def test_a_candidate_is_chosen_by_hand_and_stays_chosen(canvas, server, request)
     assert [row["scores"] for row in rows_of(second)] == [row["scores"] for row in rows_of(first)]
     assert numbers(canvas, "star") == [best] and numbers(canvas, "pinned") == [other]
     assert "handed on" in page.inner_text(".realisr-gallery .bar")
-    assert (
-        page.evaluate(
-            "() => window.app.graph.nodes.filter((n) => n.type.startsWith('RealISR_')).map((n) => [...n.size])"
-        )
-        == sizes
-    )
+    assert page.evaluate(HEIGHTS) == heights, "results must not push the nodes around"
 
     shown = cards(canvas)
     canvas.open(canvas.export_ui())
