@@ -53,7 +53,8 @@ async ([subgraph, moments]) => {
         const page = canvas.canvas.getBoundingClientRect();
         return graph.nodes.map((node) => {
             const drawn = document.querySelector(`[data-node-id="${node.id}"]`);
-            const note = node.type.endsWith("Note") && (drawn?.querySelector(".comfy-markdown-content") ?? node.widgets?.[0]?.element?.querySelector(".comfy-markdown-content"));
+            const frame = drawn ?? node.widgets?.[0]?.element;
+            const note = node.type.endsWith("Note") && frame?.querySelector(".comfy-markdown-content");
             if (!drawn) return [node.id, node.pos[0], node.pos[1] - 30, node.size[0], node.size[1] + 30 + hidden(note)];
             const { x, y, width, height } = drawn.getBoundingClientRect();
             const at = [(x - page.x) / scale - offset[0], (y - page.y) / scale - offset[1]];

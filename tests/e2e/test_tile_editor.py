@@ -264,7 +264,8 @@ def test_several_tiles_by_keyboard_alone(canvas, chat):
     canvas.run()
     assert asked(chat) == [], "an edit asks for nothing"
     canvas.page.wait_for_function(
-        "() => window.app.graph.nodes.some(({ type, widgets }) => type === 'PreviewAny' && widgets[0].value.includes('sky'))"
+        """() => window.app.graph.nodes.some(
+            ({ type, widgets }) => type === "PreviewAny" && widgets[0].value.includes("sky"))"""
     )
 
 
