@@ -69,6 +69,7 @@ def stages(shown: dict[str, Any]) -> dict[str, tuple[int, int]]:
     return {name: (weights, work) for name, weights, work in shown["stages"]}
 
 
+TWICE = ("PrimitiveInt", {"value": 2})
 UPSCALE, BY_THREE = "RealISR_UpscaleForRestoration", {"resize": "scale factor", "resize.scale": 3.0}
 
 
@@ -235,7 +236,7 @@ def test_files_are_looked_at_and_not_read(host, tmp_path):
         ({"a": ("ImageScale", {"width": 50, "height": 0, "image": ["e", 0]})}, (50, 25)),
         ({"a": ("ImageScale", {"width": 0, "height": 0, "image": ["e", 0]})}, (40, 20)),
         ({"a": ("ImageScaleBy", {"scale_by": 1.5, "image": ["e", 0]})}, (60, 30)),
-        ({"a": ("ImageScaleBy", {"scale_by": ["f", 0], "image": ["e", 0]}), "f": ("PrimitiveInt", {"value": 2})}, (80, 40)),
+        ({"a": ("ImageScaleBy", {"scale_by": ["f", 0], "image": ["e", 0]}), "f": TWICE}, (80, 40)),
         ({"a": ("ImageScaleToTotalPixels", {"megapixels": 0.5, "image": ["e", 0]})}, (1024, 512)),
         ({"a": ("ImageCrop", {"width": 30, "height": 30, "x": 20, "y": 0, "image": ["e", 0]})}, (20, 20)),
         ({"a": ("RealISR_DegradeImage", {"scale": 4, "output_size": "low resolution", "image": ["e", 0]})}, (10, 5)),
