@@ -1,4 +1,4 @@
-"""Lay out workflows/*.json with ComfyUI's real frontend: `make arrange`.
+"""Lay out workflows/*.json and subgraphs/*.json with ComfyUI's real frontend: `make arrange`.
 
 Every node is drawn by both of the frontend's renderers and gets the room that the larger of the two needs; then
 graph_layout.py says where it goes. Run it whenever the height of a node has changed, or after drawing a workflow: put
@@ -22,6 +22,8 @@ from graph_layout import GAP, Box, Layout, Rectangle, arrange, fit_zoom
 from host_env import make_host
 
 ROOT = Path(__file__).resolve().parent.parent
+SUBGRAPHS = ROOT / "subgraphs"
+"""Blueprints: files of one node each, which stands for the subgraph in it."""
 
 TITLE = 30
 """Height of a node's title bar, above its position."""
@@ -41,6 +43,7 @@ SIZES = {
     "PreviewAny": (WIDTH, 180),
     "PreviewImage": (360, 300),
     "PrimitiveStringMultiline": (WIDTH, 150),
+    "RealISR_CompareSheet": (440, 0),
     "SaveImage": (360, 360),
 }
 """Of nodes whose content stretches, without the title bar; every other node is as low as its widgets let it be."""
@@ -126,11 +129,10 @@ def lay_out(graph: Graph, boxes: dict[int, Box], grouped: Sequence[Sequence[int]
         layout.nodes[note["id"]] = Rectangle(
             note["pos"][0], note["pos"][1] - TITLE, NOTE_WIDTH, boxes[note["id"]].height
         )
-    bounds = layout.bounds()
     if "inputNode" in graph:
         place_slots(graph, layout)
-    else:
-        show_all(graph, bounds)
+    elif len(graph["nodes"]) > 1:  # a blueprint is placed, not opened
+        show_all(graph, layout.bounds())
 
 
 def place_slots(subgraph: Graph, layout: Layout) -> None:
@@ -173,7 +175,7 @@ def tidy(value: Any) -> Any:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("files", nargs="*", type=Path, help="workflow files; every one of workflows/ if none is named")
+    parser.add_argument("files", nargs="*", type=Path, help="all of workflows/ and subgraphs/ if none is named")
     parser.add_argument("--check", action="store_true", help="write nothing; fail when something would change")
     asked = parser.parse_args()
     browser = find_browser()
@@ -185,7 +187,7 @@ def main() -> None:
         ComfyServer(make_host(), Path(base), {"realisr": ROOT}) as server,
         Frontend(server.url, browser) as frontend,
     ):
-        for path in asked.files or sorted(WORKFLOWS.glob("*.json")):
+        for path in asked.files or sorted([*WORKFLOWS.glob("*.json"), *SUBGRAPHS.glob("*.json")]):
             workflow = json.loads(path.read_text(encoding="utf-8"))
             arranged = arrange_workflow(frontend, workflow)
             if arranged != workflow:

@@ -80,7 +80,7 @@ def presence(part: Part, folders: Iterable[Path] = ()) -> Presence:
 
 def folder_presence(part: Part, folder: Path) -> Presence:
     names = set(part.files)
-    if (folder / SINGLE_NAME).is_file():
+    if INDEX_NAME in names and (folder / SINGLE_NAME).is_file():
         names = names - {INDEX_NAME} | {SINGLE_NAME}
     elif INDEX_NAME in names and (folder / INDEX_NAME).is_file():
         try:

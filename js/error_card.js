@@ -3,6 +3,8 @@ import * as frontend from "./frontend.js";
 
 const { addStyle, button, copy, element, onGraphOpened, onQueued, onServer, openGraph, openWorkflow, text, textsRead } = frontend;
 const OURS = /^RealISR_/;
+// While a tab is being opened, its name and its nodes do not change at once: milliseconds until both have.
+const OPENING = 400;
 const LINK = /https?:\/\/[^\s"'<>]*[^\s"'<>.,;:)]/;
 const FOLDER = /"((?:\/|[A-Za-z]:\\|\\\\)[^"\n]+)"/;
 
@@ -23,6 +25,7 @@ const queued = new Map();
 // Errors of runs whose number the answer to the request to run has not told yet.
 const early = new Map();
 let frame;
+let waiting = 0;
 
 const errorsOf = (workflow) => (workflow && errors.get(workflow)) ?? new Map();
 
@@ -90,7 +93,12 @@ onServer("execution_success", ({ prompt_id }) => {
     queued.delete(prompt_id);
 });
 
-onGraphOpened(follow);
+onGraphOpened(() => {
+    waiting = performance.now() + OPENING;
+    for (const { made } of cards.values()) made.remove();
+    cards.clear();
+    follow();
+});
 
 /** The first sentence, and the others. A dot in a file's name ends none. */
 function split(message) {
@@ -167,9 +175,9 @@ function tick() {
     const workflow = openWorkflow();
     const current = errorsOf(workflow);
     const graph = openGraph();
+    if (performance.now() < waiting) return follow();
     const wanted = new Map();
     for (const [id, error] of [...current]) {
-        // While a tab is being opened, its name and its nodes do not change at once.
         if (error.graph !== graph) continue;
         const node = frontend.nodeOf(id);
         const shown = frontend.shownNodeOf(id);

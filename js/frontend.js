@@ -50,20 +50,46 @@ export function onReady(node, draw) {
     queueMicrotask(draw);
 }
 
+const PLACED = new Set();
+
+/** Call begin() when a hand has placed the node: not when it is read from a file, a tab, an undo or the clipboard. */
+export function onPlaced(node, begin) {
+    PLACED.add(node);
+    chain(node, "onConfigure", () => PLACED.delete(node));
+    queueMicrotask(() => PLACED.delete(node) && begin());
+}
+
+// A file in API form is laid out without configuring nodes.
+if (app.loadApiJson) chain(app, "loadApiJson", () => PLACED.clear());
+
+const graphs = new EventTarget();
+
+app.registerExtension({ name: "RealISR.Graphs", afterConfigureGraph: () => void graphs.dispatchEvent(new Event("complete")) });
+
+/** Call draw() when a workflow was opened, with all its subgraphs: only then has each node an id by which it runs. */
+export function onGraphComplete(node, draw) {
+    listen(node, graphs, "complete", draw);
+}
+
 /** Call end() once when the node is deleted or its graph is closed. */
 export function onRemoved(node, end) {
     chain(node, "onRemoved", end);
 }
 
-/** Listen for an event as long as the node is there. target: an EventTarget, such as `api` for the server's messages. */
+/** Listen for an event as long as the node is there; without a node, as long as the page is. target: an EventTarget. */
 export function listen(node, target, type, hear) {
     target.addEventListener(type, hear);
-    onRemoved(node, () => target.removeEventListener(type, hear));
+    if (node) onRemoved(node, () => target.removeEventListener(type, hear));
 }
 
 /** Listen for a message that the server sends with `send_sync`. */
 export function onMessage(node, type, hear) {
     listen(node, api, type, ({ detail }) => hear(detail));
+}
+
+/** Call end() when a run is over, however it ended. */
+export function onRunEnd(node, end) {
+    for (const type of ["execution_success", "execution_error", "execution_interrupted"]) onMessage(node, type, end);
 }
 
 const refreshes = new EventTarget();
@@ -116,6 +142,11 @@ function nodeOfLocator(id) {
     const root = app.rootGraph ?? app.graph;
     const [inner, outer] = String(id).split(":").reverse();
     return (outer ? root.subgraphs?.get(outer) : root)?.getNodeById(inner);
+}
+
+/** The open workflow's own id, which the server is sent with it. */
+export function workflowId() {
+    return (app.rootGraph ?? app.graph)?.id;
 }
 
 /** Select a node and bring it to the middle of the canvas. */
@@ -226,9 +257,9 @@ export function openGraph() {
     return (app.rootGraph ?? app.graph)?.id;
 }
 
-/** Call hear() when the nodes of a workflow have been made: it was opened, its tab was chosen, a change was undone. */
+/** Call hear() before and after nodes are made anew: a workflow is opened, a tab is chosen, a change is undone. */
 export function onGraphOpened(hear) {
-    app.registerExtension({ name: "RealISR.GraphOpened", afterConfigureGraph: () => hear() });
+    app.registerExtension({ name: "RealISR.GraphOpened", beforeConfigureGraph: () => hear(), afterConfigureGraph: () => hear() });
 }
 
 /** Call hear({workflow, graph, promptId, nodeErrors}) when the server has accepted or refused to run a workflow.
@@ -324,6 +355,11 @@ export function onWidget(node, name, hear) {
     if (widget) chain(widget, "callback", hear);
 }
 
+/** Call hear() when a wire of the node is put in or taken out. */
+export function onWires(node, hear) {
+    chain(node, "onConnectionsChange", () => queueMicrotask(hear));
+}
+
 /** Take a widget out of sight, or back; its value stays and is saved. */
 export function hideWidget(node, name, hidden = true) {
     const widget = widgetOf(node, name);
@@ -415,16 +451,28 @@ export function changed() {
  * Make it with the node, not with its first result: the node then never grows. Returns the box's element.
  */
 export function addPanel(node, name, height, className) {
-    const box = element("div", { className: `realisr-panel ${className}`, style: `min-height: ${height}px; height: ${height}px` });
+    const size = `min-height: ${height}px; height: ${height}px; max-height: ${height}px`;
+    const box = element("div", { className: `realisr-panel ${className}`, style: size });
     // A wheel over the box scrolls the box, and zooms where there is nothing to scroll.
-    box.addEventListener("wheel", (event) => box.scrollHeight > box.clientHeight && event.stopPropagation(), { passive: true });
-    const fixed = () => height;
-    node.addDOMWidget(name, "realisr_panel", box, { serialize: false, getMinHeight: fixed, getMaxHeight: fixed, getHeight: fixed });
+    box.addEventListener("wheel", (event) => scrolls(event.target, box) && event.stopPropagation(), { passive: true });
+    const fixed = () => height + 2 * MARGIN;
+    const heights = { getMinHeight: fixed, getMaxHeight: fixed, getHeight: fixed, margin: MARGIN };
+    node.addDOMWidget(name, "realisr_panel", box, { serialize: false, ...heights });
     const [width, least] = node.computeSize();
     node.setSize([Math.max(node.size[0], width), Math.max(node.size[1], least)]);
     owners.set(box, { node, name });
     onReady(node, () => requestAnimationFrame(() => requestAnimationFrame(() => takePlace(box))));
     return box;
+}
+
+// Around a panel in the classic renderer.
+const MARGIN = 6;
+
+function scrolls(inner, box) {
+    for (let part = inner; part && box.contains(part); part = part.parentElement) {
+        if (part.scrollHeight > part.clientHeight && getComputedStyle(part).overflowY === "auto") return true;
+    }
+    return false;
 }
 
 /** Call draw() when an element of the node gets another size. */

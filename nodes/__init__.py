@@ -7,6 +7,7 @@ from comfy_api.latest import ComfyExtension, io
 from . import (
     agent,
     agent_loop,
+    agent_rounds,
     compare,
     dreamsr,
     dreamsr_control,
@@ -46,6 +47,7 @@ MODULES = (
     vlm,
     agent,
     agent_loop,
+    agent_rounds,
     compare,
     quality,
     reference,

@@ -75,7 +75,7 @@ class CompareMethods(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, upscale_model: str = NO_MODEL, **_: Any):
+    def validate_inputs(cls, upscale_model: str = NO_MODEL):
         """A model that is gone becomes a card like any missing file."""
         return True
 
@@ -330,7 +330,7 @@ class CompareSheet(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, places: str | None = None, metrics: str | None = None, images: Any = None):
+    def validate_inputs(cls, places: str | None = None, metrics: str | None = None, *, images: Any = None):
         if places is not None and (error := error_of(partial(parse_places, places))):
             return error
         return (metrics_error(metrics) if metrics and metrics.strip() else None) or True

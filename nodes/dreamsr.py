@@ -18,10 +18,12 @@ from ..host.model_folders import model_files
 from ..models.color import METHODS
 from ..models.dreamsr.schedule import REMOVAL_TIME, TEXTURE_START, TEXTURE_STEPS, texture_sigmas
 from ..models.presets import DREAMSR, applied
+from ..models.tiles.layout import require_tile
 from .inputs import (
     MAX_SEED,
     TILE_CHECK_OFF,
     chosen_repair,
+    error_of,
     mask_input,
     only,
     preview_input,
@@ -182,6 +184,22 @@ class DreamSRRestore(io.ComfyNode):
             ],
             outputs=[io.Image.Output(display_name="image", tooltip="The restored image at the target size.")],
         )
+
+    @classmethod
+    def validate_inputs(
+        cls,
+        tile_size=None,
+        overlap=None,
+        tile_grid=None,
+        *,
+        # The host passes every dynamic input, asked for or not.
+        resize=None,
+    ):
+        # As lists, of None for what comes over a wire; a connected grid takes the place of the two numbers.
+        tile, shared = ((values or [None])[0] for values in (tile_size, overlap))
+        if tile is None or shared is None or tile_grid is not None:
+            return True
+        return error_of(lambda: require_tile(tile, shared)) or True
 
     @classmethod
     def execute(

@@ -24,6 +24,7 @@ from ...models.tiles.layout import CELL, require_tile
 from ...models.tiles.merge import merge_tiles
 from ..images import checked_image
 from ..memory import MostTogether, within_memory
+from ..progress import begin
 from ..tile_repair import TileRepair, scale_of, tell
 from .model import ARRestorer
 from .progress import TEXT_ALLOWANCE, Canvas, RunObserver, TokenProgress
@@ -258,6 +259,7 @@ class Restoration:
         return [Job(i, 0, whole, prompt, tile_seed(self.options.seed, i, 0)) for i, prompt in enumerate(prompts)]
 
     def run(self) -> Restored:
+        begin()
         jobs = self.jobs()
         overview = self.overview_jobs() if self.writes_shared_description else []
         together = load_for(self.restorer, jobs, self.options)

@@ -24,7 +24,7 @@ FOLDERS: Mapping[str, str] = {
 
 
 async def checklist(request: web.Request) -> dict[str, Any]:
-    """`?node=<class>&chosen=<its first widget's value>`: the methods of that loader with their parts, and which is meant
+    """`?node=<class>&chosen=<its file widget>`: the methods of that loader with their parts, and which is meant
     by the choice, null where it tells nothing. Raises ValueError for a node without a checklist."""
     node = request.query.get("node", "")
     if node not in LOADERS:

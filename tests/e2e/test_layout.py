@@ -11,7 +11,7 @@ import pytest
 from _pack import ROOT
 from arrange_workflows import NOTES, graphs, links_of, members
 from comfy_frontend import RENDERERS, Frontend
-from graph_layout import Box, Rectangle, arrange, around, backward, fit_zoom, layers
+from graph_layout import Box, Rectangle, around, arrange, backward, fit_zoom, layers
 
 WORKFLOWS = sorted((ROOT / "workflows").glob("*.json"))
 
