@@ -28,7 +28,7 @@ SUBGRAPHS = ROOT / "subgraphs"
 TITLE = 30
 """Height of a node's title bar, above its position."""
 WIDTH = 260
-NOTE_WIDTH = 300
+NOTE_WIDTH = 280
 NOTE_COLOURS = {"color": "#432", "bgcolor": "#653"}
 NOTES = ("MarkdownNote", "Note")
 MARGIN = 0.95
@@ -36,7 +36,7 @@ MARGIN = 0.95
 
 SIZES = {
     "CLIPTextEncode": (WIDTH, 150),
-    "ImageCompare": (400, 420),
+    "ImageCompare": (360, 400),
     "LoadImage": (WIDTH, 330),
     "MarkdownNote": (NOTE_WIDTH, 60),
     "Note": (NOTE_WIDTH, 60),

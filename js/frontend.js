@@ -404,17 +404,17 @@ export function foldAdvanced(node) {
     node.setSize([node.size[0], Math.min(node.size[1], node.computeSize()[1])]);
 }
 
-const FOLDED = Symbol("realisr advanced widget");
+const FOLDED = Symbol("realisr folded");
 
 function foldWidget(node, widget, input) {
-    const linked = node.inputs?.some(({ widget: of, link }) => of?.name === input && link != null) ?? false;
-    if (Boolean(widget.advanced) === linked) widget.advanced = !linked;
-    if (widget[FOLDED]) return;
-    widget[FOLDED] = true;
+    const isNew = !(FOLDED in widget);
+    widget[FOLDED] = !node.inputs?.some(({ widget: of, link }) => of?.name === input && link != null);
+    widget.advanced = widget[FOLDED];
+    if (!isNew) return;
     const shown = widget.computeSize;
-    const isFolded = () => widget.advanced && !node.showAdvanced && !LiteGraph.vueNodesMode;
     // The layout adds a gap of 4 below each widget.
     const nothing = () => [0, -4];
+    const isFolded = () => widget[FOLDED] && !node.showAdvanced && !LiteGraph.vueNodesMode;
     Object.defineProperty(widget, "computeSize", { configurable: true, get: () => (isFolded() ? nothing : shown) });
 }
 

@@ -146,7 +146,7 @@ class PatchPromptCaptioner(io.ComfyNode):
                     optional=True,
                     advanced=True,
                     tooltip="Tiles to ask for anew although nothing has changed: a tile's number and how often, such "
-                    "as 3:1, 13:2; 0 is the whole picture. 'Caption again' in Edit Patch Prompts writes it. Each time "
+                    "as 3:1, 13:2; 0 is the whole picture. 'Re-caption' in Edit Patch Prompts writes it. Each time "
                     "adds 1 to the tile's seed.",
                 ),
             ],

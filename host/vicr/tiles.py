@@ -20,8 +20,8 @@ from ...models.tiles.grid import Panes, TileGrid
 from ...models.tiles.layout import CELL, require_tile
 from ...models.tiles.weights import Weights
 from ...models.vicr.diptych import PANEL_MULTIPLE, Diptych, empty_target, seam_dim, split, target_mask
-from ..images import checked_image, half_of
-from ..progress import NodeBar, following
+from ..images import checked_image
+from ..progress import NodeBar
 from ..tiling.conditions import TileOptions, with_tile_options
 from ..tiling.patch_prompts import prompts_of, text_options
 from ..tiling.sampling import Tiling
@@ -104,7 +104,7 @@ def encode_tiles(vae: VAE, panel: Tensor, diptych: Diptych, grid: TileGrid) -> I
         mask = target_mask(crop.shape[-2], crop.shape[-1], diptych.layout)
         # The host's arithmetic for masked pixels, to the bit: a tile that is the whole canvas is the untiled method.
         pixels = (empty_target(crop, diptych.layout) - 0.5) * (1.0 - mask[:, None]) + 0.5
-        with bar.stage(), following(half_of(vae, "encoder")):
+        with bar.stage():
             encoded = vae.encode(rearrange(pixels, "b c h w -> b h w c"))
         yield encoded
 

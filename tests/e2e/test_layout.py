@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from _pack import ROOT
-from arrange_workflows import NOTES, graphs, links_of, members
+from arrange_workflows import NOTE_WIDTH, NOTES, SUBGRAPHS, graphs, links_of, members
 from comfy_frontend import RENDERERS, Frontend
 from graph_layout import Box, Rectangle, around, arrange, backward, fit_zoom, layers
 
@@ -17,18 +17,7 @@ WORKFLOWS = sorted((ROOT / "workflows").glob("*.json"))
 
 MOST_BACKWARD = 0.1
 LEAST_ZOOM = 0.6
-
-TO_BE_FOLDED = {
-    "degrade_and_score",
-    "dreamsr_4k",
-    "dreamsr_tile_controlnet",
-    "patch_prompts_edited",
-    "vicr_basic",
-    "vicr_full",
-    "vicr_patch_prompts",
-    "vicr_tile_captions",
-    "vicr_tiled",
-}
+MOST_WORDS = 60
 
 
 def overlap(first: Rectangle, second: Rectangle) -> bool:
@@ -47,7 +36,7 @@ def inside(inner: Rectangle, outer: Rectangle) -> bool:
 
 
 @pytest.mark.parametrize("renderer", RENDERERS)
-@pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", [*WORKFLOWS, *sorted(SUBGRAPHS.glob("*.json"))], ids=lambda path: path.stem)
 def test_nothing_covers_anything_and_data_flows_to_the_right(frontend: Frontend, path: Path, renderer: str):
     workflow = json.loads(path.read_text(encoding="utf-8"))
     frontend.use_renderer(renderer)
@@ -76,7 +65,7 @@ def test_nothing_covers_anything_and_data_flows_to_the_right(frontend: Frontend,
         if share >= MOST_BACKWARD:
             problems.append(f"{share:.0%} of the links lead back")
         whole = around([*boxes.values(), *rectangles])
-        if fit_zoom(whole.width, whole.height) < LEAST_ZOOM and path.stem not in TO_BE_FOLDED:
+        if fit_zoom(whole.width, whole.height) < LEAST_ZOOM:
             problems.append(f"{whole.width:.0f} x {whole.height:.0f} fits at {fit_zoom(whole.width, whole.height):.2f}")
     assert not problems, f"run `make arrange`: {problems}"
 
@@ -88,7 +77,8 @@ def test_notes_look_alike(path: Path):
     assert notes
     others = [node["pos"][0] for node in workflow["nodes"] if node["type"] not in NOTES]
     for note in notes:
-        assert (note["type"], note["size"][0], note["color"], note["bgcolor"]) == ("MarkdownNote", 300, "#432", "#653")
+        assert (note["type"], note["size"][0], note["color"], note["bgcolor"]) == ("MarkdownNote", NOTE_WIDTH, "#432", "#653")
+        assert len(note["widgets_values"][0].split()) <= MOST_WORDS
         assert note["pos"][0] + note["size"][0] <= min(others)
 
 

@@ -130,6 +130,43 @@ def test_a_size_nobody_knows_is_that_of_the_last_run(canvas: Frontend, server: C
     estimated(canvas, "30×20 → 60×40")
 
 
+SEEN = """async (type) => {
+    const { upstream } = await import("/extensions/realisr/frontend.js");
+    const { graph } = window.app;
+    const find = (type) => graph.nodes.find((node) => node.type === type);
+    const seen = (node) => {
+        const { id, graph } = upstream(node);
+        const from = (name) => graph[graph[id].inputs[name]?.[0]];
+        const kinds = Object.values(graph).map((each) => each.class_type).sort();
+        return [kinds, from("image") ?? from("images"), graph[id].inputs["resize.scale"]];
+    };
+    const found = { plain: seen(find(type)) };
+    find("ImageScaleBy").mode = 4;
+    found.bypassed = seen(find(type));
+    const { node: outer } = graph.convertToSubgraph(new Set([find(type)]));
+    found.inside = seen(outer.subgraph.nodes.find((node) => node.type === type));
+    found.beyond = seen(find("SaveImage"));
+    return found;
+}"""
+
+
+def test_a_graph_is_seen_through_subgraphs_and_bypassed_nodes(canvas: Frontend, server: ComfyServer):
+    graph = nano(server)
+    graph["7"] = {"class_type": "ImageScaleBy", "inputs": {"image": ["2", 0], "upscale_method": "area", "scale_by": 2}}
+    graph["5"]["inputs"]["image"] = ["7", 0]
+    canvas.open_api(graph)
+    estimated(canvas, "120×88 → 240×176")
+    found = canvas.page.evaluate(SEEN, SAMPLER)
+    loaders = ["LoadImage", "RealISR_LoadVOSRModel", "RealISR_LoadVOSRVAE"]
+    assert found["plain"][0] == sorted([*loaders, SAMPLER, "ImageScaleBy"])
+    assert found["plain"][1]["class_type"] == "ImageScaleBy"
+    for name in ("bypassed", "inside"):
+        kinds, image, scale = found[name]
+        assert (kinds, image["class_type"], scale) == (sorted([*loaders, SAMPLER]), "LoadImage", 2), name
+    kinds, image, _ = found["beyond"]
+    assert (kinds, image["class_type"]) == (sorted([*loaders, SAMPLER, "SaveImage"]), SAMPLER)
+
+
 def test_a_preset_that_is_none_is_refused(server: ComfyServer):
     with pytest.raises(PromptError, match=r"Value not in list.*preset"):
         server.client.run(nano(server, preset="wild"))

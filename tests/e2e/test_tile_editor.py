@@ -264,8 +264,7 @@ def test_several_tiles_by_keyboard_alone(canvas, chat):
     canvas.run()
     assert asked(chat) == [], "an edit asks for nothing"
     canvas.page.wait_for_function(
-        """() => window.app.graph.nodes.some(
-            ({ type, widgets }) => type === "PreviewAny" && widgets[0].value.includes("sky"))"""
+        "() => window.app.graph.nodes.find(({ type }) => type === 'PreviewAny').widgets[0].value.includes('sky')"
     )
 
 
@@ -303,7 +302,8 @@ def test_edits_and_captions_survive_saving_tabs_and_undo(canvas, chat):
     saved = canvas.export_ui()
     (node,) = [node for node in saved["nodes"] if str(node["id"]) == panel.editor]
     node["properties"]["realisr"]["tile_editor"]["picture"]["filename"] = "gone.png"
-    canvas.open(saved)
+    with canvas.page.expect_console_message(lambda message: "gone.png" in message.location["url"]):
+        canvas.open(saved)
     panel.told("Run once to see the photo", "10 captioned")
     panel.look()
     panel.click(2)
@@ -339,6 +339,7 @@ def test_a_tile_is_captioned_again_inside_a_subgraph(canvas, chat):
         arg=caption(5, 1),
     )
     assert asked(chat) == [5, 12]
+    canvas.page.evaluate("() => window.app.canvas.setGraph(window.app.rootGraph)")
 
 
 def test_four_hundred_tiles_are_one_canvas(canvas, chat):

@@ -69,6 +69,10 @@ def stages(shown: dict[str, Any]) -> dict[str, tuple[int, int]]:
     return {name: (weights, work) for name, weights, work in shown["stages"]}
 
 
+TWICE = ("PrimitiveInt", {"value": 2})
+UPSCALE, BY_THREE = "RealISR_UpscaleForRestoration", {"resize": "scale factor", "resize.scale": 3.0}
+
+
 def empty(width: int, height: int) -> dict[str, Any]:
     return {"class_type": "EmptyImage", "inputs": {"width": width, "height": height, "batch_size": 1, "color": 0}}
 
@@ -169,3 +173,101 @@ def test_pure_asks_the_host_for_what_was_estimated(host, asked):
     model = host.run(LoadARRestorer, **loader)[0]
     pure.run_restorer(model, torch.zeros(1, 64, 70, 3))
     assert set(stages(shown).values()) <= asked.stages
+
+
+def whole(**changes: Any):
+    from realisr.host.estimate import RunEstimate, Stage
+
+    fields = {"tiles": 1, "forwards": 25, "stages": [Stage("sampling", 10**9, 10**9, 10**8)]} | changes
+    return RunEstimate("Node", 1024, 1024, **fields)
+
+
+def test_what_is_said_of_a_run(host, monkeypatch, caplog):
+    import comfy.model_management
+
+    from realisr.host.estimate import MOST_FORWARDS, Stage, judge, require_possible
+
+    monkeypatch.setattr(comfy.model_management, "get_free_memory", lambda *_, **__: 3 * 10**9)
+    monkeypatch.setattr(comfy.model_management, "get_total_memory", lambda *_, **__: 8 * 10**9)
+    assert judge(whole()).level == "fine"
+    tight = whole(stages=[Stage("sampling", 10**9, 5 * 10**9, 2 * 10**9)])
+    assert (judge(tight).level, judge(whole(forwards=200_000)).level) == ("tight", "tight")
+    assert "It needs about 6.0 GB, and 3.0 GB can be had" in judge(tight).reason
+    require_possible(whole())
+    assert not caplog.records
+    require_possible(tight)
+    assert "Node, 1024x1024: It needs about 6.0 GB" in caplog.text
+    with pytest.raises(ValueError, match=r"Node, 1024x1024 pixels: One forward needs about 17 GB, and this device has"):
+        require_possible(whole(stages=[Stage("sampling", 0, 40 * 10**9, 17 * 10**9)]))
+    with pytest.raises(ValueError, match=r"9 tiles come to 1,000,001 forwards for one image"):
+        require_possible(whole(tiles=9, forwards=MOST_FORWARDS + 1))
+
+
+def test_files_are_looked_at_and_not_read(host, tmp_path):
+    from safetensors.torch import save_file
+
+    from realisr.host.described import described, described_tensors
+
+    file = tmp_path / "model.safetensors"
+    save_file({"weight": torch.ones(3, 5, dtype=torch.bfloat16), "args": torch.tensor([1, 2], dtype=torch.uint8)}, file)
+    tensors, _ = described_tensors(file)
+    assert (tensors["weight"].is_meta, tensors["weight"].shape, tensors["weight"].dtype) == (
+        True,
+        (3, 5),
+        torch.bfloat16,
+    )
+    assert tensors["args"].tolist() == [1, 2], "settings stored as text are read"
+    pickled = tmp_path / "model.pth"
+    torch.save({"weight": torch.ones(2, 2)}, pickled)
+    assert described_tensors(pickled)[0]["weight"].is_meta
+    for broken in (b"", b"{}", b"\x80\x04junk"):
+        file.write_bytes(broken)
+        with pytest.raises(ValueError, match=r"model\.safetensors"):
+            described_tensors(file)
+    seen = [described(lambda: described_tensors(pickled), "test", files=(pickled,)) for _ in range(2)]
+    assert seen[0] is seen[1]
+    torch.save({"weight": torch.ones(4, 4)}, pickled)
+    assert described(lambda: described_tensors(pickled), "test", files=(pickled,))[0]["weight"].shape == (4, 4)
+
+
+@pytest.mark.parametrize(
+    ("nodes", "size"),
+    [
+        ({"a": ("ImageScale", {"width": 50, "height": 0, "image": ["e", 0]})}, (50, 25)),
+        ({"a": ("ImageScale", {"width": 0, "height": 0, "image": ["e", 0]})}, (40, 20)),
+        ({"a": ("ImageScaleBy", {"scale_by": 1.5, "image": ["e", 0]})}, (60, 30)),
+        ({"a": ("ImageScaleBy", {"scale_by": ["f", 0], "image": ["e", 0]}), "f": TWICE}, (80, 40)),
+        ({"a": ("ImageScaleToTotalPixels", {"megapixels": 0.5, "image": ["e", 0]})}, (1024, 512)),
+        ({"a": ("ImageCrop", {"width": 30, "height": 30, "x": 20, "y": 0, "image": ["e", 0]})}, (20, 20)),
+        ({"a": ("RealISR_DegradeImage", {"scale": 4, "output_size": "low resolution", "image": ["e", 0]})}, (10, 5)),
+        ({"a": (UPSCALE, {**BY_THREE, "image": ["e", 0]})}, (120, 60)),
+        ({"a": ("JoinImageWithAlpha", {"image": ["b", 0]}), "b": ("RepeatImageBatch", {"image": ["e", 0]})}, (40, 20)),
+        ({"a": ("SomethingElse", {"image": ["e", 0]})}, None),
+        ({"a": ("RealISR_AlignColors", {"image": ["a", 0]})}, None),
+    ],
+)  # fmt: skip
+def test_sizes_followed_through_a_graph(host, nodes, size):
+    from realisr.nodes.graph import Node, Unknown, picture_size
+
+    graph = {name: {"class_type": kind, "inputs": inputs} for name, (kind, inputs) in nodes.items()}
+    graph["e"] = empty(40, 20)
+    if size is None:
+        with pytest.raises(Unknown):
+            picture_size(Node.of(graph, "a"))
+    else:
+        assert picture_size(Node.of(graph, "a")) == size
+
+
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_a_loaded_photo_lies_as_its_orientation_says(host, orientation):
+    import nodes
+    from PIL import Image
+
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.new("RGB", (30, 20)).save(host.base / "input" / "turned.jpg", exif=exif)
+    from realisr.nodes.graph import Node, picture_size
+
+    image = host.run(nodes.LoadImage, image="turned.jpg")[0]
+    graph = {"1": {"class_type": "LoadImage", "inputs": {"image": "turned.jpg"}}}
+    assert picture_size(Node.of(graph, "1")) == (image.shape[2], image.shape[1])
