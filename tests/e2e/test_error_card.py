@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import count
 from typing import Any
 
 import pytest
@@ -42,20 +43,21 @@ CARDS = """() => [...document.querySelectorAll('.realisr-error')].filter((card) 
 }))"""
 
 
-def cards(canvas: Frontend, count: int) -> list[dict[str, Any]]:
+def cards(canvas: Frontend, number: int) -> list[dict[str, Any]]:
     """The cards on the canvas, once there are so many."""
-    canvas.page.wait_for_function(f"() => ({CARDS})().length === {count}")
+    canvas.page.wait_for_function(f"() => ({CARDS})().length === {number}")
     return canvas.page.evaluate(CARDS)
 
 
-ACTIVE = "window.app.extensionManager.workflow.activeWorkflow?.path"
+TABS = count(1)
 
 
 def open_graph(canvas: Frontend, graph: dict[str, Any]) -> None:
     """Lay out a graph in a tab of its own, and wait until that is the active one."""
-    before = canvas.page.evaluate(ACTIVE)
-    canvas.open_api(graph, "failing")
-    canvas.page.wait_for_function(f"(before) => {ACTIVE}?.includes('failing') && {ACTIVE} !== before", arg=before)
+    name = f"failing{next(TABS)}."
+    canvas.open_api(graph, name[:-1])
+    active = "window.app.extensionManager.workflow.activeWorkflow"
+    canvas.page.wait_for_function(f"(name) => {active}?.path.includes(name)", arg=name)
 
 
 def refused(canvas: Frontend) -> None:
