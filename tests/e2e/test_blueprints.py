@@ -20,16 +20,8 @@ EXPOSED = {
 }
 """Widgets that the outer node must show. The models of the others come in by sockets."""
 
-PLACE = """
-async ([name, position]) => {
-    const { app } = window;
-    await app.extensionManager.command.execute("Comfy.NewBlankWorkflow");
-    const type = `SubgraphBlueprint.${name}`;
-    const node = LiteGraph.createNode(type);
-    app.graph.add(node);
-    return type;
-}
-"""
+EMPTY_TAB = "async () => { await window.app.extensionManager.command.execute('Comfy.NewBlankWorkflow'); }"
+WIDGETS = "() => window.app.graph.nodes.map((node) => [node.title, (node.widgets ?? []).map(({ name }) => name)])"
 
 
 def test_they_are_published(server: ComfyServer):
@@ -48,7 +40,27 @@ def test_a_file_is_one_node_with_a_description(name: str):
     assert EXPOSED[name] <= shown
 
 
-def test_names_of_subgraphs_differ():
+def test_the_search_finds_and_places_each(frontend: Frontend):
+    page = frontend.page
+    for name in NAMES:
+        page.evaluate(EMPTY_TAB)
+        page.wait_for_function("() => window.app.graph.nodes.length === 0")
+        page.mouse.dblclick(700, 500)
+        page.wait_for_function("() => ['INPUT', 'TEXTAREA'].includes(document.activeElement?.tagName)")
+        page.keyboard.type(name)
+        page.get_by_text(name, exact=True).first.wait_for()
+        page.wait_for_timeout(500)  # the list is sorted anew while it is typed
+        page.keyboard.press("Enter")
+        page.wait_for_function("() => window.app.graph.nodes.length === 1")
+        ((title, widgets),) = page.evaluate(WIDGETS)
+        assert title == name
+        assert EXPOSED[name] <= set(widgets)
+        page.mouse.click(700, 500)
+        inside = json.loads((SUBGRAPHS / f"{name}.json").read_text(encoding="utf-8"))["definitions"]["subgraphs"][0]
+        assert len(frontend.export_api()) == len(inside["nodes"])
+
+
+def test_ids_of_subgraphs_differ():
     ids = [
         graph_id
         for folder in (SUBGRAPHS, ROOT / "workflows")

@@ -77,7 +77,12 @@ def test_notes_look_alike(path: Path):
     assert notes
     others = [node["pos"][0] for node in workflow["nodes"] if node["type"] not in NOTES]
     for note in notes:
-        assert (note["type"], note["size"][0], note["color"], note["bgcolor"]) == ("MarkdownNote", NOTE_WIDTH, "#432", "#653")
+        assert (note["type"], note["size"][0], note["color"], note["bgcolor"]) == (
+            "MarkdownNote",
+            NOTE_WIDTH,
+            "#432",
+            "#653",
+        )
         assert len(note["widgets_values"][0].split()) <= MOST_WORDS
         assert note["pos"][0] + note["size"][0] <= min(others)
 
