@@ -221,7 +221,7 @@ function outersOf(graph, node) {
 function originOf(graph, linkId, outers) {
     const link = graph.getLink?.(linkId) ?? graph.links?.get?.(linkId) ?? graph.links?.[linkId];
     if (!link) return undefined;
-    if (link.origin_id === SUBGRAPH_INPUT) {
+    if (Number(link.origin_id) === SUBGRAPH_INPUT) {
         const outer = outers.at(-1);
         const input = outer?.inputs[link.origin_slot];
         if (!input) return undefined;
