@@ -6,7 +6,7 @@ ARGS ?=
 N ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast test-hostile test-parity lint workflows locales bench clean
+.PHONY: help setup demo test test-fast test-hostile test-parity lint arrange workflows locales bench clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -31,6 +31,9 @@ test-parity: ## the golden tensor tests; REALISR_GOLDEN=DIR runs them on another
 
 lint: ## ruff and mypy
 	$(HOST) dev/lint.py
+
+arrange: ## lay out workflows/*.json anew, after changing a node's size or drawing a workflow
+	$(HOST) dev/arrange_workflows.py $(ARGS)
 
 workflows: ## write workflows/api/*.json from workflows/*.json with the real frontend
 	$(HOST) dev/export_workflows.py $(ARGS)

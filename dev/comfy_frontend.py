@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,9 @@ from typing import Any
 from playwright.sync_api import ConsoleMessage, Page, sync_playwright
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+
+RENDERERS = ("classic", "nodes2")
+"""How the frontend can draw nodes: litegraph's canvas, or Vue ("Nodes 2.0")."""
 
 BROWSER_ARGUMENTS = ("--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-dev-shm-usage")
 
@@ -33,6 +37,45 @@ NODE_TYPES_WITHOUT_CLASS = """
     const nodes = [graph, ...subgraphs].flatMap((g) => g.nodes);
     return [...new Set(nodes.map((n) => n.type).filter((type) => !known.has(type)))];
 }
+"""
+
+# What is drawn of each node, title bar included, in the graph's coordinates. Nodes that are out of sight are not drawn
+# by Nodes 2.0, and a note is as high as its text, not as its box.
+NODE_BOXES = """
+async ([subgraph, moments]) => {
+    const { canvas, rootGraph } = window.app;
+    const graph = subgraph === null ? rootGraph : rootGraph.subgraphs.get(subgraph);
+    if (canvas.graph !== graph) canvas.setGraph(graph);
+    const moment = () => new Promise((resolve) => setTimeout(() => requestAnimationFrame(resolve), 150));
+    const hidden = (box) => (box ? Math.max(0, box.scrollHeight - box.clientHeight) : 0);
+    const measure = () => {
+        const { scale, offset } = canvas.ds;
+        const page = canvas.canvas.getBoundingClientRect();
+        return graph.nodes.map((node) => {
+            const drawn = document.querySelector(`[data-node-id="${node.id}"]`);
+            const frame = drawn ?? node.widgets?.[0]?.element;
+            const note = node.type.endsWith("Note") && frame?.querySelector(".comfy-markdown-content");
+            if (!drawn) return [node.id, node.pos[0], node.pos[1] - 30, node.size[0], node.size[1] + 30 + hidden(note)];
+            const { x, y, width, height } = drawn.getBoundingClientRect();
+            const at = [(x - page.x) / scale - offset[0], (y - page.y) / scale - offset[1]];
+            return [node.id, ...at, width / scale, height / scale + hidden(note)];
+        }).map(([id, ...box]) => [id, box.map((length) => Math.round(length))]);
+    };
+    await window.app.extensionManager.command.execute("Comfy.Canvas.FitView");
+    let before;
+    // What is missing is marked a moment later, below the node.
+    for (let same = 0, i = 0; same < moments && i < 60; i++) {
+        await moment();
+        const now = JSON.stringify([measure(), canvas.ds.scale]);
+        same = now === before ? same + 1 : 0;
+        before = now;
+    }
+    return measure();
+}
+"""
+
+QUEUE_REMAINING = """
+async () => (await (await window.app.api.fetchApi("/prompt")).json()).exec_info.queue_remaining
 """
 
 
@@ -92,20 +135,30 @@ class Frontend:
             "async (on) => { await window.app.extensionManager.setting.set('Comfy.VueNodes.Enabled', on); }", enabled
         )
 
+    def node_boxes(self, subgraph: str | None = None, moments: int = 2) -> dict[int, tuple[int, int, int, int]]:
+        """id -> (x, y, width, height) of what is drawn of every node, title bar included, in the graph's pixels.
+
+        subgraph: id of the subgraph to show and measure; the whole workflow's own graph if None. moments: for
+        how many, of about 0.15 s, nothing may have changed any more.
+        """
+        return {int(node): tuple(box) for node, box in self.page.evaluate(NODE_BOXES, [subgraph, moments])}
+
     def run(self, timeout: float = 120) -> None:
         """Queue the open workflow as the Run button does, and wait until the server is idle again.
 
         What an execution shows on its nodes may arrive a moment later: wait for that too.
         """
         self.page.evaluate("async () => { await window.app.queuePrompt(0, 1); }")
-        self.page.wait_for_function(
-            """async () => {
-                const { exec_info } = await (await window.app.api.fetchApi("/prompt")).json();
-                return exec_info.queue_remaining === 0;
-            }""",
-            timeout=timeout * 1000,
-            polling=200,
-        )
+        self.wait_until_idle(timeout)
+
+    def wait_until_idle(self, timeout: float = 120) -> None:
+        """Wait until the server runs nothing more. Raises TimeoutError after `timeout` seconds."""
+        # Not with wait_for_function, which takes the promise of an async function for its answer.
+        deadline = time.monotonic() + timeout
+        while self.page.evaluate(QUEUE_REMAINING):
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"the server still runs something after {timeout:g} s")
+            self.page.wait_for_timeout(50)
 
     def open(self, workflow: Mapping[str, Any]) -> OpenedWorkflow:
         """Load a workflow in UI form, in place of the one that is open."""

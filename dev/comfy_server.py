@@ -31,8 +31,8 @@ from host_env import Host, without_own_modules
 
 __all__ = ["ComfyClient", "ComfyServer", "PromptError", "PromptInterrupted", "PromptResult", "Workflow"]
 
-PREVIEW_IMAGE = 1
-"""Event number of a binary message that holds a picture; texts under nodes have another."""
+PREVIEW_IMAGE, NODE_TEXT = 1, 3
+"""Event numbers of binary messages."""
 
 
 @dataclass
@@ -42,12 +42,14 @@ class PromptResult:
     outputs: node id -> what its output nodes showed, e.g. {"images": [{"filename", "subfolder", "type"}]}.
     messages: every JSON message of the websocket about this run, as (type, data).
     previews: encoded preview images, in order of arrival.
+    texts: what was shown under nodes, as (node id, text).
     """
 
     prompt_id: str
     outputs: dict[str, dict[str, Any]]
     messages: list[tuple[str, dict[str, Any]]]
     previews: list[bytes]
+    texts: list[tuple[str, str]]
     seconds: float
 
     def images(self, node_id: str) -> list[dict[str, str]]:
@@ -95,7 +97,7 @@ class ComfyClient(HTTPClient):
         try:
             start = time.monotonic()
             prompt_id = self.submit(workflow)
-            messages, previews = self._follow(connection, prompt_id, on_message)
+            messages, previews, texts = self._follow(connection, prompt_id, on_message)
         except websocket.WebSocketTimeoutException:
             raise TimeoutError(f"no word from {self.url} for {timeout:.0f} s") from None
         finally:
@@ -103,17 +105,24 @@ class ComfyClient(HTTPClient):
         seconds = time.monotonic() - start
         for kind, data in messages:
             raise_failure(kind, data)
-        return PromptResult(prompt_id, self.history(prompt_id)["outputs"], messages, previews, seconds)
+        return PromptResult(prompt_id, self.history(prompt_id)["outputs"], messages, previews, texts, seconds)
 
     @staticmethod
-    def _follow(connection, prompt_id: str, on_message) -> tuple[list[tuple[str, dict[str, Any]]], list[bytes]]:
+    def _follow(
+        connection, prompt_id: str, on_message
+    ) -> tuple[list[tuple[str, dict[str, Any]]], list[bytes], list[tuple[str, str]]]:
         messages: list[tuple[str, dict[str, Any]]] = []
         previews: list[bytes] = []
+        texts: list[tuple[str, str]] = []
         while True:
             received = connection.recv()
             if isinstance(received, bytes):
-                if int.from_bytes(received[:4], "big") == PREVIEW_IMAGE:
+                event = int.from_bytes(received[:4], "big")
+                if event == PREVIEW_IMAGE:
                     previews.append(received[8:])
+                elif event == NODE_TEXT:
+                    end = 8 + int.from_bytes(received[4:8], "big")
+                    texts.append((received[8:end].decode(), received[end:].decode()))
                 continue
             message = json.loads(received)
             kind, data = message["type"], message["data"]
@@ -123,7 +132,7 @@ class ComfyClient(HTTPClient):
             if on_message is not None:
                 on_message(kind, data)
             if kind == "executing" and data["node"] is None:
-                return messages, previews
+                return messages, previews, texts
 
 
 def free_port() -> int:

@@ -1,4 +1,4 @@
-"""Write locales/en/nodeDefs.json from the node schemas: what a translator starts from.
+"""Write locales/en/nodeDefs.json from the node schemas, with words for the ids: what a translator starts from.
 
 The schemas are the one home of the English texts; run this after changing them, then bring the other languages of
 locales/ up to date (tests/e2e/test_locales.py says what differs).
@@ -15,6 +15,7 @@ from typing import Any
 from _pack import ROOT
 from comfy_server import ComfyServer
 from host_env import make_host
+from labels import label
 
 LOCALES = ROOT / "locales"
 PREFIX = "RealISR_"
@@ -27,7 +28,7 @@ def node_inputs(inputs: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[s
     """
     for group in ("required", "optional"):
         for name, (kind, options) in inputs.get(group, {}).items():
-            yield f"{prefix}{name}", {"name": options.get("display_name", name), "tooltip": options["tooltip"]}
+            yield f"{prefix}{name}", {"name": options.get("display_name") or label(name), "tooltip": options["tooltip"]}
             if kind == "COMFY_DYNAMICCOMBO_V3":
                 for option in options["options"]:
                     yield from node_inputs(option["inputs"], f"{prefix}{name}_")
@@ -40,7 +41,9 @@ def node_texts(node: Mapping[str, Any]) -> dict[str, Any]:
         "display_name": node["display_name"],
         "description": node["description"],
         "inputs": dict(node_inputs(node["input"])),
-        "outputs": {str(index): {"name": name, "tooltip": tooltip} for index, (name, tooltip) in enumerate(outputs)},
+        "outputs": {
+            str(index): {"name": label(name), "tooltip": tooltip} for index, (name, tooltip) in enumerate(outputs)
+        },
     }
 
 

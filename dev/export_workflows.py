@@ -31,7 +31,28 @@ def export(frontend: Frontend, path: Path) -> None:
     opened = frontend.open_file(path)
     if opened.missing_nodes or opened.errors:
         sys.exit(f"{path.name}: missing nodes {opened.missing_nodes}, errors {opened.errors}")
-    write_json(WORKFLOWS / "api" / path.name, frontend.export_api())
+    write_json(WORKFLOWS / "api" / path.name, plain_ids(frontend.export_api()))
+
+
+def plain_ids(api: dict[str, Any]) -> dict[str, Any]:
+    """An API-form graph in which nodes of subgraphs go by their own ids: "12", not "7:12".
+
+    So a node keeps its id in workflows/api/ when it moves into a subgraph: scripts and saved changes name it. Raises
+    ValueError when two nodes would have the same id.
+    """
+    plain = {node: node.rpartition(":")[2] for node in api}
+    if len(set(plain.values())) < len(plain):
+        raise ValueError("two nodes of the workflow's subgraphs have the same id")
+
+    def renamed(value: Any) -> Any:
+        is_link = isinstance(value, list) and len(value) == 2 and isinstance(value[0], str) and value[0] in plain
+        return [plain[value[0]], value[1]] if is_link else value
+
+    nodes = {
+        plain[node]: {**each, "inputs": {name: renamed(value) for name, value in each["inputs"].items()}}
+        for node, each in api.items()
+    }
+    return {node: nodes[node] for node in sorted(nodes, key=int)}
 
 
 def lay_out(frontend: Frontend, path: Path) -> None:

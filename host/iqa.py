@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Hashable, Sequence
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ..models.fidelity import Channel, psnr, ssim
+from ..services.iqa.kept_scores import KeptScores
 from ..services.iqa.metrics import MetricInfo, MetricModule, score
 from ..services.iqa.offline import create_network
 from ..services.iqa.weights import require_weights
@@ -93,15 +95,17 @@ class LoadedMetrics:
 
 
 LOADED = LoadedMetrics()
+KEPT = KeptScores()
 
 
-def score_all(images: Sequence[Tensor], metrics: Sequence[MetricInfo]) -> Tensor:
+def score_all(images: Sequence[Tensor], metrics: Sequence[MetricInfo], contents: Sequence[str] | None = None) -> Tensor:
     """Scores `[len(images), len(metrics)]` in float64 of images `[H, W, C]`, one image and metric at a time.
 
-    Alpha is left out and values are clipped to 0..1. Shows progress and stops between images when cancelled.
-    Raises MissingWeights before any work, and what `create_network` and `score` raise.
+    contents: `content_of` the images; then scores that an earlier call made of the same content, metric and files are
+    not computed again. Alpha is left out and values are clipped to 0..1. Shows progress and stops between images when
+    cancelled. Raises MissingWeights before any work, and what `create_network` and `score` raise.
     """
-    return score_each([(image, None) for image in images], metrics)
+    return score_each([(image, None) for image in images], metrics, contents=contents)
 
 
 def score_pairs(
@@ -124,16 +128,24 @@ def score_each(
     metrics: Sequence[MetricInfo],
     channel: Channel = "y",
     crop_border: int = 0,
+    contents: Sequence[str] | None = None,
 ) -> Tensor:
     folder = weights_folder()
     require_weights(metrics, folder)
+    files = folder_contents(folder)
     scores = torch.empty(len(pairs), len(metrics), dtype=torch.float64)
-    bar = comfy.utils.ProgressBar(scores.numel())
+    to_score: list[list[int]] = []
     for column, metric in enumerate(metrics):
+        kept = [KEPT.recall((metric.name, content, files)) for content in contents or ()] or [None] * len(pairs)
+        scores[:, column] = torch.tensor([math.nan if value is None else value for value in kept], dtype=torch.float64)
+        to_score.append([row for row, value in enumerate(kept) if value is None])
+    bar = comfy.utils.ProgressBar(sum(map(len, to_score)))
+    for column, (metric, rows) in enumerate(zip(metrics, to_score, strict=True)):
         comfy.model_management.throw_exception_if_processing_interrupted()
         own = FIDELITY.get(metric.name)
-        patcher = None if own else LOADED.load(metric, folder)
-        for row, (image, reference) in enumerate(pairs):
+        patcher = None if own or not rows else LOADED.load(metric, folder)
+        for row in rows:
+            image, reference = pairs[row]
             comfy.model_management.throw_exception_if_processing_interrupted()
             if own is not None and reference is not None:
                 value = float(own(planes(image), planes(reference), channel, crop_border))
@@ -144,6 +156,8 @@ def score_each(
                 given = [planes(each, patcher.load_device) for each in (image, reference) if each is not None]
                 value = score(patcher.model.network, metric, *given)
             scores[row, column] = value
+            if contents is not None:
+                KEPT.keep((metric.name, contents[row], files), value)
             bar.update(1)
     return scores
 

@@ -8,10 +8,11 @@ from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import latent_preview
+import numpy as np
 import torch
 import torch.nn.functional as F
 from comfy.cli_args import LatentPreviewMethod, args
-from PIL import Image, ImageDraw
+from PIL import Image
 from torch import Tensor
 
 from ..models.image import to_bytes
@@ -32,7 +33,7 @@ LINE_SECONDS = 0.25
 KNOWN_SECONDS = 1.0
 """Of work before a time left is told."""
 
-OUTLINE, SHADOW = (255, 200, 40), (0, 0, 0)
+OUTLINE, SHADOW, LINE = (255, 200, 40), (0, 0, 0), 2
 EMPTY = (56, 56, 56)
 
 Clock = Callable[[], float]
@@ -170,14 +171,14 @@ class LiveTiles:
             for box, latent in self.pending:
                 self.paste(box, latent.shape[-2:], self.previewer.decode_latent_to_preview(latent))
         self.pending = []
-        shown = self.canvas.copy()
-        brush = ImageDraw.Draw(shown)
-        for box in self.outlined:
-            for left, top, right, bottom in self.places(box):
-                corners = (left, top, max(right - 1, left), max(bottom - 1, top))
-                brush.rectangle(corners, outline=SHADOW, width=4)
-                brush.rectangle(corners, outline=OUTLINE, width=2)
-        return shown
+        shown = np.array(self.canvas)
+        current = np.zeros(shown.shape[:2], dtype=bool)
+        for left, top, right, bottom in (place for box in self.outlined for place in self.places(box)):
+            current[top : max(bottom, top + 1), left : max(right, left + 1)] = True
+        # Tiles that run together lie over one another: one line around them all.
+        shown[edge(current, 2 * LINE)] = SHADOW
+        shown[edge(current, LINE)] = OUTLINE
+        return Image.fromarray(shown)
 
     def paste(self, box: Box | None, cells: Sequence[int], decoded: Image.Image) -> None:
         """A tile, or with None the whole. cells: (height, width) of its latent."""
@@ -210,6 +211,14 @@ class LiveTiles:
             right, bottom = left + box.width, top + box.height
             found.append((round(left * across), round(top * down), round(right * across), round(bottom * down)))
         return found
+
+
+def edge(area: np.ndarray, width: int) -> np.ndarray:
+    """The outermost `width` pixels of an area `[h, w]`."""
+    padded, same = np.pad(area, width), slice(width, -width)
+    before, after = slice(None, -2 * width), slice(2 * width, None)
+    inner = padded[before, same] & padded[after, same] & padded[same, before] & padded[same, after]
+    return area & ~inner
 
 
 def minutes(seconds: float) -> str:

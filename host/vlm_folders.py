@@ -10,7 +10,9 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from ..models.state_dict import first_few
-from .model_folders import INDEX_NAME, SINGLE_NAME, indexed_files, llm_folders, llm_places, read_json
+from ..services.model_catalogue import LLAVA_FOLDER
+from .model_catalogue import how_to_fetch, place_of
+from .model_folders import FOLDER_KEY, INDEX_NAME, SINGLE_NAME, indexed_files, llm_folders, llm_places, read_json
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
@@ -30,8 +32,8 @@ def find_vlm(name: str) -> Path:
     folder = vlm_folders().get(name)
     if folder is None:
         raise ValueError(
-            f"There is no folder {name} of a vision-language model in {llm_places()}. Put a whole transformers folder "
-            "there, for example that of huggingface.co/llava-hf/llava-1.5-7b-hf, and refresh the node list (R)."
+            f"There is no folder {str(name)[:200]} of a vision-language model in {llm_places()}. Put a whole "
+            f"transformers folder there, for example LLaVA's. {how_to_fetch(LLAVA_FOLDER, place_of(FOLDER_KEY))}"
         )
     missing = missing_files(folder)
     if missing:

@@ -6,6 +6,9 @@ const STATE = "realisr";
 
 // --- nodes ----------------------------------------------------------------------------------------------------------
 
+/** For onNewNodes: every node of this pack. */
+export const ALL_OURS = { includes: (type) => Boolean(type?.startsWith("RealISR_")) };
+
 /** Call setUp(node) for every new node of these classes, before its saved widgets and properties are read. */
 export function onNewNodes(extension, classes, setUp) {
     app.registerExtension({
@@ -47,20 +50,58 @@ export function onReady(node, draw) {
     queueMicrotask(draw);
 }
 
+const PLACED = new Set();
+
+/** Call begin() when a hand has placed the node: not when it is read from a file, a tab, an undo or the clipboard. */
+export function onPlaced(node, begin) {
+    PLACED.add(node);
+    chain(node, "onConfigure", () => PLACED.delete(node));
+    queueMicrotask(() => PLACED.delete(node) && begin());
+}
+
+// A file in API form is laid out without configuring nodes.
+if (app.loadApiJson) chain(app, "loadApiJson", () => PLACED.clear());
+
+const graphs = new EventTarget();
+
+app.registerExtension({ name: "RealISR.Graphs", afterConfigureGraph: () => void graphs.dispatchEvent(new Event("complete")) });
+
+/** Call draw() when a workflow was opened, with all its subgraphs: only then has each node an id by which it runs. */
+export function onGraphComplete(node, draw) {
+    listen(node, graphs, "complete", draw);
+}
+
 /** Call end() once when the node is deleted or its graph is closed. */
 export function onRemoved(node, end) {
     chain(node, "onRemoved", end);
 }
 
-/** Listen for an event as long as the node is there. target: an EventTarget, such as `api` for the server's messages. */
+/** Listen for an event as long as the node is there; without a node, as long as the page is. target: an EventTarget. */
 export function listen(node, target, type, hear) {
     target.addEventListener(type, hear);
-    onRemoved(node, () => target.removeEventListener(type, hear));
+    if (node) onRemoved(node, () => target.removeEventListener(type, hear));
 }
 
 /** Listen for a message that the server sends with `send_sync`. */
 export function onMessage(node, type, hear) {
     listen(node, api, type, ({ detail }) => hear(detail));
+}
+
+/** Call end() when a run is over, however it ended. */
+export function onRunEnd(node, end) {
+    for (const type of ["execution_success", "execution_error", "execution_interrupted"]) onMessage(node, type, end);
+}
+
+const refreshes = new EventTarget();
+
+app.registerExtension({
+    name: "RealISR.Refresh",
+    refreshComboInNodes: () => void refreshes.dispatchEvent(new Event("refresh")),
+});
+
+/** Call hear() when the user has the frontend read the lists of files again (R). */
+export function onRefresh(node, hear) {
+    listen(node, refreshes, "refresh", () => hear());
 }
 
 /** Small results that belong to a node and are saved with the workflow (they are in the picture's metadata too). */
@@ -103,6 +144,11 @@ function nodeOfLocator(id) {
     return (outer ? root.subgraphs?.get(outer) : root)?.getNodeById(inner);
 }
 
+/** The open workflow's own id, which the server is sent with it. */
+export function workflowId() {
+    return (app.rootGraph ?? app.graph)?.id;
+}
+
 /** Select a node and bring it to the middle of the canvas. */
 export function goTo(node) {
     if (app.canvas.graph !== node.graph) app.canvas.setGraph(node.graph);
@@ -132,6 +178,162 @@ export function isLinked(node, input) {
     return (node.inputs?.find(({ name }) => name === input)?.link ?? null) !== null;
 }
 
+const SUBGRAPH_INPUT = -10;
+const NEVER = 2;
+const BYPASS = 4;
+
+/**
+ * A node and all that it is made from, in the form of a prompt: {id: {class_type, inputs}}, and the node's id in it.
+ *
+ * As they stand now and without asking any widget to prepare itself, as queueing does. Reroutes, bypassed nodes and
+ * subgraphs are seen through.
+ */
+export function upstream(node) {
+    const graph = {};
+    const add = (found, outers) => {
+        const id = [...outers, found].map((each) => each.id).join(":");
+        if (graph[id]) return id;
+        const inputs = {};
+        graph[id] = { class_type: found.comfyClass ?? found.type, inputs };
+        for (const { name, value } of found.widgets ?? []) {
+            if (["string", "number", "boolean"].includes(typeof value)) inputs[name] = value;
+        }
+        for (const { name, link } of found.inputs ?? []) {
+            if (link == null) continue;
+            const from = originOf(found.graph, link, outers);
+            if (from) inputs[name] = from.node ? [add(from.node, from.outers), from.slot] : from.value;
+        }
+        return id;
+    };
+    return { id: add(node, outersOf(app.rootGraph ?? app.graph, node) ?? []), graph };
+}
+
+/** The subgraph nodes around a node, the outermost first; of a subgraph placed twice, its first place. */
+function outersOf(graph, node) {
+    if (node.graph === graph) return [];
+    for (const outer of graph.nodes) {
+        const inner = outer.subgraph && outersOf(outer.subgraph, node);
+        if (inner) return [outer, ...inner];
+    }
+}
+
+/** Where a link really begins: {node, slot, outers}, or {value} of a widget; undefined for nowhere. */
+function originOf(graph, linkId, outers) {
+    const link = graph.getLink?.(linkId) ?? graph.links?.get?.(linkId) ?? graph.links?.[linkId];
+    if (!link) return undefined;
+    if (link.origin_id === SUBGRAPH_INPUT) {
+        const outer = outers.at(-1);
+        const input = outer?.inputs[link.origin_slot];
+        if (!input) return undefined;
+        if (input.link != null) return originOf(outer.graph, input.link, outers.slice(0, -1));
+        const widget = widgetOf(outer, input.widget?.name ?? input.name);
+        return widget && { value: widget.value };
+    }
+    const node = graph.getNodeById(link.origin_id);
+    if (!node || node.mode === NEVER) return undefined;
+    if (node.mode === BYPASS) {
+        const { type } = node.outputs[link.origin_slot];
+        const passed = node.inputs.find((input) => input.type === type && input.link != null);
+        return passed && originOf(graph, passed.link, outers);
+    }
+    if (node.subgraph) {
+        const [inner] = node.subgraph.outputs[link.origin_slot]?.linkIds ?? [];
+        return inner === undefined ? undefined : originOf(node.subgraph, inner, [...outers, node]);
+    }
+    if (node.isVirtualNode) {
+        const [input] = node.inputs ?? [];
+        return input ? input.link != null && originOf(graph, input.link, outers) : { value: node.widgets?.[0]?.value };
+    }
+    return { node, slot: link.origin_slot, outers };
+}
+
+/** The workflow whose tab is open: the same object as long as it is open. */
+export function openWorkflow() {
+    return app.extensionManager?.workflow?.activeWorkflow;
+}
+
+/** What tells the nodes on the canvas from those of another tab. */
+export function openGraph() {
+    return (app.rootGraph ?? app.graph)?.id;
+}
+
+/** Call hear() before and after nodes are made anew: a workflow is opened, a tab is chosen, a change is undone. */
+export function onGraphOpened(hear) {
+    app.registerExtension({ name: "RealISR.GraphOpened", beforeConfigureGraph: () => hear(), afterConfigureGraph: () => hear() });
+}
+
+/** Call hear({workflow, graph, promptId, nodeErrors}) when the server has accepted or refused to run a workflow.
+ *
+ * promptId: undefined when it refused all. nodeErrors: execution id -> {class_type, errors}; what hear takes out of it
+ * the frontend does not show.
+ */
+export function onQueued(hear) {
+    const queue = api.queuePrompt;
+    api.queuePrompt = async function (...given) {
+        const asked = { workflow: openWorkflow(), graph: openGraph() };
+        try {
+            const answer = await queue.apply(this, given);
+            hear({ ...asked, promptId: answer.prompt_id, nodeErrors: answer.node_errors ?? {} });
+            return answer;
+        } catch (error) {
+            hear({ ...asked, nodeErrors: error.response?.node_errors ?? {} });
+            throw error;
+        }
+    };
+}
+
+/** Call hear(detail) for a message of the server that belongs to no node, such as "execution_error". */
+export function onServer(type, hear) {
+    api.addEventListener(type, ({ detail }) => hear(detail));
+}
+
+/** The node that feeds an input, or undefined. Out of a subgraph it leads to the node outside. */
+export function upstreamOf(node, input) {
+    let origin = node.graph?.getLink?.(input.link) ?? node.graph?.links?.[input.link];
+    let graph = node.graph;
+    // -10 is the box of a subgraph's own inputs.
+    while (origin && Number(origin.origin_id) === -10) {
+        const outer = allNodes().find(({ subgraph }) => subgraph === graph);
+        const fed = outer?.inputs?.[origin.origin_slot];
+        if (!fed) return outer;
+        graph = outer.graph;
+        origin = graph.getLink(fed.link);
+    }
+    return origin && graph.getNodeById(origin.origin_id);
+}
+
+/** What of "7:12", node 12 in the subgraph of node 7, is on the canvas: node 7, node 12 once one has gone inside. */
+export function shownNodeOf(executionId) {
+    const ids = String(executionId).split(":");
+    return ids.map((_, index) => nodeOf(ids.slice(0, index + 1).join(":"))).findLast((node) => node?.graph === app.canvas.graph);
+}
+
+/** Where a node of the open graph is on the page, {left, top, width, height} in pixels, its title included. */
+export function nodeBox(node) {
+    const drawn = document.querySelector(`[data-node-id="${CSS.escape(node.id)}"]`);
+    if (drawn) return drawn.getBoundingClientRect();
+    const { scale, offset } = app.canvas.ds;
+    const frame = canvasBox();
+    const [x, y, width, height] = node.boundingRect ?? node.getBounding();
+    return { left: frame.left + (x + offset[0]) * scale, top: frame.top + (y + offset[1]) * scale, width: width * scale, height: height * scale };
+}
+
+/** Where the canvas is on the page, or undefined while something else is shown in its place. */
+export function canvasBox() {
+    const { canvas } = app.canvas;
+    return canvas.checkVisibility?.() === false ? undefined : canvas.getBoundingClientRect();
+}
+
+export function canvasScale() {
+    return app.canvas.ds.scale;
+}
+
+/** Lay an element over the canvas and its nodes, under the frontend's panels. */
+export function overCanvas(made) {
+    app.canvas.canvas.parentElement.append(made);
+    return made;
+}
+
 // --- widgets --------------------------------------------------------------------------------------------------------
 
 export function widgetOf(node, name) {
@@ -153,6 +355,11 @@ export function onWidget(node, name, hear) {
     if (widget) chain(widget, "callback", hear);
 }
 
+/** Call hear() when a wire of the node is put in or taken out. */
+export function onWires(node, hear) {
+    chain(node, "onConnectionsChange", () => queueMicrotask(hear));
+}
+
 /** Take a widget out of sight, or back; its value stays and is saved. */
 export function hideWidget(node, name, hidden = true) {
     const widget = widgetOf(node, name);
@@ -160,6 +367,75 @@ export function hideWidget(node, name, hidden = true) {
     widget.hidden = hidden;
     // In place: Nodes 2.0 keeps these very options.
     widget.options = Object.assign(widget.options ?? {}, { hidden });
+}
+
+/** Call see() now, and again when widgets came (an option of a dynamic dropdown brings its own) and are complete. */
+export function onWidgetsChanged(node, see) {
+    chain(node, "addCustomWidget", () => {
+        see();
+        queueMicrotask(see);
+    });
+    see();
+}
+
+/** Show label(value) for the values of a node's dropdowns that have one; what is stored and sent stays the value. */
+export function labelChoices(node, label) {
+    for (const { type, options } of node.widgets ?? []) {
+        if (type !== "combo" || options.getOptionLabel || !Array.isArray(options.values)) continue;
+        if (options.values.some(label)) options.getOptionLabel = (value) => label(value) ?? value ?? "";
+    }
+}
+
+/**
+ * Hide advanced widgets on the classic canvas until the node's menu says "Show Advanced"; Nodes 2.0 does so by itself.
+ *
+ * One with a link stays in sight, as there. The room of hidden ones is given up: the classic layout would keep it.
+ */
+export function foldAdvanced(node) {
+    const fold = () => {
+        for (const widget of node.widgets ?? []) {
+            // A seed's "control after generate" comes and goes with it.
+            if (widget.options?.advanced) [widget, ...(widget.linkedWidgets ?? [])].forEach((each) => foldWidget(node, each, widget.name));
+        }
+    };
+    onWidgetsChanged(node, fold);
+    chain(node, "onConnectionsChange", fold);
+    chain(node, "onConfigure", fold);
+    node.setSize([node.size[0], Math.min(node.size[1], node.computeSize()[1])]);
+}
+
+const FOLDED = Symbol("realisr folded");
+
+function foldWidget(node, widget, input) {
+    const isNew = !(FOLDED in widget);
+    widget[FOLDED] = !node.inputs?.some(({ widget: of, link }) => of?.name === input && link != null);
+    widget.advanced = widget[FOLDED];
+    if (!isNew) return;
+    const shown = widget.computeSize;
+    // The layout adds a gap of 4 below each widget.
+    const nothing = () => [0, -4];
+    const isFolded = () => widget[FOLDED] && !node.showAdvanced && !LiteGraph.vueNodesMode;
+    Object.defineProperty(widget, "computeSize", { configurable: true, get: () => (isFolded() ? nothing : shown) });
+}
+
+/** Colours of links and slots by type, where the palette has none of its own. colours: type -> "#rrggbb". */
+export function colourLinks(colours) {
+    const variables = Object.entries(colours).map(([type, colour]) => `--color-datatype-${type}: ${colour};`);
+    addStyle(`:root { ${variables.join(" ")} }`);
+    app.registerExtension({
+        name: "RealISR.Links",
+        setup() {
+            for (const table of [app.canvas.default_connection_color_byType, app.canvas.constructor.link_type_colors]) {
+                for (const [type, colour] of Object.entries(colours)) colourType(table, type, colour);
+            }
+        },
+    });
+}
+
+// Each palette that is loaded writes "" for types that it does not know.
+function colourType(table, type, colour) {
+    let ofPalette = table?.[type];
+    if (table) Object.defineProperty(table, type, { enumerable: true, configurable: true, get: () => ofPalette || colour, set: (given) => (ofPalette = given) });
 }
 
 /** Let the frontend note what changed, for undo and for the mark of an unsaved tab. */
@@ -175,16 +451,28 @@ export function changed() {
  * Make it with the node, not with its first result: the node then never grows. Returns the box's element.
  */
 export function addPanel(node, name, height, className) {
-    const box = element("div", { className: `realisr-panel ${className}`, style: `min-height: ${height}px; height: ${height}px` });
+    const size = `min-height: ${height}px; height: ${height}px; max-height: ${height}px`;
+    const box = element("div", { className: `realisr-panel ${className}`, style: size });
     // A wheel over the box scrolls the box, and zooms where there is nothing to scroll.
-    box.addEventListener("wheel", (event) => box.scrollHeight > box.clientHeight && event.stopPropagation(), { passive: true });
-    const fixed = () => height;
-    node.addDOMWidget(name, "realisr_panel", box, { serialize: false, getMinHeight: fixed, getMaxHeight: fixed, getHeight: fixed });
+    box.addEventListener("wheel", (event) => scrolls(event.target, box) && event.stopPropagation(), { passive: true });
+    const fixed = () => height + 2 * MARGIN;
+    const heights = { getMinHeight: fixed, getMaxHeight: fixed, getHeight: fixed, margin: MARGIN };
+    node.addDOMWidget(name, "realisr_panel", box, { serialize: false, ...heights });
     const [width, least] = node.computeSize();
     node.setSize([Math.max(node.size[0], width), Math.max(node.size[1], least)]);
     owners.set(box, { node, name });
     onReady(node, () => requestAnimationFrame(() => requestAnimationFrame(() => takePlace(box))));
     return box;
+}
+
+// Around a panel in the classic renderer.
+const MARGIN = 6;
+
+function scrolls(inner, box) {
+    for (let part = inner; part && box.contains(part); part = part.parentElement) {
+        if (part.scrollHeight > part.clientHeight && getComputedStyle(part).overflowY === "auto") return true;
+    }
+    return false;
 }
 
 /** Call draw() when an element of the node gets another size. */
@@ -232,6 +520,23 @@ export function addStyle(rules) {
     document.head.append(element("style", { textContent: rules }));
 }
 
+/** Put a text into the clipboard; the button that was pressed says so for a moment. */
+export async function copy(value, pressed) {
+    try {
+        await navigator.clipboard.writeText(value);
+    } catch {
+        // No clipboard for pages that come over plain http from another machine.
+        const field = element("textarea", { value, style: "position: fixed; opacity: 0" });
+        document.body.append(field);
+        field.select();
+        document.execCommand("copy");
+        field.remove();
+    }
+    const label = pressed.textContent;
+    pressed.textContent = text("copied");
+    setTimeout(() => (pressed.textContent = label), 1200);
+}
+
 /** The address of a picture that a run wrote. file: {filename, subfolder, type}. */
 export function pictureUrl({ filename, subfolder = "", type = "output" }) {
     return api.apiURL(`/view?${new URLSearchParams({ filename, subfolder, type })}`);
@@ -249,6 +554,15 @@ export async function ask(path, body) {
 let texts = {};
 let reading;
 
+function language() {
+    return app.extensionManager?.setting?.get("Comfy.Locale") ?? "en";
+}
+
+/** Let the frontend make no node before the texts are here, where node texts are shown in another language. */
+export function readTextsFirst() {
+    app.registerExtension({ name: "RealISR.Texts", init: () => (language() === "en" ? undefined : textsRead()) });
+}
+
 /** Wait for the texts of locales/; every panel is drawn after this. */
 export function textsRead() {
     return (reading ??= readTexts());
@@ -256,8 +570,12 @@ export function textsRead() {
 
 async function readTexts() {
     const languages = await (await api.fetchApi("/i18n")).json();
-    const language = app.extensionManager?.setting?.get("Comfy.Locale") ?? "en";
-    texts = { ...languages.en?.realisr, ...languages[language]?.realisr };
+    texts = { ...languages.en?.realisr, ...languages[language()]?.realisr };
+}
+
+/** Whether there is a text of this key. */
+export function hasText(key) {
+    return key in texts;
 }
 
 /** A text of `realisr` in locales/<language>/main.json, its [names] replaced; in English where there is no other. */

@@ -84,3 +84,39 @@ def require_prompts(prompts: Sequence[str] | None, candidates: int) -> None:
             f"{len(prompts)} prompts came for {candidates} candidates. Connect a list with one prompt per candidate "
             "in the same order, or leave prompts unconnected."
         )
+
+
+NO_PIN = "-"
+
+
+def read_pins(text: str) -> list[int | None]:
+    """Numbers of the candidates that were chosen by hand, one for each image, from 0; None where the scores choose.
+
+    text: numbers and `-` separated by commas; empty for none at all. Raises ValueError for anything else.
+    """
+    parts = [part.strip() for part in text.split(",")]
+    if parts == [""]:
+        return []
+    if wrong := [part for part in parts if part != NO_PIN and not (part.isascii() and part.isdigit())]:
+        raise ValueError(
+            f"pinned is {text!r:.60}, and {wrong[0]!r:.20} is no candidate's number. It takes numbers from 0, one for "
+            f"each image, separated by commas; {NO_PIN} or nothing lets the scores choose."
+        )
+    return [None if part == NO_PIN else int(part) for part in parts]
+
+
+def matched_pins(pins: Sequence[int | None], counts: Sequence[int]) -> list[int | None]:
+    """The pin of every image. counts: how many candidates each has.
+
+    Raises ValueError for pins of another number of images, and for one beyond an image's candidates.
+    """
+    if not any(pin is not None for pin in pins):
+        return [None] * len(counts)
+    remedy = "Click Let the scores choose on the node (or empty pinned), run, and pin again."
+    if len(pins) != len(counts):
+        raise ValueError(f"Candidates are pinned for {len(pins)} image(s), and {len(counts)} came. {remedy}")
+    for number, (pin, count) in enumerate(zip(pins, counts, strict=True)):
+        if pin is not None and pin >= count:
+            whose = f" of image {number}" if len(counts) > 1 else ""
+            raise ValueError(f"Candidate {pin}{whose} is pinned, and only {count} came, counted from 0. {remedy}")
+    return list(pins)

@@ -7,11 +7,11 @@ from comfy_api.latest import ComfyExtension, io
 from . import (
     agent,
     agent_loop,
+    agent_rounds,
     compare,
     dreamsr,
     dreamsr_control,
     image,
-    labels,
     patch_prompts,
     pure,
     pure_entropy,
@@ -29,23 +29,25 @@ from . import (
     vosr_loaders,
 )
 
+# In the order of the frontend's node library: whole methods first, those that run without a download before the others.
 MODULES = (
-    vosr_loaders,
     vosr,
-    vicr_loaders,
-    vicr,
-    vicr_tiles,
-    dreamsr,
-    dreamsr_control,
-    pure_loaders,
     pure,
+    dreamsr,
+    vosr_loaders,
+    pure_loaders,
     pure_entropy,
+    dreamsr_control,
+    vicr,
+    vicr_loaders,
+    vicr_tiles,
     tiles,
     tile_check,
     patch_prompts,
     vlm,
     agent,
     agent_loop,
+    agent_rounds,
     compare,
     quality,
     reference,
@@ -55,7 +57,7 @@ MODULES = (
 
 class RealISRExtension(ComfyExtension):
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        return [labels.labelled(node) for module in MODULES for node in module.NODES]
+        return [node for module in MODULES for node in module.NODES]
 
     async def on_load(self) -> None:
         routes.add_routes()

@@ -75,25 +75,37 @@ class CompareMethods(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, upscale_model: str = NO_MODEL, **_: Any):
+    def validate_inputs(cls, upscale_model: str = NO_MODEL):
         """A model that is gone becomes a card like any missing file."""
         return True
 
     @classmethod
     def execute(
-        cls, image: torch.Tensor, scale: float, seed: int, prompt: str, upscale_model: str = NO_MODEL, **switched: bool
+        cls,
+        image: torch.Tensor,
+        scale: float,
+        bicubic: bool,
+        vosr_nano: bool,
+        vosr: bool,
+        vicr: bool,
+        dreamsr: bool,
+        pure: bool,
+        upscale_model: str,
+        seed: int,
+        prompt: str,
     ) -> io.NodeOutput:
         if len(checked_image(image, f"{NAME}: ")) != 1:
             raise ValueError(f"{NAME} takes one photo and got a batch of {len(image)}. Take one with ImageFromBatch.")
-        link = input_link(cls.hidden.dynprompt, cls.hidden.unique_id, "image")
-        names = [method.name for method in METHODS if switched[method.name]]
+        switches = (bicubic, vosr_nano, vosr, vicr, dreamsr, pure)
+        link = photo_link(cls)
+        names = [method.name for method, on in zip(METHODS, switches, strict=True) if on]
         names += [UPSCALE_MODEL] if upscale_model != NO_MODEL else []
         if not names:
             raise ValueError(f"{NAME}: every method is switched off. Switch one on.")
         builder = GraphBuilder()
         results = builder.node(RESULTS_ID, id="results")
         for name in names:
-            branch = builder.node(BRANCH_ID, id=name, image=list(link), method=name, scale=scale, seed=seed)
+            branch = builder.node(BRANCH_ID, id=name, image=link, method=name, scale=scale, seed=seed)
             # Only where they matter: a branch that does not read them need not run again when they change.
             branch.set_input("prompt", prompt if name in READ_PROMPT else "")
             branch.set_input(UPSCALE_MODEL, upscale_model if name == UPSCALE_MODEL else NO_MODEL)
@@ -154,13 +166,22 @@ class CompareBranch(io.ComfyNode):
         if missing:
             return io.NodeOutput((Entry(label, None, card="\n".join(["Not run. Missing:", *missing])),))
         token = cls.hidden.unique_id
-        link = input_link(cls.hidden.dynprompt, token, "image")
-        nodes = placed(branch, list(link), token, label)
+        nodes = placed(branch, photo_link(cls), token, label)
         start_watch(token)
         return io.NodeOutput([f"{token}.end", 0], expand=nodes)
 
 
+def photo_link(node: type[io.ComfyNode]) -> list[Any]:
+    """What the running node's image is connected to, to hand it on to the nodes of its expansion."""
+    link = input_link(node.hidden.dynprompt, node.hidden.unique_id, "image")
+    if link is None:
+        raise ValueError(f"{NAME}: connect a photo.")
+    return list(link)
+
+
 LABELS = {method.name: method.label for method in METHODS}
+IN_ORDER = (*LABELS, UPSCALE_MODEL)
+Entries = tuple[Entry, ...]
 
 
 def placed(branch: Branch, photo: list[Any], token: str, label: str) -> dict[str, Any]:
@@ -204,7 +225,7 @@ class CompareEnd(io.ComfyNode):
 
     @classmethod
     def execute(cls, image: torch.Tensor, token: str, label: str) -> io.NodeOutput:
-        notes = ()
+        notes: tuple[str, ...] = ()
         if (watched := stop_watch(token)) is not None:
             seconds, peak = watched
             notes = (f"{seconds:.1f} s" + (f", peak {peak / 2**30:.2f} GiB" if peak is not None else ""),)
@@ -216,7 +237,6 @@ class CompareResults(io.ComfyNode):
 
     @classmethod
     def define_schema(cls):
-        names = [*LABELS, UPSCALE_MODEL]
         return io.Schema(
             node_id=RESULTS_ID,
             display_name="Compare Results",
@@ -226,19 +246,27 @@ class CompareResults(io.ComfyNode):
             is_dev_only=True,
             inputs=[
                 ComparisonSocket.Input(name, optional=True, lazy=True, tooltip=f"Result of {LABELS.get(name, name)}.")
-                for name in names
+                for name in IN_ORDER
             ],
             outputs=[ComparisonSocket.Output(display_name="results", tooltip="The results in order.")],
         )
 
     @classmethod
-    def check_lazy_status(cls, **results: tuple[Entry, ...] | None) -> list[str]:
-        return [name for name in (*LABELS, UPSCALE_MODEL) if name in results and results[name] is None][:1]
+    def check_lazy_status(cls, **results: Entries | None) -> list[str]:
+        return [name for name in IN_ORDER if name in results and results[name] is None][:1]
 
     @classmethod
-    def execute(cls, **results: tuple[Entry, ...]) -> io.NodeOutput:
-        names = [name for name in (*LABELS, UPSCALE_MODEL) if name in results]
-        return io.NodeOutput(tuple(entry for name in names for entry in results[name]))
+    def execute(
+        cls,
+        bicubic: Entries = (),
+        vosr_nano: Entries = (),
+        vosr: Entries = (),
+        vicr: Entries = (),
+        dreamsr: Entries = (),
+        pure: Entries = (),
+        upscale_model: Entries = (),
+    ) -> io.NodeOutput:
+        return io.NodeOutput((*bicubic, *vosr_nano, *vosr, *vicr, *dreamsr, *pure, *upscale_model))
 
 
 class CompareSheet(io.ComfyNode):
@@ -302,7 +330,7 @@ class CompareSheet(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, places: str | None = None, metrics: str | None = None, images: Any = None):
+    def validate_inputs(cls, places: str | None = None, metrics: str | None = None, *, images: Any = None):
         if places is not None and (error := error_of(partial(parse_places, places))):
             return error
         return (metrics_error(metrics) if metrics and metrics.strip() else None) or True

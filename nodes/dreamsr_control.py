@@ -7,9 +7,9 @@ from comfy_api.latest import io
 from ..host.dreamsr.control.apply import apply_mm_control
 from ..host.dreamsr.control.conditioning import ApplyOptions
 from ..host.dreamsr.control.initialise import DTYPES, initialise_mm_control, parse_blocks
-from ..host.dreamsr.control.loader import control_choices, load_mm_control, save_mm_control
+from ..host.dreamsr.control.loader import control_choices, find_control, load_mm_control, save_mm_control
 from ..host.precision import WEIGHT_DTYPES
-from .inputs import MAX_SEED
+from .inputs import MAX_SEED, checked_choice
 from .sockets import MMControlNetSocket
 
 CATEGORY = "RealISR/DreamSR"
@@ -26,7 +26,7 @@ class LoadMMControlNet(io.ComfyNode):
                 "Loads a DreamSR MM-ControlNet, the dual-branch control network for FLUX.1-dev, from "
                 "models/controlnet. Ordinary ControlNets go through ComfyUI's own loader."
             ),
-            search_aliases=["dreamsr", "controlnet", "mm-controlnet", "load controlnet", "super resolution", "flux"],
+            search_aliases=["dreamsr", "controlnet", "mm-controlnet", "load controlnet", "flux"],
             inputs=[
                 io.Combo.Input(
                     "control_name",
@@ -50,6 +50,10 @@ class LoadMMControlNet(io.ComfyNode):
         )
 
     @classmethod
+    def validate_inputs(cls, control_name: str | None = None) -> bool | str:
+        return checked_choice(control_name, find_control)
+
+    @classmethod
     def execute(cls, control_name: str, weight_dtype: str) -> io.NodeOutput:
         return io.NodeOutput(load_mm_control(control_name, weight_dtype))
 
@@ -66,7 +70,7 @@ class ApplyMMControlNet(io.ComfyNode):
                 "positive (and negative) to the sampler. The prompt in positive stays the global one that FLUX itself "
                 "reads. Can be chained, and used with ordinary ControlNets, LoRAs and tiled sampling."
             ),
-            search_aliases=["dreamsr", "controlnet", "mm-controlnet", "patch prompt", "super resolution", "tile"],
+            search_aliases=["dreamsr", "controlnet", "mm-controlnet", "patch prompt", "tile"],
             inputs=[
                 io.Model.Input("model", tooltip="A FLUX.1 model (Load Diffusion Model)."),
                 MMControlNetSocket.Input("mm_controlnet", tooltip="From Load or Initialise MM-ControlNet."),

@@ -205,7 +205,7 @@ class UpscaleForRestoration(io.ComfyNode):
                 "Other bicubic filters differ by up to 7 grey levels, and a one-step model amplifies that. Alpha is "
                 "enlarged too."
             ),
-            search_aliases=["bicubic", "resize", "pillow", "pil", "upscale image", "super resolution"],
+            search_aliases=["bicubic", "resize", "pillow", "pil", "enlarge image"],
             inputs=[
                 io.Image.Input("image", tooltip="Image or batch to enlarge."),
                 resize_input(),

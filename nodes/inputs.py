@@ -101,8 +101,12 @@ def target_size(image: torch.Tensor, resize: dict[str, Any]) -> tuple[int, int]:
 
     Raises ValueError for a size that cannot be made, and for a widget without one.
     """
+    return size_asked(image.shape[2], image.shape[1], resize)
+
+
+def size_asked(width: int, height: int, resize: dict[str, Any]) -> tuple[int, int]:
+    """(width, height) that the widget asks for of a picture of that size. Raises as target_size."""
     resize = read_choice(resize_input(), resize)
-    height, width = image.shape[1:3]
     if resize["resize"] == BY_FACTOR:
         target = round(width * resize["scale"]), round(height * resize["scale"])
     else:
@@ -119,6 +123,11 @@ def target_size(image: torch.Tensor, resize: dict[str, Any]) -> tuple[int, int]:
             f"The input is {width}x{height}: lower the scale."
         )
     return max(1, target[0]), max(1, target[1])
+
+
+def size_shown(image: torch.Tensor) -> dict[str, list[list[int]]]:
+    """The `ui` output by which the estimate under a node knows the (width, height) of its last input."""
+    return {"realisr_input_size": [[image.shape[2], image.shape[1]]]}
 
 
 MAX_SEED = 0xFFFFFFFFFFFFFFFF
@@ -247,12 +256,33 @@ def chosen_repair(tile_check: str, rounds: int) -> TileRepair | None:
 
 
 def error_of(check: Callable[[], object]) -> str | None:
-    """What is wrong with values, as `check` of them raises it in a ValueError; None for nothing."""
+    """What is wrong with values or files, as `check` of them raises it in a ValueError or FileNotFoundError; None for
+    nothing."""
     try:
         check()
-    except ValueError as error:
+    except (ValueError, FileNotFoundError) as error:
         return str(error)
     return None
+
+
+def checked_choice(value: str | None, check: Callable[[str], object]) -> bool | str:
+    """What `validate_inputs` of a loader answers about the file or folder that is chosen: True, or what to fetch.
+
+    An input that is named in `validate_inputs` is not looked up in its list by the host, which would say no more than
+    that it is not there. value: None where it comes over a wire, and is checked when the node runs.
+    """
+    return True if value is None else error_of(lambda: check(value)) or True
+
+
+def per_input(**answers: bool | str) -> bool | str:
+    """One answer of `validate_inputs` from an answer for each input: True, or a line "name: what is wrong" for each bad
+    one.
+
+    The host repeats the answer for every input that `validate_inputs` takes; the names say whose fault it is, and our
+    browser code leaves each input its own (js/error_card.js).
+    """
+    wrong = [f"{name}: {answer}" for name, answer in answers.items() if answer is not True]
+    return "\n".join(wrong) or True
 
 
 def only(node: str, name: str, values: list[Any] | None, several: str = "patch_prompts") -> Any:

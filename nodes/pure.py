@@ -7,8 +7,11 @@ from typing import Any
 
 from comfy_api.latest import io
 
+from ..host.estimate import require_possible
 from ..host.images import checked_image, with_transparency
+from ..host.pure.estimate import estimate
 from ..host.pure.restore import PURERestoreOptions, Tiles, restore
+from ..models.presets import CUSTOM, PURE, applied
 from ..models.pure.logits import TokenSampling
 from ..models.pure.options import AnswerParts, GenerationOptions
 from ..models.pure.prompt import INSTRUCTION, PLACEHOLDER
@@ -20,9 +23,11 @@ from .inputs import (
     mask_input,
     read_choice,
     resize_input,
+    size_shown,
     target_size,
     tile_check_inputs,
 )
+from .presets import preset_input
 from .pure_loaders import CATEGORY
 from .sockets import ARRestorerSocket, TokenGridSocket
 
@@ -261,16 +266,24 @@ class ARTokenRestorer(io.ComfyNode):
     def define_schema(cls):
         return io.Schema(
             node_id="RealISR_ARTokenRestorer",
-            display_name="AR Token Restorer",
+            display_name="PURE Restore (Entropy AR Token Restorer)",
             category=CATEGORY,
             description=(
                 "PURE: names the degradation, describes the image, and draws the restored one token by token, 4096 "
                 "for each 512 x 512 pixels. Larger results are drawn in blended tiles. Alpha is enlarged by itself "
                 "and kept. Item i of a batch is what it would be alone with seed + i."
             ),
-            search_aliases=["pure", "restore", "super resolution", "upscale", "autoregressive", "caption", "enhance"],
+            search_aliases=[
+                "pure",
+                "autoregressive",
+                "ai upscale",
+                "image super resolution",
+                "restore old photo",
+                "denoise old photo",
+                "photo enhancement",
+            ],
             inputs=[
-                ARRestorerSocket.Input("model", tooltip="PURE (Load AR Restorer)."),
+                ARRestorerSocket.Input("model", tooltip="PURE (Load PURE Model)."),
                 io.Image.Input("image", tooltip="Low-quality image or batch to restore."),
                 resize_input(),
                 *text_inputs(),
@@ -293,6 +306,7 @@ class ARTokenRestorer(io.ComfyNode):
                 *expert_inputs(),
                 *tile_check_inputs("temperature a fifth lower each time"),
                 mask_input(),
+                preset_input(PURE),
             ],
             outputs=[
                 io.Image.Output(display_name="image", tooltip="The restored image at the target size."),
@@ -359,11 +373,13 @@ class ARTokenRestorer(io.ComfyNode):
         tile_check: str = TILE_CHECK_OFF,
         check_rounds: int = 2,
         mask=None,
+        preset: str = CUSTOM,
     ) -> io.NodeOutput:
         if error := text_error(description, guidance, instruction):
             raise ValueError(error)
         image = with_transparency(checked_image(image, "AR Token Restorer: "), mask, "AR Token Restorer: ")
         width, height = target_size(image, resize)
+        temperature = applied(PURE, preset, {"temperature": temperature})["temperature"]
         options = PURERestoreOptions(
             width=width,
             height=height,
@@ -385,9 +401,17 @@ class ARTokenRestorer(io.ComfyNode):
             together=batch_size,
             repair=chosen_repair(tile_check, check_rounds),
         )
+        require_possible(estimate(model, options))
         restored = restore(model, image, options)
         entropy = (restored.entropy / MAX_ENTROPY).clamp(0, 1)
-        return io.NodeOutput(restored.image, restored.degradation, restored.description, entropy, restored.tokens)
+        return io.NodeOutput(
+            restored.image,
+            restored.degradation,
+            restored.description,
+            entropy,
+            restored.tokens,
+            ui=size_shown(image),
+        )
 
 
 def text_error(description: str, guidance: str, instruction: str) -> str | None:

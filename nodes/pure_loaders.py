@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from ..host.pure.files import VQ_AUTO, restorer_choices, vq_choices
+from ..host.pure.files import VQ_AUTO, find_restorer, find_vqgan_for, restorer_choices, vq_choices
 from ..host.pure.loader import AUTO, WEIGHT_CHOICES, load_ar_restorer
+from .inputs import checked_choice, per_input
 from .sockets import ARRestorerSocket
 
 CATEGORY = "RealISR/PURE"
@@ -16,7 +17,7 @@ class LoadARRestorer(io.ComfyNode):
     def define_schema(cls):
         return io.Schema(
             node_id="RealISR_LoadARRestorer",
-            display_name="Load AR Restorer",
+            display_name="Load PURE Model",
             category=CATEGORY,
             description=(
                 "Loads PURE as released: the nonwhy/PURE folder (config.json, the *.safetensors with their index, "
@@ -53,6 +54,15 @@ class LoadARRestorer(io.ComfyNode):
             outputs=[
                 ARRestorerSocket.Output(display_name="model", tooltip="For AR Token Restorer."),
             ],
+        )
+
+    @classmethod
+    def validate_inputs(cls, model_name: str | None = None, vq_name: str | None = None) -> bool | str:
+        return per_input(
+            model_name=checked_choice(model_name, find_restorer),
+            vq_name=True
+            if model_name is None
+            else checked_choice(vq_name, lambda name: find_vqgan_for(name, model_name)),
         )
 
     @classmethod

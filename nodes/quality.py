@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from itertools import accumulate
 
 from comfy_api.latest import io
-from torch import Tensor
 
 from ..host.images import checked_image
 from ..host.iqa import score_all, weights_folder
 from ..models.best_of_n import best_of_n
-from ..models.candidates import ARRANGEMENTS, AUTO, group_candidates
-from ..models.drift import measure_drift, vetoed
+from ..models.candidates import ARRANGEMENTS, AUTO, group_candidates, matched_pins, read_pins
+from ..models.drift import vetoed
+from ..services.iqa.kept_scores import content_of
 from ..services.iqa.metrics import DEFAULT_METRICS, parse_metrics
 from ..services.iqa.weights import require_weights
-from .inputs import drift_limit_input
+from .candidate_cards import cards_of, drift_text, drifts_of, pin_text
+from .inputs import drift_limit_input, error_of
 from .score_table import ScoreTable, Section
 
 CATEGORY = "RealISR/Quality"
@@ -41,6 +41,20 @@ def metrics_error(text: str | None) -> str | None:
     except (ValueError, ImportError) as error:
         return str(error)
     return None
+
+
+def pinned_input() -> io.String.Input:
+    return io.String.Input(
+        "pinned",
+        default="",
+        optional=True,
+        socketless=True,
+        tooltip=(
+            "Numbers of the candidates that were chosen by hand, from 0, one for each image, separated by commas; - or "
+            "nothing lets the scores choose. A click on a candidate's card writes it."
+        ),
+        extra_dict={"hidden": True},
+    )
 
 
 class NRIQAScore(io.ComfyNode):
@@ -92,7 +106,7 @@ class NRIQABestOfN(io.ComfyNode):
             description=(
                 "Picks the best of several restorations of one image: ranks them by each no-reference metric and takes "
                 "the smallest sum of ranks. Ties go to the larger mean of the normalised scores, then to the earliest. "
-                "Alpha is kept and not judged."
+                "Shows all of them on the node, where a click takes another one. Alpha is kept and not judged."
             ),
             search_aliases=["best of n", "select", "choose", "rank", "iqa", "quality", "candidates", "vicr", "pyiqa"],
             is_input_list=True,
@@ -135,6 +149,7 @@ class NRIQABestOfN(io.ComfyNode):
                     tooltip="Only for drift_limit: the low-quality image. One for all images, or one for each.",
                 ),
                 drift_limit_input(),
+                pinned_input(),
             ],
             outputs=[
                 io.Image.Output(
@@ -159,26 +174,30 @@ class NRIQABestOfN(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, metrics: list[str] | None = None):
-        return metrics_error(metrics[0] if metrics else None) or True
+    def validate_inputs(cls, metrics: list[str] | None = None, pinned: list[str] | None = None):
+        pins = error_of(lambda: read_pins(pinned[0] if pinned else ""))
+        return pins or metrics_error(metrics[0] if metrics else None) or True
 
     @classmethod
     def execute(
-        cls, images, metrics, candidates, image_count, prompts=None, lq_image=None, drift_limit=(0.0,)
+        cls, images, metrics, candidates, image_count, prompts=None, lq_image=None, drift_limit=(0.0,), pinned=("",)
     ) -> io.NodeOutput:
         chosen = parse_metrics(metrics[0])
         for image in images:
             checked_image(image, "NR-IQA Best-of-N Selector: ")
         groups = group_candidates(images, prompts, candidates[0], image_count[0])
         subjects = [subject for group in groups for subject in group.subjects]
+        counts = [len(subject) for subject in subjects]
+        pins = matched_pins(read_pins(pinned[0]), counts)
         drifts = drifts_of(subjects, lq_image, drift_limit[0])
-        scores = score_all([candidate for subject in subjects for candidate in subject], chosen)
+        vetoes = [vetoed(drift, drift_limit[0]) for drift in drifts]
+        every = [candidate for subject in subjects for candidate in subject]
+        contents = [content_of(candidate) for candidate in every]
+        scores = score_all(every, chosen, contents)
         higher = [not metric.lower_is_better for metric in chosen]
-        tables = scores.split([len(subject) for subject in subjects])
-        rankings = [
-            best_of_n(table, higher, vetoed(drift, drift_limit[0])) for table, drift in zip(tables, drifts, strict=True)
-        ]
-        best = [ranking.best for ranking in rankings]
+        tables = scores.split(counts)
+        rankings = [best_of_n(table, higher, veto) for table, veto in zip(tables, vetoes, strict=True)]
+        best = [ranking.best if pin is None else pin for ranking, pin in zip(rankings, pins, strict=True)]
 
         ends = list(accumulate(len(group.subjects) for group in groups))
         results = [group.joined(best[end - len(group.subjects) : end]) for group, end in zip(groups, ends, strict=True)]
@@ -186,40 +205,13 @@ class NRIQABestOfN(io.ComfyNode):
         best_prompts = [texts[index] if texts else "" for texts, index in zip(prompts_of, best, strict=True)]
         names = [f"image {number}" if len(subjects) > 1 else "" for number in range(len(subjects))]
         told = [drift_text(drift, drift_limit[0]) for drift in drifts]
-        titles = [", ".join(filter(None, parts)) for parts in zip(names, told, strict=True)]
-        sections = [Section(*parts) for parts in zip(titles, tables, rankings, prompts_of, strict=True)]
+        said = [pin_text(pin, ranking.best) for pin, ranking in zip(pins, rankings, strict=True)]
+        titles = [", ".join(filter(None, parts)) for parts in zip(names, told, said, strict=True)]
+        cards = cards_of(every, contents, drifts if drift_limit[0] > 0 else [], vetoes)
+        shown = [cards[end - count : end] for end, count in zip(accumulate(counts), counts, strict=True)]
+        sections = [Section(*parts) for parts in zip(titles, tables, rankings, prompts_of, pins, shown, strict=True)]
         table = ScoreTable(chosen, sections)
         return io.NodeOutput(results, best, best_prompts, table.text(), ui=table.ui())
-
-
-def drifts_of(subjects: Sequence[Sequence[Tensor]], lq_image: list[Tensor] | None, limit: float) -> list[list[float]]:
-    """Drift of every candidate `[H, W, C]` of every image; zeros where the limit asks for none.
-
-    Raises ValueError without low-quality images, or for another number of them than there are images.
-    """
-    name = "NR-IQA Best-of-N Selector"
-    models = [item[..., :3] for batch in lq_image or () for item in checked_image(batch, f"{name} (lq_image): ")]
-    if limit <= 0:
-        return [[0.0] * len(candidates) for candidates in subjects]
-    if not models:
-        raise ValueError(f"{name}: drift_limit {limit:g} compares candidates with lq_image. Connect it, or set 0.")
-    if len(models) not in (1, len(subjects)):
-        raise ValueError(
-            f"{name}: {len(models)} low-quality images came for {len(subjects)} images. Give one for each."
-        )
-    return [
-        [measure_drift(candidate[..., :3], models[index % len(models)]).value for candidate in candidates]
-        for index, candidates in enumerate(subjects)
-    ]
-
-
-def drift_text(drifts: Sequence[float], limit: float) -> str:
-    """The drifts in words; nothing where none were measured."""
-    if limit <= 0:
-        return ""
-    out = vetoed(drifts, limit)
-    said = [f"{drift:.2f}{' (vetoed)' if veto else ''}" for drift, veto in zip(drifts, out, strict=True)]
-    return f"drift {', '.join(said)}"
 
 
 NODES = [NRIQAScore, NRIQABestOfN]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +26,14 @@ class Section:
     """When they are candidates of one image."""
     prompts: Sequence[str] = ()
     """Of the N candidates, or empty."""
+    pin: int | None = None
+    """The candidate that was chosen by hand, in place of the ranking's."""
+    shown: Sequence[Mapping[str, Any]] = ()
+    """What the browser is told of the N candidates besides: plain JSON, or empty."""
+
+    @property
+    def chosen(self) -> int | None:
+        return self.pin if self.pin is not None or self.ranking is None else self.ranking.best
 
 
 @dataclass(frozen=True)
@@ -39,7 +47,7 @@ class ScoreTable:
         return {"score_table": [{"metrics": metrics, "sections": [section_data(section) for section in self.sections]}]}
 
     def text(self) -> str:
-        """Aligned columns, one line per image or candidate; `*` marks the chosen one, `#` its rank in a metric."""
+        """Aligned columns, one line per image or candidate; `*` marks the chosen one, `#` ranks in a metric."""
         return "\n\n".join(self._section_text(section) for section in self.sections)
 
     def _section_text(self, section: Section) -> str:
@@ -64,7 +72,10 @@ class ScoreTable:
 
 
 def section_data(section: Section) -> dict[str, Any]:
-    """A section as JSON: index from 0, scores, and for candidates their ranks, rank sum, mean and whether chosen."""
+    """A section as JSON: index from 0, scores, and for candidates their ranks, rank sum, mean and whether chosen.
+
+    best: the one that the scores choose; chosen: the one that is handed on, which is another where one is pinned.
+    """
     rows: list[dict[str, Any]] = []
     for index, scores in enumerate(section.scores):
         numbers = [value if math.isfinite(value) else None for value in scores.tolist()]
@@ -74,10 +85,13 @@ def section_data(section: Section) -> dict[str, Any]:
                 "ranks": section.ranking.ranks[index].tolist(),
                 "rank_sum": int(section.ranking.rank_sum[index]),
                 "mean": float(section.ranking.mean_normalized[index]),
-                "chosen": index == section.ranking.best,
+                "best": index == section.ranking.best,
+                "chosen": index == section.chosen,
             }
         if section.prompts:
             row["prompt"] = section.prompts[index]
+        if section.shown:
+            row |= section.shown[index]
         rows.append(row)
     return {"title": section.title, "rows": rows}
 

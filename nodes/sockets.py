@@ -28,5 +28,8 @@ TokenGridSocket = io.Custom("REALISR_TOKEN_GRID")
 AgentLoopSocket = io.Custom("REALISR_AGENT_LOOP")
 """A host.agent.history.RefinementHistory. It also says which Start a Loop belongs to."""
 
+AgentRoundsSocket = io.Custom("REALISR_AGENT_ROUNDS")
+"""A host.agent.loop.MadeRounds. Handed over inside of a loop only."""
+
 ComparisonSocket = io.Custom("REALISR_COMPARISON")
 """A tuple of models.compare.sheet.Entry."""

@@ -88,7 +88,11 @@ class TileGridNode(io.ComfyNode):
             outputs=[
                 TileGridSocket.Output(display_name="tile_grid", tooltip="For every node that works in tiles."),
                 io.Image.Output(
-                    display_name="preview", tooltip="The tiles with their numbers, counted row by row from 1."
+                    display_name="preview",
+                    tooltip=(
+                        "Each tile's own part in a colour of its own, with its number, row by row from 1. What tiles "
+                        "share is darker; the whole of tile 1 is outlined."
+                    ),
                 ),
                 io.Int.Output(display_name="tiles", tooltip="Number of tiles."),
             ],

@@ -34,7 +34,7 @@ class DiptychBuilder(io.ComfyNode):
                 "itself and rejoined by the crop. The detail that fills the panel is generated: it is no evidence of "
                 "what the photo showed."
             ),
-            search_aliases=["vicr", "diptych", "in-context", "flux fill", "super resolution", "restore", "canvas"],
+            search_aliases=["vicr", "diptych", "in-context", "flux fill", "canvas"],
             inputs=[
                 io.Image.Input("image", tooltip="Low-quality image or batch to restore."),
                 resize_input(),

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from ..host.vicr.loader import JOINS, bridge_choices, load_bridge, save_bridge, untrained
-from .inputs import MAX_SEED
+from ..host.vicr.loader import JOINS, bridge_choices, find_bridge, load_bridge, save_bridge, untrained
+from .inputs import MAX_SEED, checked_choice
 from .vicr import CATEGORY
 
 
@@ -35,6 +35,10 @@ class LoadVisionContextBridge(io.ComfyNode):
                 io.ModelPatch.Output(display_name="bridge", tooltip="The bridge, for CLIP Vision-Context Bridge.")
             ],
         )
+
+    @classmethod
+    def validate_inputs(cls, bridge_name: str | None = None) -> bool | str:
+        return checked_choice(bridge_name, find_bridge)
 
     @classmethod
     def execute(cls, bridge_name: str) -> io.NodeOutput:

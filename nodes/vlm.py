@@ -11,6 +11,7 @@ from ..services.vlm.chat.addresses import check_key_variable, normalize_base_url
 from ..services.vlm.chat.endpoint import ChatEndpoint, Detail, check_model
 from ..services.vlm.protocol import SetupError
 from ..services.vlm.transformers import load_local_vlm
+from .inputs import checked_choice, per_input
 from .sockets import VLMSocket
 
 CATEGORY = "RealISR/VLM"
@@ -46,7 +47,8 @@ class ChatEndpointNode(io.ComfyNode):
                     default="OPENAI_API_KEY",
                     tooltip="Name of the environment variable that holds the key, never the key itself. A key goes "
                     "only to its own service, to the address in its *_BASE_URL variable, or, if it is the key of a "
-                    "chat service or named in REALISR_KEY_VARIABLES, to this machine. Servers without keys need none.",
+                    "chat service or named in REALISR_KEY_VARIABLES, to this machine. May be empty for a server on "
+                    "this machine.",
                 ),
                 io.Float.Input(
                     "temperature",
@@ -121,16 +123,11 @@ class ChatEndpointNode(io.ComfyNode):
         cls, base_url: str | None = None, model: str | None = None, key_variable: str | None = None
     ) -> bool | str:
         # A linked input is None here and is checked when the node runs.
-        try:
-            if base_url is not None:
-                normalize_base_url(base_url)
-            if model is not None:
-                check_model(model)
-            if key_variable is not None:
-                check_key_variable(key_variable)
-        except SetupError as error:
-            return str(error)
-        return True
+        return per_input(
+            base_url=checked_choice(base_url, normalize_base_url),
+            model=checked_choice(model, check_model),
+            key_variable=checked_choice(key_variable, lambda name: check_key_variable(name, own_address(base_url))),
+        )
 
     @classmethod
     def execute(
@@ -226,6 +223,10 @@ class LoadLocalVLM(io.ComfyNode):
         )
 
     @classmethod
+    def validate_inputs(cls, model_name: str | None = None) -> bool | str:
+        return checked_choice(model_name, find_vlm)
+
+    @classmethod
     def execute(
         cls, model_name: str, weight_dtype: str, temperature: float, max_tokens: int, image_size: int
     ) -> io.NodeOutput:
@@ -233,6 +234,14 @@ class LoadLocalVLM(io.ComfyNode):
         dtype = foreign_dtypes()[weight_dtype]
         local = load_local_vlm(find_vlm(model_name), dtype, temperature, max_tokens, image_size)
         return io.NodeOutput(ManagedVLM(local, managed(local.network)))
+
+
+def own_address(base_url: str | None) -> str:
+    """The address that a key would go to; a local one where it is not known yet, or is what is wrong."""
+    try:
+        return normalize_base_url(base_url or "localhost")
+    except SetupError:
+        return normalize_base_url("localhost")
 
 
 NODES = [ChatEndpointNode, LoadLocalVLM]

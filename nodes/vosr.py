@@ -6,11 +6,14 @@ from typing import Any
 
 from comfy_api.latest import io
 
+from ..host.estimate import require_possible
 from ..host.images import checked_image, with_transparency
 from ..host.vosr.conditioning import EncodeOptions, Posterior, SquareTiles, build_conditioning
+from ..host.vosr.estimate import estimate
 from ..host.vosr.guider import RestorationGuider
 from ..host.vosr.restore import VOSRRestoreOptions, restore, vosr_info
 from ..models.color import METHODS, Method
+from ..models.presets import CUSTOM, VOSR, applied
 from ..models.tiles.layout import TileLayout
 from ..models.vosr.sampling import DEFAULT_GUIDANCE_SCALE, RestorationGuidance
 from .inputs import (
@@ -22,10 +25,12 @@ from .inputs import (
     preview_input,
     read_choice,
     resize_input,
+    size_shown,
     target_size,
     tile_check_inputs,
     vae_tile_input,
 )
+from .presets import preset_input
 from .sockets import TileGridSocket
 
 CATEGORY = "RealISR/VOSR"
@@ -167,7 +172,7 @@ class VOSRConditioning(io.ComfyNode):
                 "Sides are padded to a multiple of 16 (4 with pixel unshuffle); crop the decoded image to width and "
                 "height. Alpha is left out."
             ),
-            search_aliases=["vosr", "restoration", "super resolution", "conditioning", "weak condition", "dino"],
+            search_aliases=["vosr", "restoration conditioning", "weak condition", "dino"],
             inputs=[
                 io.Image.Input(
                     "image", tooltip="LQ image, enlarged to the size of the result (Upscale for Restoration)."
@@ -277,7 +282,7 @@ class RestorationCFGSampler(io.ComfyNode):
     def define_schema(cls):
         return io.Schema(
             node_id="RealISR_RestorationCFGSampler",
-            display_name="Restoration-CFG Sampler",
+            display_name="VOSR Restore (Restoration-CFG Sampler)",
             category=CATEGORY,
             description=(
                 "VOSR in one node: enlarges, encodes, samples with restoration-oriented guidance, decodes and "
@@ -286,13 +291,20 @@ class RestorationCFGSampler(io.ComfyNode):
             ),
             search_aliases=[
                 "vosr",
-                "restore",
-                "super resolution",
-                "upscale",
-                "enhance",
-                "deblur",
-                "denoise",
+                "restore photo",
+                "photo restoration",
                 "image restoration",
+                "upscale",
+                "super resolution",
+                "image super resolution",
+                "real-world super resolution",
+                "old photo",
+                "old photo repair",
+                "denoise photo",
+                "denoise",
+                "deblur",
+                "enhance",
+                "enhance photo",
             ],
             inputs=[
                 io.Model.Input("model", tooltip="A VOSR model (Load VOSR Model)."),
@@ -342,6 +354,7 @@ class RestorationCFGSampler(io.ComfyNode):
                 *tile_check_inputs("restoration_scale half a unit higher each time, which one-step models do not read"),
                 preview_input(),
                 mask_input(),
+                preset_input(VOSR),
             ],
             outputs=[io.Image.Output(display_name="image", tooltip="The restored image at the target size.")],
         )
@@ -380,22 +393,25 @@ class RestorationCFGSampler(io.ComfyNode):
         check_rounds: int = 2,
         preview: bool = True,
         mask=None,
+        preset: str = CUSTOM,
     ) -> io.NodeOutput:
         image = with_transparency(checked_image(image, "Restoration-CFG Sampler: "), mask, "Restoration-CFG Sampler: ")
         width, height = target_size(image, resize)
+        scale = applied(VOSR, preset, {"restoration_scale": restoration_scale})["restoration_scale"]
         options = VOSRRestoreOptions(
             width=width,
             height=height,
             seed=seed,
             steps=steps,
-            guidance=RestorationGuidance(restoration_scale, guidance_start, guidance_end),
+            guidance=RestorationGuidance(scale, guidance_start, guidance_end),
             encode=EncodeOptions(chosen_strength(weak_strength), posterior=posterior, vae_tile=vae_tile_size),
             tiles=chosen_tiles(tiling) if tile_grid is None else tile_grid,
             color=color_alignment,
             repair=chosen_repair(tile_check, check_rounds),
             preview=preview,
         )
-        return io.NodeOutput(restore(model, vae, vision_encoder, image, options))
+        require_possible(estimate(model, vae, vision_encoder, options))
+        return io.NodeOutput(restore(model, vae, vision_encoder, image, options), ui=size_shown(image))
 
 
 def tiling_input() -> io.DynamicCombo.Input:
@@ -424,4 +440,4 @@ def chosen_tiles(tiling: dict[str, Any]) -> SquareTiles | None:
     return SquareTiles(tiling["tile_size"], tiling["tile_overlap"])
 
 
-NODES = [VOSRConditioning, RestorationCFGGuider, RestorationCFGSampler]
+NODES = [RestorationCFGSampler, VOSRConditioning, RestorationCFGGuider]

@@ -5,10 +5,19 @@ from __future__ import annotations
 from comfy_api.latest import io
 
 from ..host.precision import WEIGHT_DTYPES
-from ..host.vosr.files import BUNDLED, model_choices
+from ..host.vosr.files import BUNDLED, find_model, model_choices
 from ..host.vosr.loader import VARIANTS, load_vosr_model
-from ..host.vosr.vae import NO_DECODER, PIXEL_UNSHUFFLE, decoder_choices, load_vosr_vae, vae_choices
-from ..host.vosr.vision import load_vision_encoder, vision_choices
+from ..host.vosr.vae import (
+    NO_DECODER,
+    PIXEL_UNSHUFFLE,
+    decoder_choices,
+    find_decoder,
+    find_vae,
+    load_vosr_vae,
+    vae_choices,
+)
+from ..host.vosr.vision import find_vision_encoder, load_vision_encoder, vision_choices
+from .inputs import checked_choice, per_input
 
 CATEGORY = "RealISR/VOSR"
 
@@ -25,7 +34,7 @@ class LoadVOSRModel(io.ComfyNode):
                 "or a single .safetensors file in models/diffusion_models. VOSR 0.5B and 1.4B, multi-step and "
                 "one-step, and VOSR 2.0 work as released. VOSR nano comes with the pack."
             ),
-            search_aliases=["vosr", "super resolution", "restore", "upscale", "load diffusion model", "checkpoint"],
+            search_aliases=["vosr", "load diffusion model", "checkpoint", "restoration model"],
             inputs=[
                 io.Combo.Input(
                     "model_name",
@@ -62,6 +71,10 @@ class LoadVOSRModel(io.ComfyNode):
                 )
             ],
         )
+
+    @classmethod
+    def validate_inputs(cls, model_name: str | None = None) -> bool | str:
+        return checked_choice(model_name, find_model)
 
     @classmethod
     def execute(cls, model_name: str, weight_dtype: str, variant: str) -> io.NodeOutput:
@@ -107,6 +120,12 @@ class LoadVOSRVAE(io.ComfyNode):
         )
 
     @classmethod
+    def validate_inputs(cls, vae_name: str | None = None, decoder_name: str | None = None) -> bool | str:
+        return per_input(
+            vae_name=checked_choice(vae_name, find_vae), decoder_name=checked_choice(decoder_name, find_decoder)
+        )
+
+    @classmethod
     def execute(cls, vae_name: str, decoder_name: str) -> io.NodeOutput:
         return io.NodeOutput(load_vosr_vae(vae_name, decoder_name))
 
@@ -140,6 +159,10 @@ class LoadVOSRVisionEncoder(io.ComfyNode):
                 )
             ],
         )
+
+    @classmethod
+    def validate_inputs(cls, vision_name: str | None = None) -> bool | str:
+        return checked_choice(vision_name, find_vision_encoder)
 
     @classmethod
     def execute(cls, vision_name: str) -> io.NodeOutput:

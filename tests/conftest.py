@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from _pack import ROOT, load_pack
-from comfy_frontend import Frontend, find_browser
+from comfy_frontend import RENDERERS, Frontend, find_browser
 from comfy_server import ComfyServer
 from harness.host import InProcessHost, start_host
 from host_env import Host, find_host
@@ -24,8 +24,6 @@ CUSTOM_NODES = {"realisr": ROOT, "realisr_test_nodes": ROOT / "tests" / "test_no
 NO_BROWSER = "no chromium, chromium-browser or google-chrome on PATH"
 
 USED_BY_FIXTURE = {"host": "host", "server": "e2e", "start_server": "e2e", "frontend": "browser", "canvas": "browser"}
-
-RENDERERS = ("classic", "nodes2")
 
 SCREENSHOTS = Path(os.environ.get("REALISR_SCREENSHOTS", ROOT / "test_output" / "screenshots"))
 

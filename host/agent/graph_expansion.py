@@ -87,16 +87,19 @@ def requested_outputs() -> frozenset[str] | None:
 
     Fewer than the graph has when the artist queued only some of them or when others did not pass validation.
     """
+    item = running_item()
+    return None if item is None else frozenset(item[4])
+
+
+def running_item() -> tuple[Any, ...] | None:
+    """The queue's item of the prompt that executes this: (number, id, graph, extra data, output nodes, ...)."""
     from server import PromptServer
 
     context, server = get_executing_context(), getattr(PromptServer, "instance", None)
     if context is None or server is None:
         return None
     running, _ = server.prompt_queue.get_current_queue_volatile()
-    for _, prompt_id, _, _, outputs, *_ in running:
-        if prompt_id == context.prompt_id:
-            return frozenset(outputs)
-    return None
+    return next((item for item in running if item[1] == context.prompt_id), None)
 
 
 def copy_nodes(

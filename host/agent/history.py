@@ -8,6 +8,7 @@ holds it as long as it holds the output of the node that made it, counts its ima
 from __future__ import annotations
 
 import json
+import time
 import uuid
 import weakref
 from collections.abc import Sequence
@@ -16,7 +17,9 @@ from typing import Any, NamedTuple
 from comfy_execution.graph import DynamicPrompt
 from torch import Tensor
 
+from .edits import NO_EDITS, Edits
 from .graph_expansion import upstream
+from .timeline import Row
 
 
 class RoundResult(NamedTuple):
@@ -29,6 +32,8 @@ class RoundResult(NamedTuple):
     """What the agent says it changed."""
     reasons: list[str]
     """Why."""
+    told: Sequence[Row] = ()
+    """What the loop's timeline shows of it."""
 
 
 class Circumstances(NamedTuple):
@@ -56,11 +61,21 @@ class Run(NamedTuple):
     """The images of round 1."""
     rounds: list[RoundResult]
     """From round 2 on."""
+    edits: Edits
+    """The prompts that the artist wrote for rounds, where those made are such."""
+    told: list[Row]
+    """What the timeline shows of round 1."""
 
     def fits(self, circumstances: Circumstances, first: list[Tensor]) -> bool:
         """The images of round 1 have to be the same objects: the host restores anew whenever anything has changed."""
         same = len(first) == len(self.first) and all(a is b for a, b in zip(first, self.first, strict=True))
         return same and circumstances == self.circumstances
+
+    def edited(self, edits: Edits) -> Run:
+        """A run with other edits: it has the rounds before the first of them that differs."""
+        changed = [number for number in {**self.edits, **edits} if self.edits.get(number) != edits.get(number)]
+        kept = self.rounds[: min(changed) - 2] if changed else self.rounds
+        return Run(uuid.uuid4().hex, self.circumstances, self.first, kept, edits, self.told)
 
 
 class RefinementHistory(list[Run]):
@@ -69,24 +84,40 @@ class RefinementHistory(list[Run]):
     A list of tuples, so that the host's memory accounting finds the images.
     """
 
-    def __init__(self, prompt: str):
+    def __init__(self, prompt: str, image: Tensor):
         super().__init__()
         self.prompt = prompt
         """Of round 1."""
+        self.image = image
+        """The low-quality image `[1, h, w, C]` that the start gives out too."""
         self.total = 0
         """Rounds that are being made, 0 before that is known."""
         self.answers: dict[tuple[str, int], tuple[str, str, str]] = {}
         """(key of a run, number of a round) -> the agent's texts for this start's image, for a round whose restoration
         did not finish."""
+        self.begun: dict[tuple[str, int], float] = {}
+        """The same -> time.monotonic() at which the round began; (id of a loop, 1) for its first round."""
+        self.halted = ""
+        """Key of the run that was last ended early."""
 
-    def continued(self, circumstances: Circumstances, first: list[Tensor]) -> Run:
-        """The run that goes on; a new one, in place of the loop's last, where something is different."""
-        for run in self:
+    def continued(self, circumstances: Circumstances, first: list[Tensor], edits: Edits = NO_EDITS) -> Run:
+        """The run that goes on; a new one, in place of the loop's last, where something is different.
+
+        A run that was ended early goes on under another key: the host may know what its nodes did not make.
+        """
+        for index, run in enumerate(self):
             if run.fits(circumstances, first):
-                return run
+                if run.edits != edits or run.key == self.halted:
+                    self[index] = run.edited(edits)
+                return self[index]
         self[:] = [run for run in self if run.circumstances.loop != circumstances.loop]
-        self.append(Run(uuid.uuid4().hex, circumstances, first, []))
+        self.append(Run(uuid.uuid4().hex, circumstances, first, [], edits, []))
         return self[-1]
+
+    def seconds(self, key: str, round_number: int) -> float | None:
+        """How long a round took that ends now; None where its beginning was not seen."""
+        began = self.begun.pop((key, round_number), None)
+        return None if began is None else time.monotonic() - began
 
     def record(self, key: str, round_number: int, result: RoundResult) -> None:
         """Keep a round of a run. Rounds after it are dropped; a run that is not there any more is left alone."""

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from comfy_execution.graph import DynamicPrompt
 from comfy_execution.graph_utils import GraphBuilder
 
+from .edits import Edits
 from .graph_expansion import Link, between, copy_nodes, input_link, output_nodes, siblings
-from .history import Run
+from .history import RoundResult, Run
+from .timeline import Row
 
 START_ID = "RealISR_AgentRefinementStart"
 LOOP_ID = "RealISR_AgentRefinementLoop"
@@ -21,8 +23,9 @@ CANDIDATES_ID = "RealISR_AgentRefinementCandidates"
 PROMPT_OUTPUT, IMAGE_OUTPUT, ROUND_OUTPUT, LOOP_OUTPUT = 0, 1, 2, 3
 
 DRIFT_LIMIT = "drift_limit"
+EDITED_PROMPTS = "edited_prompts"
 
-LOOP_INPUTS = ("loop", "image", "rounds", DRIFT_LIMIT)
+LOOP_INPUTS = ("loop", "image", "rounds", DRIFT_LIMIT, EDITED_PROMPTS)
 """The loop's own; all its other inputs are the refiner's."""
 
 
@@ -83,10 +86,27 @@ def outputs_beside(graph: DynamicPrompt, loop: str, start: str, varies: Callable
     return [node_id for node_id in outputs if node_id in in_a_round and node_id not in after]
 
 
+@dataclass(eq=False)
+class MadeRounds:
+    """What one run of a loop makes: the value that its nodes share.
+
+    Not over links: a round that is left out when the loop ends early blocks every node that is linked to it.
+    """
+
+    total: int
+    """Rounds that were asked for."""
+    edits: Edits
+    drift_limit: float
+    rows: list[Row]
+    """Of the rounds so far, those kept from before included."""
+    rounds: dict[int, RoundResult] = field(default_factory=dict)
+    """Number of a round -> what it made now."""
+
+
 class Expansion:
     """Rounds 2, 3, ... of a loop as further nodes of the graph."""
 
-    def __init__(self, wiring: Wiring, run: Run):
+    def __init__(self, wiring: Wiring, run: Run, made: MadeRounds):
         self.wiring = wiring
         self.run = run
         # Apart from the copies, whose ids follow those of the originals.
@@ -94,28 +114,37 @@ class Expansion:
         self.copies: dict[str, Any] = {}
         self.images: list[list[Any]] = [[*wiring.result]]
         self.prompts: list[list[Any]] = [[wiring.start, PROMPT_OUTPUT]]
-        self.results: list[Any] = []
+        self.kept: list[Any] = []
+        self.made = made
+        self.last: list[Any] | None = None
         # As they are in the graph: values that came over a link would be unknown to the cache.
         self.inputs = wiring.graph.get_node(wiring.loop)["inputs"]
 
     def add_round(self, number: int) -> None:
         """The result of a round: kept from before, or the agent's prompt and the restoration with it."""
         flow = {"loop": [self.wiring.start, LOOP_OUTPUT], "run": self.run.key, "round": number}
-        made = {} if number - 2 < len(self.run.rounds) else self._make(number, flow)
-        result = self.own.node(RESULT_ID, id=f"result_{number}", **flow, **made)
+        kept = number - 2 < len(self.run.rounds)
+        result = self.own.node(RESULT_ID, id=f"result_{number}", **flow, **({} if kept else self._make(number, flow)))
         self.images.append(result.out(0))
         self.prompts.append(result.out(1))
-        self.results.append(result)
+        if kept:
+            self.kept.append(result)
+        else:
+            self.last = result.out(0)
 
     def _make(self, number: int, flow: dict[str, Any]) -> dict[str, Any]:
         wiring = self.wiring
-        agent = self.own.node(ROUND_ID, id=f"agent_{number}", **self._agent_inputs(), **flow)
+        agent = self.own.node(ROUND_ID, id=f"agent_{number}", **self._agent_inputs(), **self._edit(number), **flow)
         replaced = {(wiring.start, PROMPT_OUTPUT): agent.out(0), (wiring.start, ROUND_OUTPUT): number}
         builder = GraphBuilder(f"{wiring.loop}.round_{number}.")
         copies = copy_nodes(builder, wiring.graph, wiring.body, replaced)
         self.copies |= builder.finalize()
         image = copies[wiring.result[0]].out(wiring.result[1])
-        return {"image": image, "prompt": agent.out(0), "changes": agent.out(1), "reason": agent.out(2)}
+        texts = {"prompt": agent.out(0), "changes": agent.out(1), "reason": agent.out(2)}
+        return {"image": image, **texts, "made": self.made}
+
+    def _edit(self, number: int) -> dict[str, Any]:
+        return {"edited_prompt": self.run.edits[number]} if number in self.run.edits else {}
 
     def _agent_inputs(self) -> dict[str, Any]:
         return {
@@ -130,12 +159,15 @@ class Expansion:
 
     def finish(self) -> tuple[list[list[Any]], dict[str, Any]]:
         """Adds the node that gathers the rounds: links to its candidates, prompts and report, and all further nodes."""
+        known = len(self.kept) + 1
         gathered = {
-            **{f"images.{number}": link for number, link in enumerate(self.images, 1)},
-            **{f"prompts.{number}": link for number, link in enumerate(self.prompts, 1)},
-            **{f"changes.{number}": result.out(2) for number, result in enumerate(self.results, 2)},
-            **{f"reasons.{number}": result.out(3) for number, result in enumerate(self.results, 2)},
+            **{f"images.{number}": link for number, link in enumerate(self.images[:known], 1)},
+            **{f"prompts.{number}": link for number, link in enumerate(self.prompts[:known], 1)},
+            **{f"changes.{number}": result.out(2) for number, result in enumerate(self.kept, 2)},
+            **{f"reasons.{number}": result.out(3) for number, result in enumerate(self.kept, 2)},
         }
+        if self.last is not None:
+            gathered |= {"made": self.made, "after": self.last}
         if DRIFT_LIMIT in self.inputs:
             gathered["lq_image"] = [self.wiring.start, IMAGE_OUTPUT]
             gathered[DRIFT_LIMIT] = self.inputs[DRIFT_LIMIT]

@@ -21,6 +21,7 @@ from ...models.tile_check.blend import nearest_tiles, part_grid
 from ...models.tiles.grid import Box, TileGrid
 from ...models.tiles.layout import CELL, TileLayout
 from ...models.tiles.weights import Weights
+from ..families import require_flux_dev, require_vae_of
 from ..images import checked_image, decode_latent, encode_image
 from ..live_tiles import LIVE, LiveTiles, joined, live_tiles, minutes, numbered, tell
 from ..progress import NodeBar, show_on_node
@@ -157,7 +158,9 @@ def restore_images(
     rejoined. Raises ValueError for images or parts that do not fit; an interrupt ends within one call of the model.
     """
     images = checked_image(images)
+    require_flux_dev(NODE, method.model)
     require_flow(method.model)
+    require_vae_of(NODE, method.model, vae)
     results, bar, started = [], NodeBar(len(images) * (1 if repair is None else 1 + REPAIR_SHARE)), time.monotonic()
     for index, image in enumerate(images.split(1)):
         comfy.model_management.throw_exception_if_processing_interrupted()

@@ -9,13 +9,23 @@ from typing import Any
 import folder_paths
 
 from ...models.state_dict import first_few
-from ..model_folders import INDEX_NAME, SINGLE_NAME, indexed_files, llm_folders, llm_places, model_files, read_json
+from ...services.model_catalogue import PURE, PURE_FOLDER, VQ_FILE
+from ..model_catalogue import chosen_file, how_to_fetch, place_of
+from ..model_folders import (
+    FOLDER_KEY,
+    INDEX_NAME,
+    SINGLE_NAME,
+    indexed_files,
+    llm_folders,
+    llm_places,
+    model_files,
+    read_json,
+)
 
 VQ_NAME = "vq_ds8_c2i"
 VQ_SUFFIXES = (".pt", ".pth", ".safetensors", ".ckpt")
 VQ_AUTO = f"auto ({VQ_NAME})"
-WHERE_FROM = "huggingface.co/nonwhy/PURE"
-VQ_WHERE_FROM = f"{VQ_NAME}.pt of huggingface.co/FoundationVision/LlamaGen"
+WHERE_FROM = PURE
 
 
 @dataclass(frozen=True)
@@ -51,8 +61,8 @@ def find_restorer(name: str) -> RestorerFiles:
     folder = restorer_folders().get(name)
     if folder is None:
         raise ValueError(
-            f"There is no folder {name} of a PURE model in {llm_places()}. Put the whole folder of {WHERE_FROM} there "
-            "(config.json, *.safetensors with their index, tokenizer.json) and refresh the node list (R)."
+            f"There is no folder {str(name)[:200]} of a PURE model in {llm_places()}. "
+            f"{how_to_fetch(PURE_FOLDER, place_of(FOLDER_KEY))}"
         )
     tokenizer = folder / "tokenizer.json"
     if not tokenizer.is_file():
@@ -82,17 +92,22 @@ def weight_files(name: str, folder: Path) -> tuple[tuple[Path, ...], dict[str, s
     return tuple(folder / file for file in names), index
 
 
+def find_vqgan_for(choice: str, name: str) -> Path:
+    """The same for a model by its name in the loader, which may be absent."""
+    return find_vqgan(choice, restorer_folders().get(name, Path(place_of(FOLDER_KEY)) / "PURE"))
+
+
 def find_vqgan(choice: str, restorer: Path) -> Path:
     """The VQGAN behind a loader choice; `auto` looks in the restorer's folder, then in `vae`.
 
     Raises ValueError saying where it was looked for.
     """
     if choice != VQ_AUTO:
-        return Path(folder_paths.get_full_path_or_raise("vae", choice))
+        return chosen_file("vae", choice)
     inside = [restorer / f"{VQ_NAME}{suffix}" for suffix in VQ_SUFFIXES]
     shared = [name for name in vq_choices() if Path(name).stem == VQ_NAME]
     found = [path for path in inside if path.is_file()]
     if found or shared:
-        return found[0] if found else Path(folder_paths.get_full_path_or_raise("vae", shared[0]))
+        return found[0] if found else chosen_file("vae", shared[0])
     searched = ", ".join([str(restorer), *folder_paths.get_folder_paths("vae")])
-    raise ValueError(f"{VQ_NAME}.pt is in none of {searched}. Put {VQ_WHERE_FROM} into models/vae.")
+    raise ValueError(f"{VQ_NAME}.pt is in none of {searched}. {how_to_fetch(VQ_FILE, place_of('vae'))}")

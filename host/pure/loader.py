@@ -19,9 +19,10 @@ from ...models.pure.transformer import Chameleon
 from ...models.pure.vocabulary import Vocabulary, check_special_names
 from ...models.pure.vqgan import VQGAN, check_released
 from ...models.state_dict import shapes_of
+from ...services.model_catalogue import VQ_FILE
 from ..files import load_state_dict_file
 from ..precision import WEIGHT_DTYPES
-from .files import VQ_AUTO, VQ_WHERE_FROM, WHERE_FROM, RestorerFiles, find_restorer, find_vqgan
+from .files import VQ_AUTO, WHERE_FROM, RestorerFiles, find_restorer, find_vqgan
 from .model import ARRestorer, Backbone
 from .tokenizer import TextTokenizer
 
@@ -215,7 +216,7 @@ def load_vqgan(path: Path, disable_dynamic: bool = False) -> ModelPatcher:
     try:
         config, tensors = check_released(path.name, content)
     except ValueError as error:
-        raise ValueError(f"{error} PURE needs {VQ_WHERE_FROM}.") from error
+        raise ValueError(f"{error} PURE needs {VQ_FILE.name} of {VQ_FILE.page}.") from error
     management = comfy.model_management
     module = VQGAN(config, dtype=torch.float32, operations=comfy.ops.disable_weight_init).eval()
     module.load_state_dict({key: value.float() for key, value in tensors.items()}, strict=True, assign=True)

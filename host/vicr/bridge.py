@@ -22,6 +22,7 @@ from comfy.patcher_extension import PatcherInjection, WrappersMP
 from torch import Tensor, nn
 
 from ...models.vicr.bridge import NoBridge, VisionContextBridge
+from ..families import model_in_words
 from ..types import Conditioning, Model
 
 KEY = "realisr_vision_context_bridge"
@@ -91,8 +92,8 @@ def vector_widths(model: Model) -> VectorWidths:
     sizes = getattr(model.model.model_config, "unet_config", {})
     if not isinstance(network, comfy.ldm.flux.model.Flux) or not sizes.get("vec_in_dim"):
         raise ValueError(
-            f"The bridge adds to FLUX.1's modulation vector; the connected model is a {type(model.model).__name__} "
-            f"({type(network).__name__}), which has none. Connect FLUX.1 Fill from Load Diffusion Model."
+            f"The bridge adds to FLUX.1's modulation vector, and {model_in_words(model)} is connected to model, which "
+            "has none. Connect FLUX.1 Fill from Load Diffusion Model."
         )
     return VectorWidths(sizes["vec_in_dim"], sizes["hidden_size"], sizes["context_in_dim"])
 

@@ -20,6 +20,7 @@ from torch import Tensor
 from ...models.state_dict import require_keys, shapes_of, sizes_of
 from ...models.vicr.bridge import BridgeConfig, NoBridge, VisionContextBridge, strip_prefixes, untrained_bridge
 from ..files import load_state_dict_file
+from ..model_catalogue import chosen_file
 from ..model_folders import model_files
 from ..types import Model
 from .bridge import vector_widths
@@ -37,15 +38,21 @@ def bridge_choices() -> list[str]:
     return [*model_files(FOLDER), NO_BRIDGE]
 
 
+def find_bridge(name: str) -> Path | None:
+    """The file behind a loader choice, None for no bridge. Raises FileNotFoundError saying what to do."""
+    return None if name == NO_BRIDGE else chosen_file(FOLDER, name)
+
+
 def load_bridge(name: str) -> Model:
     """The bridge in models/model_patches/`name`, in the precision of the file; it computes in that of its input.
 
     Raises ValueError for a file that is damaged or no bridge.
     """
-    if name == NO_BRIDGE:
+    path = find_bridge(name)
+    if path is None:
         log.info("RealISR: no Vision-Context Bridge is loaded: CLIP's vector is added as it is, the paper's ablation")
         return comfy.model_patcher.ModelPatcher(NoBridge(), **devices())
-    original, _ = load_state_dict_file(folder_paths.get_full_path_or_raise(FOLDER, name))
+    original, _ = load_state_dict_file(path)
     state_dict = strip_prefixes(original)
     advice = "A bridge holds norm, proj_in, proj_out and scale, and belongs in models/model_patches."
     with sizes_of("Vision-Context Bridge", name, original, advice), torch.device("meta"):

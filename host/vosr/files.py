@@ -14,14 +14,12 @@ import torch
 from torch import Tensor
 
 from ...models.vosr.config import ARGS_KEY
+from ...services.model_catalogue import VOSR, VOSR_WEIGHT_FOLDERS, VOSR_WEIGHT_NAMES
+from ..model_catalogue import chosen_file
 from ..model_folders import folders_with, model_files
 
 BUNDLED = "VOSR nano (bundled)"
 BUNDLED_FILE = Path(__file__).resolve().parents[2] / "weights" / "vosr_nano.safetensors"
-
-# The EMA weights are what is released; a fixed order, so that a second file never changes the choice.
-WEIGHT_FOLDERS = ("clean_weights", "checkpoints", ".")
-WEIGHT_NAMES = ("ema_model.safetensors", "model.safetensors")
 
 
 @dataclass(frozen=True)
@@ -71,7 +69,7 @@ def model_choices() -> list[str]:
 
 def weight_places(folder: Path) -> list[Path]:
     """Where the weights of an official folder may lie, in the order of choice."""
-    return [folder / sub / name for sub in WEIGHT_FOLDERS for name in WEIGHT_NAMES]
+    return [folder / sub / name for sub in VOSR_WEIGHT_FOLDERS for name in VOSR_WEIGHT_NAMES]
 
 
 def folder_weights(folder: Path) -> Path:
@@ -83,7 +81,7 @@ def folder_weights(folder: Path) -> Path:
     looked = ", ".join(str(place.relative_to(folder)) for place in places)
     raise ValueError(
         f"{folder.name} has an args.json but no weights. Looked for {looked}. "
-        "Put ema_model.safetensors in its checkpoints folder."
+        f"Put ema_model.safetensors of {VOSR} in its checkpoints folder."
     )
 
 
@@ -112,7 +110,7 @@ def find_model(name: str) -> VOSRFile:
     folders = official_folders()
     if name in folders:
         return VOSRFile(name, folder_weights(folders[name]), read_args(folders[name] / "args.json"))
-    path = Path(folder_paths.get_full_path_or_raise("diffusion_models", name))
+    path = chosen_file("diffusion_models", name)
     # The innermost: folders may lie in folders.
     inside = max(
         (folder for folder in folders.values() if folder in path.parents), key=lambda f: len(f.parts), default=None

@@ -19,6 +19,7 @@ from ...models.image import upscale
 from ...models.tiles.grid import Box, TileGrid
 from ...models.tiles.layout import TileLayout
 from ...models.vosr.sampling import MULTI_STEP, RestorationGuidance, euler_times
+from ..families import model_in_words
 from ..images import checked_image, decode_latent
 from ..live_tiles import LIVE, LiveTiles, live_tiles, minutes, numbered, tell
 from ..progress import NodeBar, show_on_node
@@ -37,8 +38,11 @@ MIN_OVERLAP = 16
 """Pixels: an eighth of a small tile is too narrow to blend in. Never more than a quarter of the tile."""
 
 
-ENCODING_SHARE, SAMPLING_SHARE, DECODING_SHARE = 2.0, 1.0, 2.0
+ENCODING_SHARE, SAMPLING_SHARE, DECODING_SHARE = 1.5, 1.0, 2.0
 """Of the bar, next to one another; sampling's for each step."""
+
+PIXEL_SHARE = 0.02
+"""Of them, for a VAE without a network."""
 
 REPAIR_SHARE = 0.5
 """Of the bar, next to the restoration."""
@@ -73,11 +77,13 @@ class VOSRRestoreOptions:
 def vosr_info(model: Model) -> VOSRInfo:
     """What is known of a VOSR MODEL. Raises ValueError for another kind of model."""
     if not isinstance(model.model, VOSRModel):
-        raise ValueError(f"This node needs a VOSR model, got {type(model.model).__name__}. Connect Load VOSR Model.")
+        raise ValueError(
+            f"This node needs a VOSR model, and {model_in_words(model)} is connected to model. Connect Load VOSR Model."
+        )
     return model.model.info
 
 
-def check_parts(info: VOSRInfo, vae: VAE, vision: ClipVision | None) -> None:
+def check_parts(info: VOSRInfo, vae: VAE, vision: object | None) -> None:
     """Raises ValueError when the VAE or the vision encoder is not of the model's kind."""
     expected, found = info.config.latent_channels, vae.latent_channels
     if expected != found:
@@ -164,8 +170,9 @@ def restore_enlarged(
     """One image `[1, H, W, 3]` at the size of the result -> the same restored. redo: of a bad tile."""
     height, width = upscaled.shape[1:3]
     steps = SAMPLING_SHARE * own_steps(vosr_info(model), options.steps)
-    bar = NodeBar(ENCODING_SHARE + steps + DECODING_SHARE)
-    with bar.stage(ENCODING_SHARE):
+    part = 1.0 if any(True for _ in vae.first_stage_model.parameters()) else PIXEL_SHARE
+    bar = NodeBar((ENCODING_SHARE + DECODING_SHARE) * part + steps)
+    with bar.stage(ENCODING_SHARE * part):
         tell(live, "reading the picture")
         conditioning = build_conditioning(upscaled, vae, vision, options.encode)
     with bar.stage(steps):
@@ -173,7 +180,7 @@ def restore_enlarged(
     holes = None
     if options.repair is not None:
         latent, holes = without_nan(latent, conditioning.full[0][1]["concat_latent_image"], redo)
-    with bar.stage(DECODING_SHARE):
+    with bar.stage(DECODING_SHARE * part):
         tell(live, "decoding the picture")
         decoded = decode_latent(vae, latent, options.encode.vae_tile, made_by=vosr_info(model).name)
     restored = decoded[:, :height, :width, :3]

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import comfy.ldm.wan.vae
-import folder_paths
 import torch
 from comfy.ldm.models.autoencoder import AutoencodingEngine, AutoencodingEngineLegacy, DiagonalGaussianRegularizer
 from torch import Tensor, nn
@@ -18,8 +17,9 @@ from ...models.vosr.config import strip_wrapper_prefix
 from ...models.vosr.qwen_vae import LOGVAR_RANGE
 from ...models.vosr.qwen_vae_video import from_video, is_video
 from ...models.vosr.vae_files import check_statistics, is_kl, is_qwen, weights_in
-from ..files import load_state_dict_file
+from ..files import Reader, load_state_dict_file
 from ..images import run_encode
+from ..model_catalogue import chosen_file
 from ..model_folders import model_files
 from ..types import VAE
 from .autoencoders import check_decoder, kl_vae, latent_diffusion_names, pixel_vae, qwen_vae, stage_widths
@@ -40,11 +40,24 @@ def decoder_choices() -> list[str]:
     return [NO_DECODER, *model_files("vae")]
 
 
-def load_vosr_vae(vae_name: str, decoder_name: str = NO_DECODER) -> VAE:
-    """The VAE behind two loader choices. Raises ValueError for files that are no such parts, or do not go together."""
-    decoder = None if decoder_name == NO_DECODER else folder_paths.get_full_path_or_raise("vae", decoder_name)
-    if vae_name != PIXEL_UNSHUFFLE:
-        return load_vae_files(folder_paths.get_full_path_or_raise("vae", vae_name), decoder)
+def find_vae(name: str) -> Path | None:
+    """The file of a choice of autoencoder, None for the one without. Raises FileNotFoundError saying what to fetch."""
+    return None if name == PIXEL_UNSHUFFLE else chosen_file("vae", name)
+
+
+def find_decoder(name: str) -> Path | None:
+    """The same for a choice of decoder."""
+    return None if name == NO_DECODER else chosen_file("vae", name)
+
+
+def load_vosr_vae(vae_name: str, decoder_name: str = NO_DECODER, read: Reader = load_state_dict_file) -> VAE:
+    """The VAE behind two loader choices. read: opens the files.
+
+    Raises ValueError for files that are no such parts, or do not go together.
+    """
+    encoder, decoder = find_vae(vae_name), find_decoder(decoder_name)
+    if encoder is not None:
+        return load_vae_files(encoder, decoder, read)
     if decoder is not None:
         raise ValueError(
             f"Pixel unshuffle needs no decoder, but {decoder_name} is chosen as one. Set the decoder to "
@@ -55,7 +68,9 @@ def load_vosr_vae(vae_name: str, decoder_name: str = NO_DECODER) -> VAE:
     return vae
 
 
-def load_vae_files(vae_path: str | Path, decoder_path: str | Path | None = None) -> VAE:
+def load_vae_files(
+    vae_path: str | Path, decoder_path: str | Path | None = None, read: Reader = load_state_dict_file
+) -> VAE:
     """VAE from a file (or a diffusers folder) of an SD 2.1 or Qwen-Image autoencoder.
 
     decoder_path: VOSR's light decoder, which replaces the SD 2.1 decoder.
@@ -64,7 +79,7 @@ def load_vae_files(vae_path: str | Path, decoder_path: str | Path | None = None)
     config.json whose latent statistics are not the published ones.
     """
     path = weights_in(Path(vae_path))
-    state_dict = strip_wrapper_prefix(load_state_dict_file(path)[0])
+    state_dict = strip_wrapper_prefix(read(path)[0])
     if not is_light_decoder(state_dict):
         require_tensors("VAE", path.name, state_dict)
     if is_video(state_dict):
@@ -76,7 +91,7 @@ def load_vae_files(vae_path: str | Path, decoder_path: str | Path | None = None)
             check_statistics(read_args(config), config)
         vae: VAE = qwen_vae(path.name, without_decoder_choice(path, decoder_path, state_dict))
     elif is_kl(state_dict):
-        vae = kl_vae(path.name, kl_tensors(path.name, state_dict, read_light_decoder(decoder_path)))
+        vae = kl_vae(path.name, kl_tensors(path.name, state_dict, read_light_decoder(decoder_path, read)))
     else:
         raise ValueError(f"{path.name} is not an SD 2.1 or Qwen-Image VAE. {wrong_file_hint(state_dict)}")
     vae.patcher.cached_patcher_init = (_file_patcher, (vae_path, decoder_path))
@@ -129,8 +144,8 @@ def kl_tensors(
     return {**encoder, **decoder, **identity}
 
 
-def read_light_decoder(path: str | Path | None) -> dict[str, Tensor] | None:
-    return None if path is None else light_decoder_tensors(Path(path).name, load_state_dict_file(path)[0])
+def read_light_decoder(path: str | Path | None, read: Reader = load_state_dict_file) -> dict[str, Tensor] | None:
+    return None if path is None else light_decoder_tensors(Path(path).name, read(Path(path))[0])
 
 
 def is_light_decoder(state_dict: Mapping[str, Any]) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from ..image import from_bytes, to_bytes
@@ -34,5 +34,6 @@ def draw_check(check: TileCheck, image: Tensor) -> Tensor:
             continue
         brush.rectangle((cell.left, cell.top, right, bottom), outline=BAD, width=line)
         middle = ((cell.left + right) / 2, (cell.top + bottom) / 2)
-        number_at(brush, middle, str(index + 1), min(cell.width, cell.height))
+        font = ImageFont.load_default(size=max(8.0, min(min(cell.width, cell.height) / 5, 48.0)))
+        number_at(brush, middle, str(index + 1), font)
     return from_bytes(torch.from_numpy(np.array(canvas))).to(image)

@@ -23,6 +23,9 @@ DEFAULT_METRICS = ("liqe", "musiq", "maniqa", "clipiqa")
 LIGHT_PACKAGES = ("clip-anytorch>=2.6", "ftfy>=6.1", "timm>=1.0")
 PACKAGES_WITHOUT_DEPENDENCIES = ("pyiqa>=0.1.15,<0.2",)
 
+MODULES = ("pyiqa", "clip", "ftfy", "timm")
+"""What those packages are imported as; pyiqa needs the others for any of its metrics."""
+
 # pyiqa lists these as no-reference too.
 NOT_OF_ONE_IMAGE = {
     "FID": "compares two sets of images",
@@ -52,6 +55,11 @@ def install_command() -> str:
         " ".join(f'"{package}"' for package in packages) for packages in (LIGHT_PACKAGES, PACKAGES_WITHOUT_DEPENDENCIES)
     )
     return f"{pip} {light}   and then   {pip} --no-deps {alone}"
+
+
+def missing_modules() -> list[str]:
+    """Those of MODULES that this Python does not have; nothing is imported to find out."""
+    return [name for name in MODULES if importlib.util.find_spec(name) is None]
 
 
 def catalogue() -> Mapping[str, Mapping[str, Any]]:

@@ -42,6 +42,10 @@ WEIGHT_URLS: Mapping[str, tuple[str, ...]] = {
 """Only what can be said before a run; other metrics say which file they miss when they are loaded."""
 
 
+WITHOUT_FILES = ("piqe", "entropy")
+"""pyiqa's no-reference metrics that are formulas: they need no file."""
+
+
 class UnpublishedWeights(ValueError):
     """A file that is only opened when it is the published one, and is not."""
 

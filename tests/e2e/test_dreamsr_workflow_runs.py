@@ -201,8 +201,9 @@ def test_prompts_edited_by_hand(server: ComfyServer, files):
     smaller(graph, 144, 64, 16)
     inputs_of(graph, "RealISR_DreamSRRestore")["texture_steps"] = 2
     result = server.client.run(graph)
-    (written,) = result.outputs[node_of(graph, "PreviewAny")]["text"]
-    assert "=== tile 9 (row 3, column 3) ===" in written
+    (shown,) = result.outputs[node_of(graph, "RealISR_EditPatchPrompts")]["tile_editor"]
+    assert len(shown["captions"]["tiles"]) == 9
+    assert all(shown["captions"]["tiles"])
     image = saved(server, graph)
     assert image.shape == (144, 144, 3)
     edited = inputs_of(graph, "RealISR_EditPatchPrompts")

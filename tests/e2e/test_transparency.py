@@ -20,7 +20,10 @@ def restored(server: ComfyServer, picture: Image.Image, scale: float, mask: bool
     graph = json.loads(WORKFLOW.read_text(encoding="utf-8"))
     loader, sampler = node_of(graph, "LoadImage"), node_of(graph, "RealISR_RestorationCFGSampler")
     graph[loader]["inputs"]["image"] = server.client.upload_image(picture, f"transparency_{picture.mode}.png")
-    graph[sampler]["inputs"] |= {"resize.scale": scale, **({"mask": [loader, 1]} if mask else {})}
+    assert graph[sampler]["inputs"]["mask"] == [loader, 1]
+    graph[sampler]["inputs"]["resize.scale"] = scale
+    if not mask:
+        del graph[sampler]["inputs"]["mask"]
     (file,) = server.client.run(graph).images(node_of(graph, "SaveImage"))
     return server.client.image(file)
 

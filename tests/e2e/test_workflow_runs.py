@@ -56,7 +56,8 @@ def test_every_workflow_is_run():
 def test_the_quickstart_runs_as_it_is_and_repairs(server: ComfyServer):
     graph, example = read("vosr_nano_quickstart"), Image.open(EXAMPLE_PHOTO)
     result = server.client.run(graph)
-    before = server.client.image(result.images(node_of(graph, "PreviewImage"))[0])
+    (compared,) = result.outputs[node_of(graph, "ImageCompare")]["a_images"]
+    before = server.client.image(compared)
     after = server.client.image(result.images(node_of(graph, "SaveImage"))[0])
     assert before.size == after.size == example.size
     bicubic, restored = (Score.of(np.asarray(picture), np.asarray(example)) for picture in (before, after))

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from _pack import ROOT
+from export_workflows import plain_ids
 
 WORKFLOWS = ROOT / "workflows"
 NAMES = sorted({path.name for folder in (WORKFLOWS, WORKFLOWS / "api") for path in folder.glob("*.json")})
@@ -55,7 +56,7 @@ def test_opens_cleanly_and_equals_its_twin(frontend, name: str):
     opened = frontend.open_file(WORKFLOWS / name)
     assert opened.missing_nodes == []
     assert opened.errors == []
-    assert graph(frontend.export_api()) == graph(read(WORKFLOWS / "api" / name)), "run `make workflows`"
+    assert graph(plain_ids(frontend.export_api())) == graph(read(WORKFLOWS / "api" / name)), "run `make workflows`"
 
 
 def test_a_workflow_saved_before_the_sockets_got_their_prefix_keeps_its_links(frontend):
@@ -63,13 +64,27 @@ def test_a_workflow_saved_before_the_sockets_got_their_prefix_keeps_its_links(fr
     text = (WORKFLOWS / "dreamsr_4k.json").read_text(encoding="utf-8")
     saved = json.loads(text.replace('"REALISR_MM_CONTROLNET"', '"MM_CONTROLNET"'))
     old_links = [link for link in saved["links"] if link[5] == "MM_CONTROLNET"]
-    assert len(old_links) == 2
+    assert len(old_links) == 1
+    (subgraph,) = [each for each in saved["definitions"]["subgraphs"] if each["name"] == "DreamSR two-stage"]
+    assert sum(link["type"] == "MM_CONTROLNET" for link in subgraph["links"]) == 2
     opened = frontend.open(saved)
     assert (opened.missing_nodes, opened.errors) == ([], [])
-    assert graph(frontend.export_api()) == graph(read(WORKFLOWS / "api" / "dreamsr_4k.json"))
+    assert graph(plain_ids(frontend.export_api())) == graph(read(WORKFLOWS / "api" / "dreamsr_4k.json"))
     # And as the frontend saves it now.
     frontend.open(frontend.export_ui())
-    assert graph(frontend.export_api()) == graph(read(WORKFLOWS / "api" / "dreamsr_4k.json"))
+    assert graph(plain_ids(frontend.export_api())) == graph(read(WORKFLOWS / "api" / "dreamsr_4k.json"))
+
+
+def test_nodes_of_subgraphs_keep_their_ids_in_the_api_form():
+    inside = {"class_type": "B", "inputs": {"image": ["1", 0], "text": "7:12"}}
+    outside = {"class_type": "C", "inputs": {"images": ["7:12", 1], "pair": ["other", 3]}}
+    api = {"9": outside, "1": {"class_type": "A", "inputs": {}}, "7:12": inside}
+    plain = plain_ids(api)
+    assert list(plain) == ["1", "9", "12"]
+    assert plain["12"] == inside
+    assert plain["9"]["inputs"] == {"images": ["12", 1], "pair": ["other", 3]}
+    with pytest.raises(ValueError, match="same id"):
+        plain_ids({"7:12": inside, "12": outside})
 
 
 def test_the_export_is_what_was_opened(frontend, server):

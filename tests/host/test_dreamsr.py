@@ -207,6 +207,14 @@ def test_any_size_and_alpha(host, model, vae, lora, height, width):
     assert torch.equal(masked, result), "Load Image's mask says the same"
 
 
+def test_a_preset_takes_the_place_of_the_widget_it_sets(host, model, vae):
+    from realisr.models.presets import DREAMSR, PRESETS, TABLE
+
+    for preset, start in zip(PRESETS, TABLE[DREAMSR]["texture_start"], strict=True):
+        chosen = run(host, model, vae, picture(8, 8), preset=preset, texture_start=0.3)
+        assert torch.equal(chosen, run(host, model, vae, picture(8, 8), texture_start=start))
+
+
 def test_items_of_a_batch_are_what_they_are_alone(host, model, vae, lora):
     images = picture(12, 16, batch=2)
     both = run(host, model, vae, images, lora)
@@ -287,9 +295,9 @@ def test_only_bad_tiles_are_restored_again(host, model, vae, control, monkeypatc
         bad = verdicts.pop(0)
         return TileCheck(grid, [[Fault("color", 99.0, 24.0)] if tile in bad else [] for tile in range(len(grid))])
 
-    def watched(self, rgb):
+    def watched(self, rgb, seen=None):
         runs.append((self.seed, self.method.texture_start, tuple(rgb.shape[1:3]), len(self.method.patch_prompts)))
-        return whole(self, rgb)
+        return whole(self, rgb, seen)
 
     monkeypatch.setattr(tile_repair, "check_tiles", check)
     monkeypatch.setattr(method.ItemRun, "restore", watched)
@@ -299,3 +307,28 @@ def test_only_bad_tiles_are_restored_again(host, model, vae, control, monkeypatc
     assert runs == [(5, 0.8, (96, 144), 8), (6, pytest.approx(start), (96, 128), 6)]
     assert torch.equal(once[:, :, 128:], mended[:, :, 128:])
     assert (once - mended)[:, 32:, 32:96].abs().max() > 1e-3
+
+
+def test_models_of_another_family_are_refused_in_words(host, model, vae, multi_step):
+    """Before anything is computed: what is connected where, and which loader to use instead."""
+    from realisr.host.vosr.vae import load_vosr_vae
+
+    fill = load_flux(host, "dreamsr_node_fill.safetensors", checkpoints.flux(fill_model=True))
+    advice = r" is connected to model\. Connect Load Diffusion Model with flux1-dev\.safetensors\."
+    with pytest.raises(ValueError, match=r"DreamSR Restore needs FLUX\.1-dev, and FLUX\.1 Fill" + advice):
+        run(host, fill, vae, picture())
+    with pytest.raises(ValueError, match=rf"and the VOSR model {multi_step.name}" + advice):
+        run(host, multi_step.load(), vae, picture())
+    pixels = load_vosr_vae("pixel unshuffle x2 (no file)")
+    with pytest.raises(ValueError, match=r"the connected vae makes 12: it is pixel unshuffle .* Connect Load VAE with"):
+        run(host, model, pixels, picture())
+
+
+def test_an_overlap_of_a_whole_tile_is_refused_before_the_run(host):
+    from realisr.nodes.dreamsr import DreamSRRestore
+
+    check = DreamSRRestore.validate_inputs
+    assert check([512], [128]) is True
+    assert "overlap" in check([512], [512])
+    assert check([512], [512], tile_grid=(None,)) is True, "a connected grid takes their place"
+    assert check((None,), [512]) is True, "what comes over a wire is not known yet"

@@ -341,9 +341,9 @@ def test_control_for_a_deeper_model(host, model, weights, scene):
 def test_other_kinds_of_model(multi_step, host, weights, scene):
     control = load_control(host, "plain.safetensors", weights)
     vosr = multi_step.load()
-    with pytest.raises(ValueError, match=r"steers FLUX.1 models; this MODEL is VOSRModel"):
+    with pytest.raises(ValueError, match=r"needs FLUX.1-dev, and the VOSR model tiny"):
         apply_control(vosr, control, scene)
-    with pytest.raises(ValueError, match=r"made from a FLUX.1 model; this MODEL is VOSRModel"):
+    with pytest.raises(ValueError, match=r"made from a FLUX.1 model; the VOSR model tiny"):
         initialise(vosr)
 
 

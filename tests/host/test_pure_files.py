@@ -1,4 +1,4 @@
-"""Load AR Restorer: what it finds, what it accepts, and what a user gets told about files that are not PURE's."""
+"""Load PURE Model: what it finds, what it accepts, and what a user gets told about files that are not PURE's."""
 
 from __future__ import annotations
 

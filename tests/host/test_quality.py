@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -396,6 +398,149 @@ def test_a_score_that_is_no_number_is_null_in_json_and_ranks_last(host):
     assert [line.split()[:3] for line in table.text().splitlines()[1:]] == [["0", "-", "#2"], ["1", "*", "2.0000"]]
 
 
+# --- choosing by hand ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def bars(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many scores each run has to compute."""
+    from realisr.host import iqa
+
+    totals: list[int] = []
+    own = iqa.comfy.utils.ProgressBar
+
+    def counted(total, *arguments, **options):
+        totals.append(total)
+        return own(total, *arguments, **options)
+
+    monkeypatch.setattr(iqa.comfy.utils, "ProgressBar", counted)
+    return totals
+
+
+def test_a_pinned_candidate_is_handed_on_and_nothing_is_scored_again(host, bars):
+    rounds = [pictures(1, seed=seed) for seed in range(40, 44)]
+    first = select(rounds, metrics="piqe, entropy", prompts=[*"abcd"])
+    best = first.result[1][0]
+    pinned = (best + 1) % 4
+    # The host hands the same candidates on as other tensors, where it has dropped its own copies meanwhile.
+    again = select([entry.clone() for entry in rounds], metrics="piqe, entropy", prompts=[*"abcd"], pinned=str(pinned))
+    assert bars == [8, 0]
+    (image,), (index,), (prompt,), table = again.result
+    assert index == pinned and torch.equal(image, rounds[pinned]) and prompt == "abcd"[pinned]
+    assert table.splitlines()[0] == f"candidate {pinned} pinned, the scores choose {best}"
+    rows, before = (output.ui["score_table"][0]["sections"][0]["rows"] for output in (again, first))
+    assert [row["scores"] for row in rows] == [row["scores"] for row in before]
+    assert [row["best"] for row in rows] == [row["best"] for row in before] == [number == best for number in range(4)]
+    assert [row["chosen"] for row in rows] == [number == pinned for number in range(4)]
+    # One candidate more, and one metric less: only what is new is scored.
+    select([*rounds, pictures(1, seed=44)], metrics="entropy", prompts=[*"abcde"])
+    assert bars[2:] == [1]
+
+
+def test_other_pixels_are_scored_again(host, bars):
+    batch = pictures(2, seed=50)
+    select([batch])
+    other = batch.clone()
+    other[1, 0, 0, 0] = 1 - other[1, 0, 0, 0]
+    select([other])
+    assert bars == [2, 1]
+
+
+@pytest.mark.usefixtures("weights")
+def test_scores_of_a_replaced_file_are_not_kept(host, weights, bars):
+    image = pictures(1, 224, seed=51)
+    select([image], metrics="clipiqa")
+    quality.save_clipiqa(weights, seed=8)
+    select([image], metrics="clipiqa")
+    quality.save_clipiqa(weights)
+    assert bars == [1, 1]
+
+
+def test_a_pin_for_each_image(host):
+    rounds = [pictures(3, seed=seed) for seed in (1, 2)]
+    free = select(rounds).result[1]
+    pins = [1 - free[0], None, 1 - free[2]]
+    (image,), indices, _, table = select(
+        rounds, pinned=", ".join("-" if pin is None else str(pin) for pin in pins)
+    ).result
+    assert indices == [pins[0], free[1], pins[2]]
+    assert torch.equal(image, torch.stack([rounds[index][item] for item, index in enumerate(indices)]))
+    assert [("pinned" in line) for line in table.splitlines() if line.startswith("image")] == [True, False, True]
+
+
+def test_a_hand_may_take_what_drifted_too_far(host):
+    batch = pictures(2, seed=3)
+    lq = torch.nn.functional.avg_pool2d(batch[0].movedim(-1, 0)[None], 2).movedim(1, -1)
+    output = select([batch], lq_image=lq, drift_limit=0.8, pinned="1")
+    assert output.result[1] == [1]
+    rows = output.ui["score_table"][0]["sections"][0]["rows"]
+    assert [row["vetoed"] for row in rows] == [False, True] and rows[0]["drift"] < 0.8 < rows[1]["drift"]
+
+
+@pytest.mark.parametrize(
+    ("pinned", "message"),
+    [
+        ("4", r"Candidate 4 is pinned, and only 4 came, counted from 0\. Click Let the scores choose"),
+        ("0, 1", r"pinned for 2 image\(s\), and 1 came"),
+        ("first", "'first' is no candidate's number"),
+    ],
+)
+def test_a_pin_without_its_candidate_is_refused_before_anything_is_scored(host, bars, pinned, message):
+    with pytest.raises(ValueError, match=message):
+        select([pictures(4, seed=52)], pinned=pinned)
+    assert bars == []
+
+
+def test_a_pin_that_is_none_is_known_before_the_run(host):
+    from realisr.nodes.quality import NRIQABestOfN
+
+    assert "no candidate's number" in NRIQABestOfN.validate_inputs(["piqe"], ["-1"])
+    assert NRIQABestOfN.validate_inputs(["piqe"], ["0, -"]) is True
+
+
+def test_pictures_of_the_candidates_are_small_files(host):
+    """What the browser is told is plain JSON, and the files are written once."""
+    from pathlib import Path
+
+    import folder_paths
+    from PIL import Image
+
+    wide = torch.nn.functional.interpolate(pictures(2, seed=53, channels=4).movedim(-1, 1), (750, 1500)).movedim(1, -1)
+
+    def shown():
+        (section,) = select([wide], metrics="entropy").ui["score_table"][0]["sections"]
+        json.dumps(section, allow_nan=False)
+        return [row["pictures"] for row in section["rows"]]
+
+    files = [
+        [
+            Path(folder_paths.get_temp_directory(), row[size]["subfolder"], row[size]["filename"])
+            for size in ("small", "large")
+        ]
+        for row in shown()
+    ]
+    assert {row[size]["type"] for row in shown() for size in row} == {"temp"}
+    for small, large in files:
+        with Image.open(small) as little, Image.open(large) as big:
+            assert little.size == (256, 128) and big.size == (1024, 512)
+    with Image.open(files[0][1]) as big:
+        mean = torch.from_numpy(np.asarray(big) / 255).float().mean(dim=(0, 1))
+    assert torch.allclose(mean, wide[0, ..., :3].mean(dim=(0, 1)), atol=0.02)
+    times = [path.stat().st_mtime_ns for row in files for path in row]
+    shown()
+    assert [path.stat().st_mtime_ns for row in files for path in row] == times
+
+
+def test_a_run_does_not_fail_for_want_of_pictures(host, tmp_path, monkeypatch: pytest.MonkeyPatch):
+    import folder_paths
+
+    blocked = tmp_path / "file"
+    blocked.write_text("no folder", encoding="utf-8")
+    monkeypatch.setattr(folder_paths, "get_temp_directory", lambda: str(blocked))
+    (section,) = select([pictures(2, seed=54)]).ui["score_table"][0]["sections"]
+    assert [row["pictures"] for row in section["rows"]] == [{}, {}]
+
+
 # --- drift of meaning ------------------------------------------------------------------------------------------------
 
 
@@ -421,7 +566,7 @@ def test_a_drift_limit_needs_the_low_quality_image(host):
 
 
 def test_a_loop_hands_on_what_still_shows_the_input(host):
-    from realisr.nodes.agent_loop import AgentRefinementCandidates
+    from realisr.nodes.agent_rounds import AgentRefinementCandidates
 
     good, other = pictures(1, seed=1), pictures(1, seed=2)
     rounds = {"1": [good], "2": [other], "3": [good * 0.98]}

@@ -63,7 +63,7 @@ def faithful(monkeypatch):
     calls: list[dict[str, Any]] = []
     faults: list[Any] = []
 
-    def sample(model, conditioning, options):
+    def sample(model, conditioning, options, live=None):
         latent = conditioning.full[0][1]["concat_latent_image"].clone()
         calls.append({"seed": options.seed, "scale": options.guidance.scale, "shape": tuple(latent.shape[-2:])})
         return faults.pop(0)(latent) if faults else latent

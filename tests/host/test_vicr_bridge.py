@@ -415,7 +415,9 @@ def test_parts_that_do_not_fit(host, plain, case):
 
 
 def test_a_model_that_is_no_flux(host, multi_step, bridge):
-    with pytest.raises(ValueError, match=r"the connected model is a VOSRModel .* Connect FLUX\.1 Fill"):
+    with pytest.raises(
+        ValueError, match=r"the VOSR model tiny\w+ is connected to model, which has none.* Connect FLUX\.1 Fill"
+    ):
         bridged(multi_step.load(), SCENE.wire, bridge, EMBEDS)
 
 

@@ -213,5 +213,5 @@ def test_a_new_bridge_saved_loads_and_trains(host, models, photos, model, tmp_pa
 
 
 def test_a_new_bridge_for_what_is_no_flux(host, multi_step):
-    with pytest.raises(ValueError, match="the connected model is a"):
+    with pytest.raises(ValueError, match=r"the VOSR model tiny\w+ is connected to model"):
         new_bridge(host, multi_step.load())

@@ -232,9 +232,11 @@ def test_model_that_is_no_vosr(host, multi_step, vae):
 
     name = host.save_model("diffusion_models", "flux.safetensors", checkpoints.flux(double_blocks=1, single_blocks=1))
     (flux,) = host.run(nodes.UNETLoader, unet_name=name, weight_dtype="default")
-    with pytest.raises(ValueError, match=r"needs a VOSR model, got Flux\. Connect Load VOSR Model"):
+    with pytest.raises(
+        ValueError, match=r"needs a VOSR model, and FLUX\.1 is connected to model\. Connect Load VOSR Model"
+    ):
         restore(flux, vae, GREY)
-    with pytest.raises(ValueError, match=r"needs a VOSR model, got Flux"):
+    with pytest.raises(ValueError, match=r"needs a VOSR model, and FLUX"):
         host.run(
             RestorationCFGGuider,
             model=flux,

@@ -61,11 +61,25 @@ def test_an_address_with_a_secret_is_refused_and_not_repeated(typed):
     assert KEY not in str(error.value)
 
 
-@pytest.mark.parametrize("name", [KEY, "gsk_abcdefgh1234", "", "OPENAI API KEY", "PATH", "HOME", "AWS_SECRET"])
+@pytest.mark.parametrize("name", [KEY, "gsk_abcdefgh1234", " ", "OPENAI API KEY", "PATH", "HOME", "AWS_SECRET"])
 def test_what_is_no_name_of_a_key_is_refused_and_not_repeated(name):
     with pytest.raises(SetupError, match="key_variable is not the name") as error:
-        check_key_variable(name)
-    assert not name or name not in str(error.value).replace("OPENAI_API_KEY", "")
+        check_key_variable(name, OPENAI)
+    assert name == " " or name not in str(error.value).replace("OPENAI_API_KEY", "")
+
+
+@pytest.mark.parametrize("address", ["localhost:11434", "http://127.0.0.1:8000", "http://[::1]:1234/v1"])
+def test_this_machines_servers_need_no_key_and_no_name_of_one(address):
+    base_url = normalize_base_url(address)
+    check_key_variable("", base_url)
+    assert find_key(base_url, "", {"": KEY, "OPENAI_API_KEY": KEY}) == NO_KEY
+    assert "name the environment variable" in key_hint(base_url, "", {})
+
+
+@pytest.mark.parametrize("address", [OPENAI, "http://192.168.0.7:8000/v1", "http://a.localhost:80/v1"])
+def test_other_servers_need_the_name_of_a_key(address):
+    with pytest.raises(SetupError, match="key_variable is empty"):
+        check_key_variable("", address)
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ import torch
 from _pack import ROOT
 from harness import quality
 from host_env import read_extra
+from realisr.services.iqa.kept_scores import KeptScores, content_of
 from realisr.services.iqa.metrics import (
     DEFAULT_METRICS,
     LIGHT_PACKAGES,
@@ -23,9 +24,10 @@ from realisr.services.iqa.metrics import (
     parse_metrics,
     score,
 )
+from realisr.services.iqa.offer import first_choice, offered
 from realisr.services.iqa.offline import create_network, importable, offline
-from realisr.services.iqa.reference import find_metric, parse_reference_metrics
-from realisr.services.iqa.weights import WEIGHT_URLS, MissingWeights, require_weights
+from realisr.services.iqa.reference import COMMON, find_metric, parse_reference_metrics
+from realisr.services.iqa.weights import WEIGHT_URLS, WITHOUT_FILES, MissingWeights, require_weights
 
 
 @pytest.fixture
@@ -440,3 +442,60 @@ def test_dists_from_its_files(tmp_path: Path, no_network):
     assert score(network, info, one, one) == pytest.approx(0, abs=1e-5)
     assert 0 < score(network, info, 0.9 * one + 0.1 * other, one) < score(network, info, other, one)
     assert no_network == []
+
+
+# --- what there is to choose from ------------------------------------------------------------------------------------
+
+
+def test_metrics_are_offered_with_what_they_lack(tmp_path: Path):
+    (tmp_path / "ViT-B-32.pt").touch()
+    offers = {offer.metric.name: offer for offer in offered(tmp_path)}
+    liqe = offers["liqe"]
+    assert not liqe.ready and {url.rpartition("/")[2]: found for url, found in liqe.files.items()} == {
+        "liqe_koniq.pt": False,
+        "ViT-B-32.pt": True,
+    }
+    assert offers["niqe"].metric.lower_is_better and not offers["niqe"].ready
+    assert [name for name, offer in offers.items() if offer.ready] == ["piqe", "entropy", "psnr", "ssim"]
+    assert {name for name, offer in offers.items() if offer.metric.needs_reference} == {*COMMON}
+    assert "fid" not in offers
+    assert first_choice([*offers.values()]) == ["piqe"]
+    (tmp_path / "liqe_koniq.pt").touch()
+    (tmp_path / "RN50.pt").touch()
+    assert first_choice(offered(tmp_path)) == ["liqe", "clipiqa"]
+
+
+@pytest.mark.usefixtures("pyiqa_absent")
+def test_metrics_are_offered_without_pyiqa(tmp_path: Path):
+    offers = offered(tmp_path)
+    assert [offer.metric.name for offer in offers if offer.ready] == ["psnr", "ssim"]
+    assert {*DEFAULT_METRICS, *WITHOUT_FILES} < {offer.metric.name for offer in offers}
+    assert first_choice(offers) == ["piqe"]
+
+
+@pytest.mark.parametrize("name", WITHOUT_FILES)
+def test_metrics_without_files_need_none(no_network, tmp_path: Path, name: str):
+    assert 0 < score(create_network(metric(name), tmp_path), metric(name), picture()) <= 100
+    assert no_network == [] and not list(tmp_path.iterdir())
+
+
+# --- kept scores -----------------------------------------------------------------------------------------------------
+
+
+def test_the_score_that_was_not_asked_for_the_longest_goes_first():
+    kept = KeptScores(limit=2)
+    kept.keep("a", 1.0)
+    kept.keep("b", float("nan"))
+    assert kept.recall("a") == 1.0
+    kept.keep("c", 3.0)
+    assert (kept.recall("a"), kept.recall("b"), kept.recall("c"), len(kept)) == (1.0, None, 3.0, 2)
+
+
+def test_content_is_size_and_colours():
+    image = torch.rand(4, 6, 3)
+    content = content_of(image)
+    assert content == content_of(torch.cat((image, torch.rand(4, 6, 1)), dim=-1)) == content_of(image.clone())
+    assert content != content_of(image.reshape(6, 4, 3))
+    changed = image.clone()
+    changed[3, 5, 2] += 1e-6
+    assert content != content_of(changed)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from realisr.models.tiles.layout import TileLayout
-from realisr.models.tiles.preview import draw_tiles
+from realisr.models.tiles.preview import draw_tiles, own_parts
 
 
 def test_boxes_in_pixels_cover_the_image_and_end_at_its_border():
@@ -65,20 +65,43 @@ def test_crops_of_an_image_are_the_tiles():
         list(layout.tiles(torch.rand(1, 100, 160, 3), "Captioner"))
 
 
-def test_the_picture_shows_the_image_and_every_tile():
-    layout = TileLayout.fitted(256, 384, 128, 32)
-    image = torch.full((2, 256, 384, 4), 0.5)
-    drawn, bare = draw_tiles(layout, image), draw_tiles(layout)
-    assert drawn.shape == bare.shape == (1, 256, 384, 3)
-    assert drawn.min() >= 0 and drawn.max() <= 1
-    grey = (drawn - 0.5).abs().amax(-1) < 0.01
-    for box in layout.pixel_boxes:
-        shown = grey[0, box.top : box.top + box.height, box.left : box.left + box.width]
-        # Its border, and its number in the middle.
-        assert not shown[:2].any() and not shown[:, :2].any()
-        middle = drawn[0, box.top + 40 : box.top + 88, box.left + 40 : box.left + 88]
-        assert middle.max() == 1.0 and middle.min() == 0.0
-    assert grey.float().mean() > 0.5
+def hue(pixel: torch.Tensor) -> tuple[int, ...]:
+    """Which of a pixel's colours are strong, whatever its brightness."""
+    return tuple(((pixel - pixel.min()) / (pixel.max() - pixel.min()) * 4).round().int().tolist())
+
+
+@pytest.mark.parametrize("with_image", [True, False])
+def test_one_can_tell_every_tile_of_the_picture(with_image: bool):
+    """Its own part has a colour that no neighbour has, and its number in the middle; shared parts are darker."""
+    layout = TileLayout.fitted(288, 480, 160, 64)
+    image = torch.full((2, 288, 480, 4), 0.5) if with_image else None
+    (drawn,) = draw_tiles(layout, image)
+    assert drawn.shape == (288, 480, 3) and drawn.min() >= 0 and drawn.max() <= 1
+    rows, columns = len(layout.grid.rows), len(layout.grid.columns)
+    assert (rows, columns) == (3, 5)
+    parts = own_parts(layout, 1.0)
+    hues = []
+    for left, top, right, bottom in parts:
+        middle = drawn[round((top + bottom) / 2) - 20 :, round((left + right) / 2) - 20 :][:40, :40]
+        assert middle.max() == 1.0 and middle.min() < 0.05, "a number in white and black"
+        hues.append(hue(drawn[round(top) + 12, round(left) + 12]))
+    for tile in range(rows * columns):
+        row, column = divmod(tile, columns)
+        near = [(row, column + 1), (row + 1, column), (row + 1, column + 1), (row + 1, column - 1)]
+        for other in (r * columns + c for r, c in near if r < rows and 0 <= c < columns):
+            assert hues[tile] != hues[other], (tile, other)
+    # Columns 0 to 96 are the first tile's alone, the next 64 it shares with the second.
+    assert drawn[6, 60].mean() > drawn[6, 100].mean() + 0.1
+
+
+def test_parts_of_the_picture_lie_side_by_side():
+    """Each pixel belongs to one tile, and lies in it."""
+    layout = TileLayout.fitted(304, 520, 128, 40)
+    covered = torch.zeros(304, 520)
+    for (left, top, right, bottom), box in zip(own_parts(layout, 1.0), layout.pixel_boxes, strict=True):
+        assert box.left <= left and right < box.left + box.width and box.top <= top and bottom < box.top + box.height
+        covered[round(top) : round(bottom) + 1, round(left) : round(right) + 1] += 1
+    assert (covered == 1).all()
 
 
 def test_a_large_picture_is_shown_smaller():

@@ -9,6 +9,7 @@ import comfy.model_base
 from torch import Tensor
 
 from ....models.dreamsr.mm_controlnet import PATCH
+from ...families import model_in_words, require_flux_dev
 from ...types import Conditioning, Entry, Model
 from .conditioning import ApplyOptions, ControlRun, LocalPrompt, with_control
 from .injection import add_control
@@ -53,10 +54,11 @@ def apply_mm_control(
 def dit_blocks(model: Model, control: MMControl) -> tuple[int, ...]:
     """DiT block of each control block. Raises ValueError when the MODEL is not one this control was made for."""
     base, config = model.model, control.config
+    require_flux_dev("Apply MM-ControlNet", model)
     if not isinstance(base, comfy.model_base.Flux) or base.diffusion_model.patch_size != PATCH:
         raise ValueError(
-            f"MM-ControlNet steers FLUX.1 models; this MODEL is {type(base).__name__}. Load FLUX.1-dev with Load "
-            "Diffusion Model."
+            f"MM-ControlNet steers FLUX.1 models; {model_in_words(model)} is connected to model. Load FLUX.1-dev with "
+            "Load Diffusion Model."
         )
     network = base.diffusion_model
     if network.hidden_size != config.hidden_size:

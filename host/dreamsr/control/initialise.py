@@ -15,6 +15,7 @@ from torch import Tensor
 from ....models.dreamsr.config import HEAD_DIM, Injection, MMControlNetConfig, checked_blocks
 from ....models.dreamsr.mm_controlnet import PATCH, MMControlNet
 from ....models.dreamsr.start import copied_name, untrained
+from ...families import model_in_words
 from ...types import Model
 from .loader import MMControl, build_control
 
@@ -73,8 +74,8 @@ def control_config(model: Model, layers: int) -> MMControlNetConfig:
     network = base.diffusion_model
     if not isinstance(base, comfy.model_base.Flux) or network.patch_size != PATCH or network.params.global_modulation:
         raise ValueError(
-            f"An MM-ControlNet is made from a FLUX.1 model; this MODEL is {type(base).__name__}. Load FLUX.1-dev "
-            "with Load Diffusion Model."
+            f"An MM-ControlNet is made from a FLUX.1 model; {model_in_words(model)} is connected to model. Load "
+            "FLUX.1-dev with Load Diffusion Model."
         )
     params = network.params
     if params.hidden_size // params.num_heads != HEAD_DIM:

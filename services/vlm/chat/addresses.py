@@ -87,8 +87,18 @@ def _split(text: str) -> SplitResult:
     return parts
 
 
-def check_key_variable(name: str) -> None:
-    """Raises SetupError for what cannot be the name of a key's environment variable, without repeating it."""
+def check_key_variable(name: str, base_url: str) -> None:
+    """Raises SetupError for what cannot be the name of a key's environment variable, without repeating it.
+
+    No name at all will do for a (normalised) address on this machine, whose servers rarely want a key.
+    """
+    if not name:
+        if is_this_machine(urlsplit(base_url).hostname):
+            return
+        raise SetupError(
+            f"key_variable is empty, and only a server on this machine needs no key. Name the environment variable "
+            f"that holds the key for {base_url}, such as OPENAI_API_KEY."
+        )
     if not KEY_VARIABLE.fullmatch(name):
         raise SetupError(
             "key_variable is not the name of a key's environment variable: capitals, digits and underscores, ending in "
@@ -144,7 +154,9 @@ def find_key(base_url: str, key_variable: str, environment: Mapping[str, str] = 
 
     Raises SetupError when the address is a service that wants this key and the variable is not set.
     """
-    check_key_variable(key_variable)
+    check_key_variable(key_variable, base_url)
+    if not key_variable:
+        return NO_KEY
     key = environment.get(key_variable, "").strip()
     if not may_receive(base_url, key_variable, environment):
         return NO_KEY
@@ -160,6 +172,8 @@ def find_key(base_url: str, key_variable: str, environment: Mapping[str, str] = 
 
 def key_hint(base_url: str, key_variable: str, environment: Mapping[str, str] = os.environ) -> str:
     """What to do when the address wants a key, or another one."""
+    if not key_variable:
+        return "This server wants a key: name the environment variable that holds it in key_variable."
     if not environment.get(key_variable, "").strip():
         return f"Set the environment variable {key_variable} before starting ComfyUI, or name another in key_variable."
     if not may_receive(base_url, key_variable, environment):

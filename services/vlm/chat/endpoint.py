@@ -58,7 +58,7 @@ class ChatEndpoint:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "base_url", normalize_base_url(self.base_url))
-        check_key_variable(self.key_variable)
+        check_key_variable(self.key_variable, self.base_url)
         check_model(self.model)
 
     @property

@@ -1,11 +1,10 @@
-"""What inputs and outputs are called on the node: words instead of the ids that workflow files and the API use."""
+"""What inputs and outputs are called on the node: words instead of the ids that workflow files and the API use.
+
+They go into locales/en with the schemas' other texts. Not into the schemas: frontends up to 1.47 show an input's
+display name in every language.
+"""
 
 from __future__ import annotations
-
-from collections.abc import Iterable
-from functools import cache
-
-from comfy_api.latest import io
 
 BETTER = {
     "align": "Alignment",
@@ -46,41 +45,16 @@ BETTER = {
 }
 """Id -> label, where the rule of `label` says too little."""
 
-WRITTEN_SO = ("API", "AR", "CFG", "CLIP", "DINOv2", "FLUX", "JPEG", "LoRA", "LQ", "NR-IQA", "URL", "VAE", "VLM", "VQ")
+WRITTEN_SO = (
+    *("API", "AR", "CFG", "CLIP", "DINOv2", "DreamSR", "FLUX", "JPEG", "LoRA", "LQ", "NR-IQA", "PURE", "URL", "VAE"),
+    *("VICR", "VLM", "VOSR", "VQ"),
+)
 SPELLING = {word.lower(): word for word in WRITTEN_SO}
 
 
-@cache
 def label(name: str) -> str:
     """Words for an id: "tile_size" is "Tile size", "vae" is "VAE"."""
     if name in BETTER:
         return BETTER[name]
     first, *others = [SPELLING.get(word, word) for word in name.split("_")]
     return " ".join([first[:1].upper() + first[1:], *others])
-
-
-class Labelled(io.ComfyNode):
-    """Gives a node's inputs and outputs their labels; in a class's bases it stands before the node."""
-
-    @classmethod
-    def FINALIZE_SCHEMA(cls) -> io.Schema:
-        schema = super().FINALIZE_SCHEMA()
-        label_inputs(schema.inputs)
-        for output in schema.outputs:
-            output.display_name = label(output.display_name or output.id or "")
-        return schema
-
-
-def label_inputs(inputs: Iterable[io.Input]) -> None:
-    """Label inputs that have no display name of their own, and those that a dynamic combo's options bring."""
-    for item in inputs:
-        item.display_name = item.display_name or label(item.id)
-        if isinstance(item, io.DynamicCombo.Input):
-            for option in item.options:
-                label_inputs(option.inputs)
-
-
-@cache
-def labelled(node: type[io.ComfyNode]) -> type[io.ComfyNode]:
-    """The node with labels, else the same."""
-    return type(node.__name__, (Labelled, node), {"__module__": node.__module__, "__doc__": node.__doc__})
