@@ -2,34 +2,41 @@
 import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
 
-const STATE = "realisr";
+const root = () => app.rootGraph ?? app.graph;
+const ids = (nodes) => nodes.map(({ id }) => id).join(":");
 
 // --- nodes ----------------------------------------------------------------------------------------------------------
 
 /** For onNewNodes: every node of this pack. */
 export const ALL_OURS = { includes: (type) => Boolean(type?.startsWith("RealISR_")) };
 
+const RESTORED = Symbol("realisr outputs restored");
+const setUps = [];
+const page = new EventTarget();
+const tell = (type) => () => void page.dispatchEvent(new Event(type));
+
+app.registerExtension({
+    name: "RealISR",
+    init: () => reading,
+    nodeCreated(node) {
+        for (const [classes, setUp] of setUps) if (classes.includes(node.comfyClass)) setUp(node);
+    },
+    // Outputs that come back with a tab or an undo reach no node by themselves.
+    onNodeOutputsUpdated(outputs) {
+        for (const [id, output] of Object.entries(outputs)) nodeOfLocator(id)?.[RESTORED]?.forEach((draw) => draw(output));
+    },
+    beforeConfigureGraph: tell("opening"),
+    afterConfigureGraph: tell("opened"),
+    refreshComboInNodes: tell("refresh"),
+});
+
 /** Call setUp(node) for every new node of these classes, before its saved widgets and properties are read. */
-export function onNewNodes(extension, classes, setUp) {
-    app.registerExtension({
-        name: `RealISR.${extension}`,
-        nodeCreated(node) {
-            if (classes.includes(node.comfyClass)) setUp(node);
-        },
-        // Outputs that come back with a tab or an undo reach no node by themselves.
-        onNodeOutputsUpdated(outputs) {
-            for (const [id, output] of Object.entries(outputs)) {
-                const node = nodeOfLocator(id);
-                if (classes.includes(node?.comfyClass)) node[RESTORED]?.forEach((draw) => draw(output));
-            }
-        },
-    });
+export function onNewNodes(classes, setUp) {
+    setUps.push([classes, setUp]);
 }
 
-const RESTORED = Symbol("realisr outputs restored");
-
 /** Call after(...) whenever object.name(...) has run, with the same `this`. */
-export function chain(object, name, after) {
+function chain(object, name, after) {
     const before = object[name];
     object[name] = function (...given) {
         const result = before?.apply(this, given);
@@ -42,6 +49,15 @@ export function chain(object, name, after) {
 export function onOutput(node, draw) {
     chain(node, "onExecuted", draw);
     (node[RESTORED] ??= []).push(draw);
+}
+
+/** Call keep(value) for what the node's `ui` holds under a key; it is kept with the node, as `key` too. */
+export function onResult(node, key, draw) {
+    onOutput(node, ({ [key]: found }) => {
+        if (!found) return;
+        remember(node, key, found);
+        draw(found);
+    });
 }
 
 /** Call draw() when the node is complete: new, or read from a file, a tab, an undo or the clipboard. */
@@ -61,15 +77,6 @@ export function onPlaced(node, begin) {
 
 // A file in API form is laid out without configuring nodes.
 if (app.loadApiJson) chain(app, "loadApiJson", () => PLACED.clear());
-
-const graphs = new EventTarget();
-
-app.registerExtension({ name: "RealISR.Graphs", afterConfigureGraph: () => void graphs.dispatchEvent(new Event("complete")) });
-
-/** Call draw() when a workflow was opened, with all its subgraphs: only then has each node an id by which it runs. */
-export function onGraphComplete(node, draw) {
-    listen(node, graphs, "complete", draw);
-}
 
 /** Call end() once when the node is deleted or its graph is closed. */
 export function onRemoved(node, end) {
@@ -92,30 +99,26 @@ export function onRunEnd(node, end) {
     for (const type of ["execution_success", "execution_error", "execution_interrupted"]) onMessage(node, type, end);
 }
 
-const refreshes = new EventTarget();
-
-app.registerExtension({
-    name: "RealISR.Refresh",
-    refreshComboInNodes: () => void refreshes.dispatchEvent(new Event("refresh")),
-});
-
-/** Call hear() when the user has the frontend read the lists of files again (R). */
-export function onRefresh(node, hear) {
-    listen(node, refreshes, "refresh", () => hear());
+/** Call hear() for what befalls all nodes: "opening" and "opened" a workflow, a tab or an undo, "refresh" of lists (R).
+ *
+ * After "opened" each node has an id by which it runs, those of subgraphs too.
+ */
+export function onPage(node, type, hear) {
+    listen(node, page, type, () => hear());
 }
 
 /** Small results that belong to a node and are saved with the workflow (they are in the picture's metadata too). */
 export function recall(node, key) {
-    return node.properties?.[STATE]?.[key];
+    return node.properties?.realisr?.[key];
 }
 
 export function remember(node, key, value) {
-    node.properties[STATE] = { ...node.properties[STATE], [key]: value };
+    node.properties.realisr = { ...node.properties.realisr, [key]: value };
 }
 
 /** The node that a message of the server means: "12", or "7:12" for node 12 in the subgraph that node 7 stands for. */
 export function nodeOf(executionId) {
-    let graph = app.rootGraph ?? app.graph;
+    let graph = root();
     let node;
     for (const id of String(executionId).split(":")) {
         node = graph?.getNodeById(id);
@@ -126,27 +129,19 @@ export function nodeOf(executionId) {
 
 /** The id by which the server calls a node, or undefined when it is in no open graph. A subgraph placed twice: its first. */
 export function executionIdOf(node) {
-    return executionPath(app.rootGraph ?? app.graph, node);
-}
-
-function executionPath(graph, node) {
-    if (node.graph === graph) return String(node.id);
-    for (const outer of graph.nodes) {
-        const inner = outer.subgraph && executionPath(outer.subgraph, node);
-        if (inner) return `${outer.id}:${inner}`;
-    }
+    const outers = outersOf(node);
+    return outers && ids([...outers, node]);
 }
 
 // "12", or "<id of the subgraph>:12".
 function nodeOfLocator(id) {
-    const root = app.rootGraph ?? app.graph;
     const [inner, outer] = String(id).split(":").reverse();
-    return (outer ? root.subgraphs?.get(outer) : root)?.getNodeById(inner);
+    return (outer ? root().subgraphs?.get(outer) : root())?.getNodeById(inner);
 }
 
 /** The open workflow's own id, which the server is sent with it. */
 export function workflowId() {
-    return (app.rootGraph ?? app.graph)?.id;
+    return root()?.id;
 }
 
 /** Select a node and bring it to the middle of the canvas. */
@@ -156,26 +151,19 @@ export function goTo(node) {
     app.canvas.centerOnNode(node);
 }
 
-/** Every node of the open workflow, those of subgraphs included. */
-export function allNodes() {
-    const root = app.rootGraph ?? app.graph;
-    return [root, ...(root.subgraphs?.values() ?? [])].flatMap((graph) => graph.nodes);
-}
-
 /** Queue the open workflow, as the Run button does; given an output node, only it and what it needs. */
 export function run(node) {
     return app.queuePrompt(0, 1, node && [executionIdOf(node)]);
 }
 
 /** The node whose output an input gets, seen through reroutes and subgraphs; undefined where nothing is connected. */
-export async function sourceOf(node, input) {
-    const { output } = await app.graphToPrompt();
-    const link = output[executionIdOf(node)]?.inputs[input];
-    return Array.isArray(link) ? nodeOf(link[0]) : undefined;
+export function sourceOf(node, name) {
+    const link = node.inputs?.find((input) => input.name === name)?.link;
+    return link == null ? undefined : originOf(node.graph, link, outersOf(node) ?? [])?.node;
 }
 
 export function isLinked(node, input) {
-    return (node.inputs?.find(({ name }) => name === input)?.link ?? null) !== null;
+    return node.inputs?.find(({ name }) => name === input)?.link != null;
 }
 
 const SUBGRAPH_INPUT = -10;
@@ -191,7 +179,7 @@ const BYPASS = 4;
 export function upstream(node) {
     const graph = {};
     const add = (found, outers) => {
-        const id = [...outers, found].map((each) => each.id).join(":");
+        const id = ids([...outers, found]);
         if (graph[id]) return id;
         const inputs = {};
         graph[id] = { class_type: found.comfyClass ?? found.type, inputs };
@@ -201,25 +189,25 @@ export function upstream(node) {
         for (const { name, link } of found.inputs ?? []) {
             if (link == null) continue;
             const from = originOf(found.graph, link, outers);
-            if (from) inputs[name] = from.node ? [add(from.node, from.outers), from.slot] : from.value;
+            if (from) inputs[name] = from.outers ? [add(from.node, from.outers), from.slot] : from.value;
         }
         return id;
     };
-    return { id: add(node, outersOf(app.rootGraph ?? app.graph, node) ?? []), graph };
+    return { id: add(node, outersOf(node) ?? []), graph };
 }
 
 /** The subgraph nodes around a node, the outermost first; of a subgraph placed twice, its first place. */
-function outersOf(graph, node) {
+function outersOf(node, graph = root()) {
     if (node.graph === graph) return [];
     for (const outer of graph.nodes) {
-        const inner = outer.subgraph && outersOf(outer.subgraph, node);
+        const inner = outer.subgraph && outersOf(node, outer.subgraph);
         if (inner) return [outer, ...inner];
     }
 }
 
-/** Where a link really begins: {node, slot, outers}, or {value} of a widget; undefined for nowhere. */
+/** Where a link really begins: {node, slot, outers}, or {node, value} of its widget; undefined for nowhere. */
 function originOf(graph, linkId, outers) {
-    const link = graph.getLink?.(linkId) ?? graph.links?.get?.(linkId) ?? graph.links?.[linkId];
+    const link = graph.getLink(linkId);
     if (!link) return undefined;
     if (Number(link.origin_id) === SUBGRAPH_INPUT) {
         const outer = outers.at(-1);
@@ -227,7 +215,7 @@ function originOf(graph, linkId, outers) {
         if (!input) return undefined;
         if (input.link != null) return originOf(outer.graph, input.link, outers.slice(0, -1));
         const widget = widgetOf(outer, input.widget?.name ?? input.name);
-        return widget && { value: widget.value };
+        return { node: outer, value: widget?.value };
     }
     const node = graph.getNodeById(link.origin_id);
     if (!node || node.mode === NEVER) return undefined;
@@ -242,7 +230,7 @@ function originOf(graph, linkId, outers) {
     }
     if (node.isVirtualNode) {
         const [input] = node.inputs ?? [];
-        return input ? input.link != null && originOf(graph, input.link, outers) : { value: node.widgets?.[0]?.value };
+        return input ? input.link != null && originOf(graph, input.link, outers) : { node, value: node.widgets?.[0]?.value };
     }
     return { node, slot: link.origin_slot, outers };
 }
@@ -250,16 +238,6 @@ function originOf(graph, linkId, outers) {
 /** The workflow whose tab is open: the same object as long as it is open. */
 export function openWorkflow() {
     return app.extensionManager?.workflow?.activeWorkflow;
-}
-
-/** What tells the nodes on the canvas from those of another tab. */
-export function openGraph() {
-    return (app.rootGraph ?? app.graph)?.id;
-}
-
-/** Call hear() before and after nodes are made anew: a workflow is opened, a tab is chosen, a change is undone. */
-export function onGraphOpened(hear) {
-    app.registerExtension({ name: "RealISR.GraphOpened", beforeConfigureGraph: () => hear(), afterConfigureGraph: () => hear() });
 }
 
 /** Call hear({workflow, graph, promptId, nodeErrors}) when the server has accepted or refused to run a workflow.
@@ -270,7 +248,7 @@ export function onGraphOpened(hear) {
 export function onQueued(hear) {
     const queue = api.queuePrompt;
     api.queuePrompt = async function (...given) {
-        const asked = { workflow: openWorkflow(), graph: openGraph() };
+        const asked = { workflow: openWorkflow(), graph: workflowId() };
         try {
             const answer = await queue.apply(this, given);
             hear({ ...asked, promptId: answer.prompt_id, nodeErrors: answer.node_errors ?? {} });
@@ -282,30 +260,10 @@ export function onQueued(hear) {
     };
 }
 
-/** Call hear(detail) for a message of the server that belongs to no node, such as "execution_error". */
-export function onServer(type, hear) {
-    api.addEventListener(type, ({ detail }) => hear(detail));
-}
-
-/** The node that feeds an input, or undefined. Out of a subgraph it leads to the node outside. */
-export function upstreamOf(node, input) {
-    let origin = node.graph?.getLink?.(input.link) ?? node.graph?.links?.[input.link];
-    let graph = node.graph;
-    // -10 is the box of a subgraph's own inputs.
-    while (origin && Number(origin.origin_id) === -10) {
-        const outer = allNodes().find(({ subgraph }) => subgraph === graph);
-        const fed = outer?.inputs?.[origin.origin_slot];
-        if (!fed) return outer;
-        graph = outer.graph;
-        origin = graph.getLink(fed.link);
-    }
-    return origin && graph.getNodeById(origin.origin_id);
-}
-
 /** What of "7:12", node 12 in the subgraph of node 7, is on the canvas: node 7, node 12 once one has gone inside. */
 export function shownNodeOf(executionId) {
-    const ids = String(executionId).split(":");
-    return ids.map((_, index) => nodeOf(ids.slice(0, index + 1).join(":"))).findLast((node) => node?.graph === app.canvas.graph);
+    const parts = String(executionId).split(":");
+    return parts.map((_, index) => nodeOf(parts.slice(0, index + 1).join(":"))).findLast((node) => node?.graph === app.canvas.graph);
 }
 
 /** Where a node of the open graph is on the page, {left, top, width, height} in pixels, its title included. */
@@ -331,7 +289,6 @@ export function canvasScale() {
 /** Lay an element over the canvas and its nodes, under the frontend's panels. */
 export function overCanvas(made) {
     app.canvas.canvas.parentElement.append(made);
-    return made;
 }
 
 // --- widgets --------------------------------------------------------------------------------------------------------
@@ -421,7 +378,7 @@ function foldWidget(node, widget, input) {
 /** Colours of links and slots by type, where the palette has none of its own. colours: type -> "#rrggbb". */
 export function colourLinks(colours) {
     const variables = Object.entries(colours).map(([type, colour]) => `--color-datatype-${type}: ${colour};`);
-    addStyle(`:root { ${variables.join(" ")} }`);
+    document.head.append(element("style", `:root { ${variables.join(" ")} }`));
     app.registerExtension({
         name: "RealISR.Links",
         setup() {
@@ -446,20 +403,20 @@ export function changed() {
 }
 
 /**
- * A box of constant height under the node's widgets, alike in both renderers; what is higher scrolls.
+ * A box of constant height under the node's widgets, alike in both renderers; what is higher scrolls. width: at least.
  *
- * Make it with the node, not with its first result: the node then never grows. Returns the box's element.
+ * Make it with the node, not with its first result: the node then never grows. Returns the box, "realisr-<name>".
  */
-export function addPanel(node, name, height, className) {
-    const size = `min-height: ${height}px; height: ${height}px; max-height: ${height}px`;
-    const box = element("div", { className: `realisr-panel ${className}`, style: size });
+export function addPanel(node, name, height, width = 0) {
+    const style = `min-height: ${height}px; height: ${height}px; max-height: ${height}px`;
+    const box = element(`div.realisr-panel.realisr-${name}`, { style });
     // A wheel over the box scrolls the box, and zooms where there is nothing to scroll.
     box.addEventListener("wheel", (event) => scrolls(event.target, box) && event.stopPropagation(), { passive: true });
     const fixed = () => height + 2 * MARGIN;
     const heights = { getMinHeight: fixed, getMaxHeight: fixed, getHeight: fixed, margin: MARGIN };
-    node.addDOMWidget(name, "realisr_panel", box, { serialize: false, ...heights });
-    const [width, least] = node.computeSize();
-    node.setSize([Math.max(node.size[0], width), Math.max(node.size[1], least)]);
+    node.addDOMWidget(`realisr_${name}`, "realisr_panel", box, { serialize: false, ...heights });
+    const [least, high] = node.computeSize();
+    node.setSize([Math.max(node.size[0], least, width), Math.max(node.size[1], high)]);
     owners.set(box, { node, name });
     onReady(node, () => requestAnimationFrame(() => requestAnimationFrame(() => takePlace(box))));
     return box;
@@ -498,15 +455,22 @@ function takePlace(box) {
 
 // --- elements and texts ---------------------------------------------------------------------------------------------
 
-/** An element with properties, data-* and aria-* attributes and children. Strings become text, never markup. */
-export function element(tag, properties = {}, ...children) {
-    const made = document.createElement(tag);
-    for (const [name, value] of Object.entries(properties)) {
+/**
+ * An element: element("span.note", {title: "..."}, ...children); the properties may be left out.
+ *
+ * data-* and aria-* are attributes. Children: elements, texts, lists of them, or nothing. Texts never become markup.
+ */
+export function element(tag, ...parts) {
+    const [name, ...classes] = tag.split(".");
+    const made = document.createElement(name);
+    if (classes.length) made.className = classes.join(" ");
+    const properties = parts[0]?.constructor === Object ? parts.shift() : {};
+    for (const [key, value] of Object.entries(properties)) {
         if (value === undefined) continue;
-        if (name.includes("-") || name === "style" || name === "role") made.setAttribute(name, value);
-        else made[name] = value;
+        if (key.includes("-") || key === "style" || key === "role") made.setAttribute(key, value);
+        else made[key] = value;
     }
-    made.append(...children.filter((child) => child !== undefined && child !== null));
+    made.append(...parts.flat(2).filter((child) => (child ?? false) !== false));
     return made;
 }
 
@@ -515,13 +479,22 @@ export function button(label, press, properties = {}) {
     return element("button", { type: "button", textContent: label, onclick: press, ...properties });
 }
 
-/** Put a rule into the page's style sheet. */
-export function addStyle(rules) {
-    document.head.append(element("style", { textContent: rules }));
+/** A button that puts a text into the clipboard, and says so for a moment. */
+export function copier(label, value) {
+    return button(label, ({ target }) => copy(value, target), { title: value });
 }
 
-/** Put a text into the clipboard; the button that was pressed says so for a moment. */
-export async function copy(value, pressed) {
+/** The canvas below an element takes none of these events. */
+export function keepFromCanvas(made, ...types) {
+    for (const type of types) made.addEventListener(type, (event) => event.stopPropagation());
+}
+
+/** A picture that a run wrote. One that is gone (a restart empties ComfyUI's temporary folder) leaves no broken icon. */
+export function picture(file, alt = "") {
+    return element("img", { src: pictureUrl(file), alt, draggable: false, onerror: ({ target }) => target.remove() });
+}
+
+async function copy(value, pressed) {
     try {
         await navigator.clipboard.writeText(value);
     } catch {
@@ -552,40 +525,27 @@ export async function ask(path, body) {
 }
 
 let texts = {};
-let reading;
-
-function language() {
-    return app.extensionManager?.setting?.get("Comfy.Locale") ?? "en";
-}
-
-/** Let the frontend make no node before the texts are here, where node texts are shown in another language. */
-export function readTextsFirst() {
-    app.registerExtension({ name: "RealISR.Texts", init: () => (language() === "en" ? undefined : textsRead()) });
-}
-
-/** Wait for the texts of locales/; every panel is drawn after this. */
-export function textsRead() {
-    return (reading ??= readTexts());
-}
+// Begun as early as can be: the frontend makes no node before it is done.
+const reading = readTexts();
 
 async function readTexts() {
-    const languages = await (await api.fetchApi("/i18n")).json();
-    texts = { ...languages.en?.realisr, ...languages[language()]?.realisr };
+    const answer = await api.fetchApi("/i18n").catch(() => undefined);
+    if (answer?.ok) texts = await answer.json();
+}
+
+function findText(key) {
+    const language = app.extensionManager?.setting?.get("Comfy.Locale");
+    return texts[language]?.realisr?.[key] ?? texts.en?.realisr?.[key];
 }
 
 /** Whether there is a text of this key. */
 export function hasText(key) {
-    return key in texts;
+    return findText(key) !== undefined;
 }
 
 /** A text of `realisr` in locales/<language>/main.json, its [names] replaced; in English where there is no other. */
 export function text(key, values = {}) {
-    return (texts[key] ?? key).replace(/\[(\w+)\]/g, (whole, name) => values[name] ?? whole);
+    return (findText(key) ?? key).replace(/\[(\w+)\]/g, (whole, name) => values[name] ?? whole);
 }
 
-addStyle(`
-    .realisr-panel { overflow: auto; box-sizing: border-box; font: 12px/1.4 sans-serif; color: var(--input-text); background: var(--comfy-input-bg); border-radius: 6px; }
-    .realisr-panel button { font: inherit; color: inherit; background: var(--comfy-menu-bg); border: 1px solid var(--border-color); border-radius: 4px; padding: 1px 8px; cursor: pointer; }
-    .realisr-panel button:hover, .realisr-panel button:focus-visible { border-color: currentColor; }
-    .realisr-panel button:disabled { opacity: 0.5; cursor: default; }
-`);
+document.head.append(element("link", { rel: "stylesheet", href: new URL("./realisr.css", import.meta.url).href }));
