@@ -1,6 +1,6 @@
 // What went wrong with one of our nodes, on the node: the cause, what to do, and the way to what has to be changed.
 import {
-    button, canvasBox, canvasScale, copier, element, goTo, keepFromCanvas, nodeBox, nodeOf, onMessage, onPage, onQueued, openWorkflow,
+    button, copier, element, goTo, keepFromCanvas, nodeBox, nodeOf, onMessage, onPage, onQueued, openWorkflow,
     overCanvas, shownNodeOf, sourceOf, text, workflowId,
 } from "./frontend.js";
 
@@ -150,13 +150,13 @@ function draw(workflow, id, { message }, node, shown) {
 
 /** Put a card under its node, as wide; where the node's end is out of sight, at the end of the canvas. */
 function place(card, node) {
-    const canvas = canvasBox();
-    card.hidden = !canvas;
-    if (!canvas) return;
-    const box = nodeBox(node);
-    const scale = Math.min(1.5, Math.max(0.75, canvasScale()));
+    const found = nodeBox(node);
+    card.hidden = !found;
+    if (!found) return;
+    const { box, end } = found;
+    const scale = Math.min(1.5, Math.max(0.75, found.scale));
     card.style.width = `${Math.max(280, box.width / scale)}px`;
-    const top = Math.max(box.top + 30 * scale, Math.min(box.top + box.height, canvas.bottom - card.offsetHeight * scale - 8));
+    const top = Math.max(box.top + 30 * scale, Math.min(box.bottom, end - card.offsetHeight * scale - 8));
     card.style.transform = `translate(${box.left}px, ${top}px) scale(${scale})`;
 }
 

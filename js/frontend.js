@@ -23,7 +23,11 @@ app.registerExtension({
     },
     // Outputs that come back with a tab or an undo reach no node by themselves.
     onNodeOutputsUpdated(outputs) {
-        for (const [id, output] of Object.entries(outputs)) nodeOfLocator(id)?.[RESTORED]?.forEach((draw) => draw(output));
+        for (const [locator, output] of Object.entries(outputs)) {
+            const [id, subgraph] = locator.split(":").reverse();
+            const graph = subgraph ? root().subgraphs?.get(subgraph) : root();
+            graph?.getNodeById(id)?.[RESTORED]?.forEach((draw) => draw(output));
+        }
     },
     beforeConfigureGraph: tell("opening"),
     afterConfigureGraph: tell("opened"),
@@ -35,12 +39,12 @@ export function onNewNodes(classes, setUp) {
     setUps.push([classes, setUp]);
 }
 
-/** Call after(...) whenever object.name(...) has run, with the same `this`. */
+/** Call after(...) whenever object.name(...) has run. */
 function chain(object, name, after) {
     const before = object[name];
     object[name] = function (...given) {
         const result = before?.apply(this, given);
-        after.apply(this, given);
+        after(...given);
         return result;
     };
 }
@@ -51,7 +55,7 @@ export function onOutput(node, draw) {
     (node[RESTORED] ??= []).push(draw);
 }
 
-/** Call keep(value) for what the node's `ui` holds under a key; it is kept with the node, as `key` too. */
+/** Remember what the node's `ui` holds under a key, and call draw(it). */
 export function onResult(node, key, draw) {
     onOutput(node, ({ [key]: found }) => {
         if (!found) return;
@@ -78,18 +82,18 @@ export function onPlaced(node, begin) {
 // A file in API form is laid out without configuring nodes.
 if (app.loadApiJson) chain(app, "loadApiJson", () => PLACED.clear());
 
-/** Call end() once when the node is deleted or its graph is closed. */
+/** Call end() when the node is deleted or its graph is closed. */
 export function onRemoved(node, end) {
     chain(node, "onRemoved", end);
 }
 
-/** Listen for an event as long as the node is there; without a node, as long as the page is. target: an EventTarget. */
-export function listen(node, target, type, hear) {
+// As long as the node is there; without a node, as long as the page is.
+function listen(node, target, type, hear) {
     target.addEventListener(type, hear);
     if (node) onRemoved(node, () => target.removeEventListener(type, hear));
 }
 
-/** Listen for a message that the server sends with `send_sync`. */
+/** Call hear(detail) for messages of the server as long as the node is there (undefined: the page). */
 export function onMessage(node, type, hear) {
     listen(node, api, type, ({ detail }) => hear(detail));
 }
@@ -99,15 +103,12 @@ export function onRunEnd(node, end) {
     for (const type of ["execution_success", "execution_error", "execution_interrupted"]) onMessage(node, type, end);
 }
 
-/** Call hear() for what befalls all nodes: "opening" and "opened" a workflow, a tab or an undo, "refresh" of lists (R).
- *
- * After "opened" each node has an id by which it runs, those of subgraphs too.
- */
+/** Call hear() at "opening" and "opened" of a graph (file, tab, undo; then all ids are known) or "refresh" of lists (R). */
 export function onPage(node, type, hear) {
     listen(node, page, type, () => hear());
 }
 
-/** Small results that belong to a node and are saved with the workflow (they are in the picture's metadata too). */
+/** Small results that belong to a node and are saved with the workflow (and in the picture's metadata). */
 export function recall(node, key) {
     return node.properties?.realisr?.[key];
 }
@@ -116,27 +117,30 @@ export function remember(node, key, value) {
     node.properties.realisr = { ...node.properties.realisr, [key]: value };
 }
 
-/** The node that a message of the server means: "12", or "7:12" for node 12 in the subgraph that node 7 stands for. */
-export function nodeOf(executionId) {
+// Of "7:12", node 12 in the subgraph that node 7 stands for: both nodes.
+function nodesOf(executionId) {
     let graph = root();
-    let node;
-    for (const id of String(executionId).split(":")) {
-        node = graph?.getNodeById(id);
+    return String(executionId).split(":").map((id) => {
+        const node = graph?.getNodeById(id);
         graph = node?.subgraph;
-    }
-    return node;
+        return node;
+    });
+}
+
+/** The node that a message of the server means: "12" or "7:12". */
+export function nodeOf(executionId) {
+    return nodesOf(executionId).at(-1);
+}
+
+/** What of "7:12" is on the canvas: node 7, or node 12 once one has gone inside. */
+export function shownNodeOf(executionId) {
+    return nodesOf(executionId).findLast((node) => node?.graph === app.canvas.graph);
 }
 
 /** The id by which the server calls a node, or undefined when it is in no open graph. A subgraph placed twice: its first. */
 export function executionIdOf(node) {
     const outers = outersOf(node);
     return outers && ids([...outers, node]);
-}
-
-// "12", or "<id of the subgraph>:12".
-function nodeOfLocator(id) {
-    const [inner, outer] = String(id).split(":").reverse();
-    return (outer ? root().subgraphs?.get(outer) : root())?.getNodeById(inner);
 }
 
 /** The open workflow's own id, which the server is sent with it. */
@@ -156,14 +160,15 @@ export function run(node) {
     return app.queuePrompt(0, 1, node && [executionIdOf(node)]);
 }
 
-/** The node whose output an input gets, seen through reroutes and subgraphs; undefined where nothing is connected. */
-export function sourceOf(node, name) {
-    const link = node.inputs?.find((input) => input.name === name)?.link;
-    return link == null ? undefined : originOf(node.graph, link, outersOf(node) ?? [])?.node;
+const inputOf = (node, name) => node.inputs?.find((input) => input.name === name);
+
+export function isLinked(node, name) {
+    return inputOf(node, name)?.link != null;
 }
 
-export function isLinked(node, input) {
-    return node.inputs?.find(({ name }) => name === input)?.link != null;
+/** The node whose output an input gets, seen through reroutes and subgraphs; undefined where nothing is connected. */
+export function sourceOf(node, name) {
+    return isLinked(node, name) ? originOf(node.graph, inputOf(node, name).link, outersOf(node) ?? [])?.node : undefined;
 }
 
 const SUBGRAPH_INPUT = -10;
@@ -171,10 +176,9 @@ const NEVER = 2;
 const BYPASS = 4;
 
 /**
- * A node and all that it is made from, in the form of a prompt: {id: {class_type, inputs}}, and the node's id in it.
+ * A node and all it is made from as a prompt, {id: {class_type, inputs}}, and the node's id in it.
  *
- * As they stand now and without asking any widget to prepare itself, as queueing does. Reroutes, bypassed nodes and
- * subgraphs are seen through.
+ * No widget is asked to prepare itself, as queueing does. Reroutes, bypassed nodes and subgraphs are seen through.
  */
 export function upstream(node) {
     const graph = {};
@@ -196,7 +200,7 @@ export function upstream(node) {
     return { id: add(node, outersOf(node) ?? []), graph };
 }
 
-/** The subgraph nodes around a node, the outermost first; of a subgraph placed twice, its first place. */
+// The subgraph nodes around a node, the outermost first; of a subgraph placed twice, its first place.
 function outersOf(node, graph = root()) {
     if (node.graph === graph) return [];
     for (const outer of graph.nodes) {
@@ -205,7 +209,7 @@ function outersOf(node, graph = root()) {
     }
 }
 
-/** Where a link really begins: {node, slot, outers}, or {node, value} of its widget; undefined for nowhere. */
+// Where a link really begins: {node, slot, outers}, or {node, value} of its widget; undefined for nowhere.
 function originOf(graph, linkId, outers) {
     const link = graph.getLink(linkId);
     if (!link) return undefined;
@@ -260,30 +264,20 @@ export function onQueued(hear) {
     };
 }
 
-/** What of "7:12", node 12 in the subgraph of node 7, is on the canvas: node 7, node 12 once one has gone inside. */
-export function shownNodeOf(executionId) {
-    const parts = String(executionId).split(":");
-    return parts.map((_, index) => nodeOf(parts.slice(0, index + 1).join(":"))).findLast((node) => node?.graph === app.canvas.graph);
-}
-
-/** Where a node of the open graph is on the page, {left, top, width, height} in pixels, its title included. */
+/** Where a node of the open graph is on the page with its title, the canvas's scale, and where the canvas ends below.
+ *
+ * Undefined while something else is shown in the canvas's place.
+ */
 export function nodeBox(node) {
+    const { canvas, ds } = app.canvas;
+    if (canvas.checkVisibility?.() === false) return undefined;
+    const { scale, offset } = ds;
+    const { left, top, bottom: end } = canvas.getBoundingClientRect();
+    const [x, y, ...size] = node.boundingRect ?? node.getBounding();
+    const [width, height] = size.map((length) => length * scale);
+    const onCanvas = new DOMRect(left + (x + offset[0]) * scale, top + (y + offset[1]) * scale, width, height);
     const drawn = document.querySelector(`[data-node-id="${CSS.escape(node.id)}"]`);
-    if (drawn) return drawn.getBoundingClientRect();
-    const { scale, offset } = app.canvas.ds;
-    const frame = canvasBox();
-    const [x, y, width, height] = node.boundingRect ?? node.getBounding();
-    return { left: frame.left + (x + offset[0]) * scale, top: frame.top + (y + offset[1]) * scale, width: width * scale, height: height * scale };
-}
-
-/** Where the canvas is on the page, or undefined while something else is shown in its place. */
-export function canvasBox() {
-    const { canvas } = app.canvas;
-    return canvas.checkVisibility?.() === false ? undefined : canvas.getBoundingClientRect();
-}
-
-export function canvasScale() {
-    return app.canvas.ds.scale;
+    return { box: drawn?.getBoundingClientRect() ?? onCanvas, scale, end };
 }
 
 /** Lay an element over the canvas and its nodes, under the frontend's panels. */

@@ -17,7 +17,7 @@ class Gallery {
         const box = addPanel(node, "gallery", HEIGHT, WIDTH);
         box.append(this.bar, this.body);
         // Enter and space press a card, and are no shortcuts of the canvas meanwhile.
-        box.onkeydown = (event) => ["Enter", " "].includes(event.key) && event.stopPropagation();
+        box.onkeydown = (event) => void (["Enter", " "].includes(event.key) && event.stopPropagation());
         this.order = {};
         this.show([]);
     }

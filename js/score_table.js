@@ -37,7 +37,7 @@ function drawSection(metrics, { title, rows }, order, redraw) {
             redraw(column.head);
         };
         const state = column === by ? (up ? "ascending" : "descending") : undefined;
-        const onkeydown = ({ key }) => key === "Enter" && sort();
+        const onkeydown = ({ key }) => void (key === "Enter" && sort());
         return element("th", { tabIndex: 0, onclick: sort, onkeydown, "aria-sort": state, scope: "col" }, column.head);
     });
     const lines = sorted(rows, by, up).map((row) =>

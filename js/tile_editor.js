@@ -1,7 +1,7 @@
 // Edit Patch Prompts: the photo with its tiles, and under it the prompt of those that are chosen. The node's text widget
 // holds what was written; every other tile has its caption, which comes with the node's `tile_editor` output.
 import {
-    addPanel, button, changed, element, hideWidget, isLinked, keepFromCanvas, onNewNodes, onOutput, onReady, onRemoved,
+    addPanel, button, changed, element, hideWidget, isLinked, keepFromCanvas, onNewNodes, onOutput, onReady,
     onResize, onRunEnd, onWidget, pictureUrl, recall, remember, run, setWidget, sourceOf, text, widgetOf,
 } from "./frontend.js";
 import { COLOURS, TileMap } from "./tile_map.js";
@@ -60,13 +60,12 @@ class TileEditor {
         written.oninput = () => setWidget(node, "text", written.value, true);
         for (const area of [prompt, written]) {
             area.onchange = changed;
-            area.onkeydown = ({ key }) => key === "Escape" && (area === prompt ? stage : this.asText).focus();
+            area.onkeydown = ({ key }) => void (key === "Escape" && (area === prompt ? stage : this.asText).focus());
             keepFromCanvas(area, "keydown");
         }
         onWidget(node, "text", () => this.show());
         onResize(node, canvas, () => this.lay());
         onRunEnd(node, () => this.wait(false));
-        onRemoved(node, () => this.load(undefined));
         onOutput(node, ({ [DATA]: outputs }) => outputs && this.take(outputs[0]));
         onReady(node, () => this.restore());
     }
@@ -89,14 +88,7 @@ class TileEditor {
         const address = file && pictureUrl(file);
         if (this.address === address) return;
         this.address = address;
-        this.picture = undefined;
-        if (!address) return;
-        const picture = element("img", { src: address });
-        picture.onload = () => {
-            if (this.address !== address) return;
-            this.picture = picture;
-            this.lay();
-        };
+        this.picture = file && element("img", { src: address, onload: () => this.lay() });
     }
 
     get data() {
@@ -120,7 +112,6 @@ class TileEditor {
         return number === WHOLE ? captions?.whole : captions?.tiles[number - 1];
     }
 
-    /** prompt: what counts. state: see COLOURS. */
     tile(number, own) {
         const caption = this.captionOf(number);
         const prompt = own ?? caption ?? "";
@@ -156,13 +147,13 @@ class TileEditor {
 
     showCounts() {
         const states = this.tiles.slice(1).map(({ state }) => state);
-        const shown = Object.keys(COLOURS).filter((state) => states.includes(state)).map((state) => {
+        const shown = Object.entries(COLOURS).map(([state, colour]) => {
             const n = states.filter((each) => each === state).length;
-            return element("span.count", { style: `--colour: ${COLOURS[state]}` }, text(`tiles.${state}`, { n }));
+            return n > 0 && element("span.count", { style: `--colour: ${colour}` }, text(`tiles.${state}`, { n }));
         });
-        this.counts.replaceChildren(...shown);
+        this.counts.replaceChildren(...shown.filter(Boolean));
         const missing = !this.columns ? "nothing" : this.data.picture ? "no_picture" : "no_image";
-        this.hint.replaceChildren(...(this.picture ? [] : [element("span", text(`tiles.${missing}`))]));
+        this.hint.replaceChildren(...(this.picture?.naturalWidth ? [] : [element("span", text(`tiles.${missing}`))]));
     }
 
     showChosen() {
@@ -232,25 +223,25 @@ class TileEditor {
     /** All tiles of the rectangle of which these are two corners. */
     between(...corners) {
         const places = corners.map((number) => placeOf(number, this.columns));
-        const within = (place, axis) => places.some((corner) => corner[axis] <= place[axis]) && places.some((corner) => corner[axis] >= place[axis]);
-        const numbers = this.tiles.map((_, number) => number).slice(1);
-        return numbers.filter((number) => {
-            const place = placeOf(number, this.columns);
-            return within(place, "row") && within(place, "column");
+        const [rows, columns] = ["row", "column"].map((axis) => places.map((place) => place[axis]).sort((a, b) => a - b));
+        const isWithin = (at, [first, last]) => at >= first && at <= last;
+        return [...this.tiles.keys()].slice(1).filter((number) => {
+            const { row, column } = placeOf(number, this.columns);
+            return isWithin(row, rows) && isWithin(column, columns);
         });
     }
 
     key(event) {
-        const { key, shiftKey, altKey } = event;
-        const all = key === "a" && (event.ctrlKey || event.metaKey);
-        if (altKey || key === "Tab" || ((event.ctrlKey || event.metaKey) && !all)) return;
+        const { key, shiftKey } = event;
+        const command = event.ctrlKey || event.metaKey;
+        if (event.altKey || key === "Tab" || (command && key !== "a")) return;
         // Keys that the canvas would take: Delete must not delete the node.
         event.stopPropagation();
         if (!this.count) return;
         if (STEPS[key]) this.step(...STEPS[key], shiftKey);
         else if (key === "Home") this.choose(1, shiftKey);
         else if (key === "End") this.choose(this.count, shiftKey);
-        else if (all) {
+        else if (command) {
             this.choose(1);
             this.choose(this.count, true);
         } else if (key === "Enter" || key === "F2") this.prompt.focus();

@@ -44,7 +44,7 @@ export class TileMap {
         if (!grid) return;
         const area = this.box(0, 0, ...grid.size);
         this.fill(area, "#3a3a3a");
-        if (this.picture) brush.drawImage(this.picture, ...area);
+        if (this.picture?.naturalWidth) brush.drawImage(this.picture, ...area);
         for (let number = 1; number < states.length; number++) this.drawCell(number, states[number], chosen.has(number));
         for (const number of full) this.drawExtent(number);
     }
