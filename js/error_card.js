@@ -4,6 +4,7 @@ import {
     overCanvas, shownNodeOf, sourceOf, text, workflowId,
 } from "./frontend.js";
 
+const VALIDATION = "custom_validation_failed";
 const OURS = /^RealISR_/;
 // While a tab is being opened, its name and its nodes do not change at once: milliseconds until both have.
 const OPENING = 400;
@@ -34,14 +35,15 @@ function noteRun(run, { node_id, node_type, exception_message }) {
 
 /** The host repeats what `validate_inputs` says for every input it takes: leave each input its own lines. */
 function keepOwnLines(nodeError) {
-    const names = new Set(nodeError.errors.map(({ extra_info }) => extra_info?.input_name));
+    const names = nodeError.errors.map(({ extra_info }) => extra_info?.input_name);
     nodeError.errors = nodeError.errors.filter((error) => {
-        const start = `${error.extra_info?.input_name} - `;
-        if (error.type !== "custom_validation_failed" || !error.details?.startsWith(start)) return true;
-        const lines = error.details.slice(start.length).split("\n");
-        if (!lines.every((line) => names.has(/^([\w.]+): /.exec(line)?.[1]))) return true;
-        const own = lines.filter((line) => line.startsWith(`${error.extra_info.input_name}: `));
-        error.details = start + own.map((line) => line.slice(start.length - 1)).join("\n");
+        const input = error.extra_info?.input_name;
+        const start = `${input} - `;
+        if (error.type !== VALIDATION || !error.details?.startsWith(start)) return true;
+        const lines = error.details.slice(start.length).split("\n").map((line) => line.split(": "));
+        if (!lines.every(([name]) => names.includes(name))) return true;
+        const own = lines.filter(([name]) => name === input);
+        error.details = start + own.map(([, ...said]) => said.join(": ")).join("\n");
         return own.length > 0;
     });
 }
@@ -49,7 +51,7 @@ function keepOwnLines(nodeError) {
 /** What is wrong with a node before a run, each thing once. */
 function refusal({ errors }) {
     const said = errors.map(({ type, message, details, extra_info }) =>
-        type === "custom_validation_failed" ? details.slice(`${extra_info.input_name} - `.length) : `${message}: ${details}.`,
+        type === VALIDATION ? details.slice(`${extra_info.input_name} - `.length) : `${message}: ${details}.`,
     );
     return [...new Set(said)].join("\n");
 }

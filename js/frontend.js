@@ -5,7 +5,7 @@ import { app } from "../../scripts/app.js";
 const root = () => app.rootGraph ?? app.graph;
 const ids = (nodes) => nodes.map(({ id }) => id).join(":");
 
-// --- nodes ----------------------------------------------------------------------------------------------------------
+// --- nodes ---
 
 /** For onNewNodes: every node of this pack. */
 export const ALL_OURS = { includes: (type) => Boolean(type?.startsWith("RealISR_")) };
@@ -34,7 +34,7 @@ app.registerExtension({
     refreshComboInNodes: tell("refresh"),
 });
 
-/** Call setUp(node) for every new node of these classes, before its saved widgets and properties are read. */
+/** Call setUp(node) for new nodes of these classes, before what is saved of them is read. */
 export function onNewNodes(classes, setUp) {
     setUps.push([classes, setUp]);
 }
@@ -64,7 +64,7 @@ export function onResult(node, key, draw) {
     });
 }
 
-/** Call draw() when the node is complete: new, or read from a file, a tab, an undo or the clipboard. */
+/** Call draw() when the node is complete: new, or read from wherever. */
 export function onReady(node, draw) {
     chain(node, "onConfigure", () => queueMicrotask(draw));
     queueMicrotask(draw);
@@ -72,7 +72,7 @@ export function onReady(node, draw) {
 
 const PLACED = new Set();
 
-/** Call begin() when a hand has placed the node: not when it is read from a file, a tab, an undo or the clipboard. */
+/** Call begin() when a hand has placed the node: not when it is read from a file, tab, undo or clipboard. */
 export function onPlaced(node, begin) {
     PLACED.add(node);
     chain(node, "onConfigure", () => PLACED.delete(node));
@@ -244,30 +244,28 @@ export function openWorkflow() {
     return app.extensionManager?.workflow?.activeWorkflow;
 }
 
-/** Call hear({workflow, graph, promptId, nodeErrors}) when the server has accepted or refused to run a workflow.
+/**
+ * Call hear({workflow, graph, promptId, nodeErrors}) when the server has answered to a wish to run.
  *
- * promptId: undefined when it refused all. nodeErrors: execution id -> {class_type, errors}; what hear takes out of it
- * the frontend does not show.
+ * promptId: undefined when it refused. nodeErrors: execution id -> {class_type, errors}; the frontend shows what hear leaves.
  */
 export function onQueued(hear) {
     const queue = api.queuePrompt;
     api.queuePrompt = async function (...given) {
+        const told = (promptId, nodeErrors = {}) => hear({ ...asked, promptId, nodeErrors });
         const asked = { workflow: openWorkflow(), graph: workflowId() };
         try {
             const answer = await queue.apply(this, given);
-            hear({ ...asked, promptId: answer.prompt_id, nodeErrors: answer.node_errors ?? {} });
+            told(answer.prompt_id, answer.node_errors);
             return answer;
         } catch (error) {
-            hear({ ...asked, nodeErrors: error.response?.node_errors ?? {} });
+            told(undefined, error.response?.node_errors);
             throw error;
         }
     };
 }
 
-/** Where a node of the open graph is on the page with its title, the canvas's scale, and where the canvas ends below.
- *
- * Undefined while something else is shown in the canvas's place.
- */
+/** {box, scale, end}: a node's place on the page, the canvas's scale and its lower end; undefined while it is not shown. */
 export function nodeBox(node) {
     const { canvas, ds } = app.canvas;
     if (canvas.checkVisibility?.() === false) return undefined;
@@ -285,13 +283,13 @@ export function overCanvas(made) {
     app.canvas.canvas.parentElement.append(made);
 }
 
-// --- widgets --------------------------------------------------------------------------------------------------------
+// --- widgets ---
 
 export function widgetOf(node, name) {
     return node.widgets?.find((widget) => widget.name === name);
 }
 
-/** Set a widget as a user's hand would: its callback runs, and the change can be undone. typing: call changed() later. */
+/** Set a widget as a hand would: its callback runs, and it can be undone. typing: call changed() later. */
 export function setWidget(node, name, value, typing = false) {
     const widget = widgetOf(node, name);
     if (!widget || widget.value === value) return;
@@ -320,7 +318,7 @@ export function hideWidget(node, name, hidden = true) {
     widget.options = Object.assign(widget.options ?? {}, { hidden });
 }
 
-/** Call see() now, and again when widgets came (an option of a dynamic dropdown brings its own) and are complete. */
+/** Call see() now and whenever widgets came (with an option of a dynamic dropdown) and are complete. */
 export function onWidgetsChanged(node, see) {
     chain(node, "addCustomWidget", () => {
         see();
@@ -329,7 +327,7 @@ export function onWidgetsChanged(node, see) {
     see();
 }
 
-/** Show label(value) for the values of a node's dropdowns that have one; what is stored and sent stays the value. */
+/** Show label(value) for the values of dropdowns that have one; stored and sent is the value. */
 export function labelChoices(node, label) {
     for (const { type, options } of node.widgets ?? []) {
         if (type !== "combo" || options.getOptionLabel || !Array.isArray(options.values)) continue;
@@ -338,15 +336,15 @@ export function labelChoices(node, label) {
 }
 
 /**
- * Hide advanced widgets on the classic canvas until the node's menu says "Show Advanced"; Nodes 2.0 does so by itself.
+ * Hide advanced widgets on the classic canvas until the node's menu says "Show Advanced", as Nodes 2.0 does.
  *
- * One with a link stays in sight, as there. The room of hidden ones is given up: the classic layout would keep it.
+ * One with a link stays. The room of hidden ones is given up: the classic layout would keep it.
  */
 export function foldAdvanced(node) {
     const fold = () => {
-        for (const widget of node.widgets ?? []) {
+        for (const widget of node.widgets?.filter(({ options }) => options?.advanced) ?? []) {
             // A seed's "control after generate" comes and goes with it.
-            if (widget.options?.advanced) [widget, ...(widget.linkedWidgets ?? [])].forEach((each) => foldWidget(node, each, widget.name));
+            for (const each of [widget, ...(widget.linkedWidgets ?? [])]) foldWidget(node, each, widget.name);
         }
     };
     onWidgetsChanged(node, fold);
@@ -359,8 +357,7 @@ const FOLDED = Symbol("realisr folded");
 
 function foldWidget(node, widget, input) {
     const isNew = !(FOLDED in widget);
-    widget[FOLDED] = !node.inputs?.some(({ widget: of, link }) => of?.name === input && link != null);
-    widget.advanced = widget[FOLDED];
+    widget[FOLDED] = widget.advanced = !isLinked(node, input);
     if (!isNew) return;
     const shown = widget.computeSize;
     // The layout adds a gap of 4 below each widget.
@@ -369,37 +366,36 @@ function foldWidget(node, widget, input) {
     Object.defineProperty(widget, "computeSize", { configurable: true, get: () => (isFolded() ? nothing : shown) });
 }
 
-/** Colours of links and slots by type, where the palette has none of its own. colours: type -> "#rrggbb". */
+/** Colours of links and slots where the palette has none. colours: type -> "#rrggbb". */
 export function colourLinks(colours) {
-    const variables = Object.entries(colours).map(([type, colour]) => `--color-datatype-${type}: ${colour};`);
+    const types = Object.entries(colours);
+    const variables = types.map(([type, colour]) => `--color-datatype-${type}: ${colour};`);
     document.head.append(element("style", `:root { ${variables.join(" ")} }`));
-    app.registerExtension({
-        name: "RealISR.Links",
-        setup() {
-            for (const table of [app.canvas.default_connection_color_byType, app.canvas.constructor.link_type_colors]) {
-                for (const [type, colour] of Object.entries(colours)) colourType(table, type, colour);
-            }
-        },
-    });
+    const setup = () => {
+        for (const table of [app.canvas.default_connection_color_byType, app.canvas.constructor.link_type_colors]) {
+            if (table) for (const [type, colour] of types) colourType(table, type, colour);
+        }
+    };
+    app.registerExtension({ name: "RealISR.Links", setup });
 }
 
 // Each palette that is loaded writes "" for types that it does not know.
 function colourType(table, type, colour) {
-    let ofPalette = table?.[type];
-    if (table) Object.defineProperty(table, type, { enumerable: true, configurable: true, get: () => ofPalette || colour, set: (given) => (ofPalette = given) });
+    let ofPalette = table[type];
+    const [get, set] = [() => ofPalette || colour, (given) => (ofPalette = given)];
+    Object.defineProperty(table, type, { enumerable: true, configurable: true, get, set });
 }
 
-/** Let the frontend note what changed, for undo and for the mark of an unsaved tab. */
+/** Let the frontend note what changed, for undo. */
 export function changed() {
-    const tracker = app.extensionManager?.workflow?.activeWorkflow?.changeTracker;
+    const tracker = openWorkflow()?.changeTracker;
     (tracker?.captureCanvasState ?? tracker?.checkState)?.call(tracker);
     app.canvas?.setDirty(true, true);
 }
 
-/**
- * A box of constant height under the node's widgets, alike in both renderers; what is higher scrolls. width: at least.
+/** A box of constant height under the node's widgets, of class "realisr-<name>"; what is higher scrolls. width: at least.
  *
- * Make it with the node, not with its first result: the node then never grows. Returns the box, "realisr-<name>".
+ * Make it with the node, not with its first result: the node then never grows.
  */
 export function addPanel(node, name, height, width = 0) {
     const style = `min-height: ${height}px; height: ${height}px; max-height: ${height}px`;
@@ -447,13 +443,9 @@ function takePlace(box) {
     }
 }
 
-// --- elements and texts ---------------------------------------------------------------------------------------------
+// --- elements and texts ---
 
-/**
- * An element: element("span.note", {title: "..."}, ...children); the properties may be left out.
- *
- * data-* and aria-* are attributes. Children: elements, texts, lists of them, or nothing. Texts never become markup.
- */
+/** element("span.note", {title: "..."}, ...children): children are elements, texts (never markup), lists of them or nothing. */
 export function element(tag, ...parts) {
     const [name, ...classes] = tag.split(".");
     const made = document.createElement(name);
@@ -483,7 +475,7 @@ export function keepFromCanvas(made, ...types) {
     for (const type of types) made.addEventListener(type, (event) => event.stopPropagation());
 }
 
-/** A picture that a run wrote. One that is gone (a restart empties ComfyUI's temporary folder) leaves no broken icon. */
+/** A picture that a run wrote; gone (a restart empties the temporary folder) it leaves no broken icon. */
 export function picture(file, alt = "") {
     return element("img", { src: pictureUrl(file), alt, draggable: false, onerror: ({ target }) => target.remove() });
 }
@@ -537,7 +529,7 @@ export function hasText(key) {
     return findText(key) !== undefined;
 }
 
-/** A text of `realisr` in locales/<language>/main.json, its [names] replaced; in English where there is no other. */
+/** A text of locales/<language>/main.json, its [names] replaced; in English where there is no other. */
 export function text(key, values = {}) {
     return (findText(key) ?? key).replace(/\[(\w+)\]/g, (whole, name) => values[name] ?? whole);
 }
