@@ -33,7 +33,7 @@ function noteRun(run, { node_id, node_type, exception_message }) {
     note(run, node_id, node_type, exception_message, true);
 }
 
-/** The host repeats what `validate_inputs` says for every input it takes: leave each input its own lines. */
+// The host repeats what `validate_inputs` says for every input: leave each its own lines.
 function keepOwnLines(nodeError) {
     const names = nodeError.errors.map(({ extra_info }) => extra_info?.input_name);
     nodeError.errors = nodeError.errors.filter((error) => {
@@ -48,7 +48,6 @@ function keepOwnLines(nodeError) {
     });
 }
 
-/** What is wrong with a node before a run, each thing once. */
 function refusal({ errors }) {
     const said = errors.map(({ type, message, details, extra_info }) =>
         type === VALIDATION ? details.slice(`${extra_info.input_name} - `.length) : `${message}: ${details}.`,
@@ -108,7 +107,7 @@ function placeOf(word, message) {
     return message.search(new RegExp(`(?<![\\w./-])${written}(?![\\w/-]|\\.\\w)`, word === word.toUpperCase() ? "" : "i"));
 }
 
-/** The node whose output is to blame: that of the linked input which the message names first, by name or by type. */
+// The node whose output is to blame: that of the input which the message names first, by name or by type.
 function guilty(node, message) {
     const place = ({ name, type }) => {
         const found = [name, String(type)].map((word) => placeOf(word, message)).filter((at) => at >= 0);
@@ -118,7 +117,7 @@ function guilty(node, message) {
     return named && sourceOf(node, named.name);
 }
 
-/** What a change of which may have mended it: widgets and links of the node, widgets of those that feed it. */
+// A change of these may have mended it.
 function settings(node) {
     const fed = (node.inputs ?? []).map(({ name }) => sourceOf(node, name));
     const values = (each) => each?.widgets?.filter(({ serialize }) => serialize !== false).map(({ value }) => value) ?? [];
@@ -150,7 +149,7 @@ function draw(workflow, id, { message }, node, shown) {
     return card;
 }
 
-/** Put a card under its node, as wide; where the node's end is out of sight, at the end of the canvas. */
+// Under its node, as wide; where that end is out of sight, at the end of the canvas.
 function place(card, node) {
     const found = nodeBox(node);
     card.hidden = !found;

@@ -39,7 +39,7 @@ export function onNewNodes(classes, setUp) {
     setUps.push([classes, setUp]);
 }
 
-/** Call after(...) whenever object.name(...) has run. */
+// Call after(...) whenever object.name(...) has run.
 function chain(object, name, after) {
     const before = object[name];
     object[name] = function (...given) {
@@ -49,13 +49,13 @@ function chain(object, name, after) {
     };
 }
 
-/** Call draw(output) with what the node's `ui` holds: after a run, and again after a tab switch. */
+/** Call draw(output) with the node's `ui`: after a run, and again after a tab switch. */
 export function onOutput(node, draw) {
     chain(node, "onExecuted", draw);
     (node[RESTORED] ??= []).push(draw);
 }
 
-/** Remember what the node's `ui` holds under a key, and call draw(it). */
+/** Remember a result that the node's `ui` holds, and call draw(result). */
 export function onResult(node, key, draw) {
     onOutput(node, ({ [key]: found }) => {
         if (!found) return;
@@ -72,7 +72,7 @@ export function onReady(node, draw) {
 
 const PLACED = new Set();
 
-/** Call begin() when a hand has placed the node: not when it is read from a file, tab, undo or clipboard. */
+/** Call begin() when a hand has placed the node. */
 export function onPlaced(node, begin) {
     PLACED.add(node);
     chain(node, "onConfigure", () => PLACED.delete(node));
@@ -87,13 +87,13 @@ export function onRemoved(node, end) {
     chain(node, "onRemoved", end);
 }
 
-// As long as the node is there; without a node, as long as the page is.
+// As long as the node is there, or the page if there is none.
 function listen(node, target, type, hear) {
     target.addEventListener(type, hear);
     if (node) onRemoved(node, () => target.removeEventListener(type, hear));
 }
 
-/** Call hear(detail) for messages of the server as long as the node is there (undefined: the page). */
+/** Call hear(detail) for messages of the server. */
 export function onMessage(node, type, hear) {
     listen(node, api, type, ({ detail }) => hear(detail));
 }
@@ -103,12 +103,12 @@ export function onRunEnd(node, end) {
     for (const type of ["execution_success", "execution_error", "execution_interrupted"]) onMessage(node, type, end);
 }
 
-/** Call hear() at "opening" and "opened" of a graph (file, tab, undo; then all ids are known) or "refresh" of lists (R). */
+/** Call hear() at "opening" and "opened" of a graph (file, tab, undo) or "refresh" of lists (R). */
 export function onPage(node, type, hear) {
     listen(node, page, type, () => hear());
 }
 
-/** Small results that belong to a node and are saved with the workflow (and in the picture's metadata). */
+/** A small result that is saved with the node. */
 export function recall(node, key) {
     return node.properties?.realisr?.[key];
 }
@@ -137,13 +137,13 @@ export function shownNodeOf(executionId) {
     return nodesOf(executionId).findLast((node) => node?.graph === app.canvas.graph);
 }
 
-/** The id by which the server calls a node, or undefined when it is in no open graph. A subgraph placed twice: its first. */
+/** The id by which the server calls a node, or undefined when it is in no open graph. */
 export function executionIdOf(node) {
     const outers = outersOf(node);
     return outers && ids([...outers, node]);
 }
 
-/** The open workflow's own id, which the server is sent with it. */
+/** The open workflow's own id. */
 export function workflowId() {
     return root()?.id;
 }
@@ -155,7 +155,7 @@ export function goTo(node) {
     app.canvas.centerOnNode(node);
 }
 
-/** Queue the open workflow, as the Run button does; given an output node, only it and what it needs. */
+/** Run the open workflow, or of it only an output node and what it needs. */
 export function run(node) {
     return app.queuePrompt(0, 1, node && [executionIdOf(node)]);
 }
@@ -166,7 +166,7 @@ export function isLinked(node, name) {
     return inputOf(node, name)?.link != null;
 }
 
-/** The node whose output an input gets, seen through reroutes and subgraphs; undefined where nothing is connected. */
+/** The node whose output an input gets, if any. */
 export function sourceOf(node, name) {
     return isLinked(node, name) ? originOf(node.graph, inputOf(node, name).link, outersOf(node) ?? [])?.node : undefined;
 }
@@ -239,7 +239,7 @@ function originOf(graph, linkId, outers) {
     return { node, slot: link.origin_slot, outers };
 }
 
-/** The workflow whose tab is open: the same object as long as it is open. */
+/** The workflow whose tab is in front: the same object as long as it is open. */
 export function openWorkflow() {
     return app.extensionManager?.workflow?.activeWorkflow;
 }
@@ -278,7 +278,7 @@ export function nodeBox(node) {
     return { box: drawn?.getBoundingClientRect() ?? onCanvas, scale, end };
 }
 
-/** Lay an element over the canvas and its nodes, under the frontend's panels. */
+/** Lay an element over the canvas and its nodes. */
 export function overCanvas(made) {
     app.canvas.canvas.parentElement.append(made);
 }
@@ -298,13 +298,13 @@ export function setWidget(node, name, value, typing = false) {
     if (!typing) changed();
 }
 
-/** Call hear(value) when a widget's value changes, by hand or by setWidget. */
+/** Call hear(value) when a widget's value changes. */
 export function onWidget(node, name, hear) {
     const widget = widgetOf(node, name);
     if (widget) chain(widget, "callback", hear);
 }
 
-/** Call hear() when a wire of the node is put in or taken out. */
+/** Call hear() when a wire of the node changes. */
 export function onWires(node, hear) {
     chain(node, "onConnectionsChange", () => queueMicrotask(hear));
 }
@@ -400,7 +400,7 @@ export function changed() {
 export function addPanel(node, name, height, width = 0) {
     const style = `min-height: ${height}px; height: ${height}px; max-height: ${height}px`;
     const box = element(`div.realisr-panel.realisr-${name}`, { style });
-    // A wheel over the box scrolls the box, and zooms where there is nothing to scroll.
+    // A wheel zooms where there is nothing to scroll.
     box.addEventListener("wheel", (event) => scrolls(event.target, box) && event.stopPropagation(), { passive: true });
     const fixed = () => height + 2 * MARGIN;
     const heights = { getMinHeight: fixed, getMaxHeight: fixed, getHeight: fixed, margin: MARGIN };
@@ -412,7 +412,6 @@ export function addPanel(node, name, height, width = 0) {
     return box;
 }
 
-// Around a panel in the classic renderer.
 const MARGIN = 6;
 
 function scrolls(inner, box) {
@@ -422,14 +421,14 @@ function scrolls(inner, box) {
     return false;
 }
 
-/** Call draw() when an element of the node gets another size. */
+/** Call draw() when an element gets another size. */
 export function onResize(node, box, draw) {
     const observer = new ResizeObserver(draw);
     observer.observe(box);
     onRemoved(node, () => observer.disconnect());
 }
 
-/** Box -> the node and the widget it was made for. */
+// Box -> the node and the widget it was made for.
 const owners = new WeakMap();
 
 // After an undo Nodes 2.0 goes on showing the element of the node that was there before, which has the same id.
@@ -460,7 +459,6 @@ export function element(tag, ...parts) {
     return made;
 }
 
-/** A button; press is called on a click and on Enter. */
 export function button(label, press, properties = {}) {
     return element("button", { type: "button", textContent: label, onclick: press, ...properties });
 }
@@ -496,7 +494,7 @@ async function copy(value, pressed) {
     setTimeout(() => (pressed.textContent = label), 1200);
 }
 
-/** The address of a picture that a run wrote. file: {filename, subfolder, type}. */
+/** file: {filename, subfolder, type}. */
 export function pictureUrl({ filename, subfolder = "", type = "output" }) {
     return api.apiURL(`/view?${new URLSearchParams({ filename, subfolder, type })}`);
 }
@@ -524,7 +522,6 @@ function findText(key) {
     return texts[language]?.realisr?.[key] ?? texts.en?.realisr?.[key];
 }
 
-/** Whether there is a text of this key. */
 export function hasText(key) {
     return findText(key) !== undefined;
 }

@@ -3,13 +3,12 @@ import {
     addPanel, ask, button, element, executionIdOf, hideWidget, keepFromCanvas, nodeOf, onMessage, onNewNodes, onPage, onReady,
     onRunEnd, onWidget, picture, recall, remember, run, setWidget, text, widgetOf, workflowId,
 } from "./frontend.js";
-import { wordDiff, wordsOf } from "./word_diff.js";
+import { wordDiff } from "./word_diff.js";
 
 const HEIGHT = 340;
 const EDITS = "edited_prompts";
-const SHOWN = 6; // Words at either end of a longer stretch that stayed the same.
 
-// What loops told while this page is open, so that a run goes on being noted while another tab is in front.
+// Noted while another tab is in front, too.
 const heard = new Map();
 const keyOf = (node, workflow = workflowId()) => `${workflow}/${node}`;
 
@@ -21,7 +20,7 @@ onRunEnd(null, () => {
     for (const told of heard.values()) if (told.state === "running") told.state = "ended";
 });
 
-/** What a message adds to what was told before. A loop that has just begun has no rows yet: those there are stale. */
+// A loop that has just begun has no rows yet: those there are stale.
 function joined(known, { state, total, rows, fresh }) {
     const time = Date.now();
     if (!fresh && !rows.length) return { state, total, rows: known?.rows ?? [], stale: true, time };
@@ -109,7 +108,10 @@ class Timeline {
             drift != null && element("small", { title: text("timeline.drift.why") }, text("timeline.drift", { drift: drift.toFixed(2) })),
             seconds >= 0.1 && element("small", text("timeline.seconds", { seconds: seconds.toFixed(1) })),
         );
-        const enlarge = () => line.classList.toggle("large", !this.large.delete(id) && !!this.large.add(id));
+        const enlarge = () => {
+            if (line.classList.toggle("large")) this.large.add(id);
+            else this.large.delete(id);
+        };
         const larger = button("", enlarge, { className: "picture", "aria-label": text("timeline.picture", { title }) });
         larger.append(picture(row.picture ?? {}, title));
         const open = images === 1 && this.open?.round === round;
@@ -129,16 +131,10 @@ class Timeline {
         ];
     }
 
-    /** The prompt with its changes marked; of long stretches that stayed only the ends, until asked for. */
     difference(before, after) {
         return wordDiff(before, after).flatMap(({ kind, text: words }) => {
             const bare = words.trimEnd();
-            if (kind !== "same") return [element(kind === "added" ? "ins" : "del", bare), words.slice(bare.length)];
-            const all = wordsOf(words);
-            if (all.length <= 3 * SHOWN) return words;
-            const hidden = all.slice(SHOWN, -SHOWN).join("");
-            const more = button("…", () => more.replaceWith(hidden), { className: "more", title: text("timeline.more") });
-            return [all.slice(0, SHOWN).join(""), more, all.slice(-SHOWN).join("")];
+            return kind === "same" ? words : [element(kind === "added" ? "ins" : "del", bare), words.slice(bare.length)];
         });
     }
 
@@ -162,7 +158,6 @@ class Timeline {
         field.focus({ preventScroll: true });
     }
 
-    /** From the next run on: rounds up to this one as they are, the one after it with this prompt. */
     use(next, prompt) {
         const before = Object.entries(this.edits).filter(([round]) => Number(round) < next);
         this.open = undefined;

@@ -2,8 +2,8 @@
 
 const MOST = 4_000_000; // Cells of the table; larger texts are shown as they are.
 
-/** The words and signs of a text in any language, each with the space behind it. */
-export function wordsOf(text) {
+// The words and signs of a text in any language, each with the space behind it.
+function wordsOf(text) {
     const words = [];
     for (const { segment } of new Intl.Segmenter(undefined, { granularity: "word" }).segment(text)) {
         if (words.length && !segment.trim()) words.push(words.pop() + segment);
