@@ -17,14 +17,6 @@ function facts({ from, to, tiles, memory, needs }) {
     ].filter(Boolean).join(" · ");
 }
 
-function details({ reason, stages = [], forwards, free }) {
-    const lines = stages.map(([name, weights, work]) =>
-        text("estimate.stage", { name: text(`estimate.stage.${name}`), weights: gigabytes(weights), work: gigabytes(work) }));
-    if (forwards) lines.push(text("estimate.forwards", { n: forwards.toLocaleString() }));
-    if (free) lines.push(text("estimate.free", { n: gigabytes(free) }));
-    return [reason, lines.join("\n")].filter(Boolean).join("\n\n");
-}
-
 function unknown(name = "model") {
     const key = `estimate.unknown.${name}`;
     return text(hasText(key) ? key : "estimate.unknown.input", { name });
@@ -38,7 +30,7 @@ function draw(node, box, found) {
         found.unused.length > 0 && text("estimate.unused", { names: found.unused.map(label).join(", ") }),
     ].filter(Boolean);
     box.dataset.level = found.level;
-    box.title = details(found);
+    box.title = [found.reason, found.free && text("estimate.free", { n: gigabytes(found.free) })].filter(Boolean).join("\n\n");
     box.replaceChildren(element("div", facts(found)), ...lines.map((line) => element("small", line)));
 }
 

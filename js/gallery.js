@@ -28,8 +28,6 @@ class Gallery {
         this.mark(false);
     }
 
-    // --- pinning ---
-
     /** The candidate pinned of each image; null where the scores choose. */
     get pins() {
         const parts = String(widgetOf(this.node, "pinned")?.value).split(",").map((part) => part.trim());
@@ -47,8 +45,6 @@ class Gallery {
         setWidget(this.node, "pinned", pins.some((pin) => pin !== null) ? pins.map((pin) => pin ?? "-").join(", ") : "");
         this.draw();
     }
-
-    // --- drawing ---
 
     draw() {
         if (this.marked.length === 2) this.drawComparison();
@@ -131,8 +127,6 @@ class Gallery {
         );
         return card;
     }
-
-    // --- comparing ---
 
     /** Begin to mark candidates for the comparison, or give it up. */
     mark(marking) {

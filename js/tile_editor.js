@@ -70,8 +70,6 @@ class TileEditor {
         onReady(node, () => this.restore());
     }
 
-    // --- what is there ---
-
     take({ text: whole, ...data }) {
         remember(this.node, DATA, isLinked(this.node, "text") ? { ...data, text: whole } : data);
         this.asking = false;
@@ -120,8 +118,6 @@ class TileEditor {
         const state = !prompt ? "empty" : edited ? "edited" : reason === undefined ? "captioned" : "failed";
         return { prompt, caption, reason, state, edited };
     }
-
-    // --- drawing ---
 
     lay() {
         this.map.lay(this.columns ? this.data : undefined, this.picture);
@@ -198,8 +194,6 @@ class TileEditor {
         else this.lay();
     }
 
-    // --- choosing ---
-
     hover(number) {
         if (this.hovered === number) return;
         this.hovered = number;
@@ -256,9 +250,7 @@ class TileEditor {
         if (column + right >= 1 && column + right <= columns && number >= 1 && number <= this.count) this.choose(number, extend);
     }
 
-    // --- editing ---
-
-    /** Give all chosen tiles a prompt, or with undefined their captions. */
+    /** For all chosen tiles; undefined: their captions. */
     write(prompt, typing = false) {
         // What equals the caption is no edit: it follows the caption.
         const own = (number) => (prompt?.trim() === this.captionOf(number) ? undefined : prompt);

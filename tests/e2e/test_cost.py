@@ -1,0 +1,114 @@
+"""What the pack costs the frontend: time at its start, and what a deleted node leaves behind."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from comfy_frontend import Frontend
+
+OURS = "/extensions/realisr/"
+MILLISECONDS = 30
+LOADS = 3
+
+PANELS = [
+    "RealISR_EditPatchPrompts",
+    "RealISR_AgentRefinementLoop",
+    "RealISR_NRIQABestOfN",
+    "RealISR_NRIQAScore",
+    "RealISR_EvaluateAgainstReference",
+    "RealISR_CompareSheet",
+    "RealISR_LoadVOSRModel",
+    "RealISR_RestorationCFGSampler",
+    "RealISR_DreamSRRestore",
+    "RealISR_ARTokenRestorer",
+]
+"""One node of each kind that shows a panel."""
+
+# What our code hears of, watches or repeats, other than on the elements it made: those go with the node.
+WATCH = """() => {
+    const living = (window.realisrLiving = new Map());
+    const isOurs = () => new Error().stack.includes("/extensions/realisr/");
+    const { addEventListener: add, removeEventListener: remove } = EventTarget.prototype;
+    const { setInterval: set, clearInterval: clear, ResizeObserver: Observer } = window;
+    const ids = new WeakMap();
+    const idOf = (object) => ids.get(object) ?? (ids.set(object, Math.random()), ids.get(object));
+    EventTarget.prototype.addEventListener = function (type, hear, ...rest) {
+        if (hear && !(this instanceof Node) && isOurs()) living.set(`${idOf(this)} ${type} ${idOf(hear)}`, `listener: ${type}`);
+        return add.call(this, type, hear, ...rest);
+    };
+    EventTarget.prototype.removeEventListener = function (type, hear, ...rest) {
+        if (hear) living.delete(`${idOf(this ?? window)} ${type} ${idOf(hear)}`);
+        return remove.call(this, type, hear, ...rest);
+    };
+    window.setInterval = (...given) => {
+        const id = set(...given);
+        if (isOurs()) living.set(id, "interval");
+        return id;
+    };
+    window.clearInterval = (id) => (living.delete(id), clear(id));
+    window.ResizeObserver = class extends Observer {
+        observe(box) { if (isOurs()) living.set(this, "observer"); super.observe(box); }
+        disconnect() { living.delete(this); super.disconnect(); }
+    };
+    window.realisrUnwatch = () => {
+        Object.assign(EventTarget.prototype, { addEventListener: add, removeEventListener: remove });
+        Object.assign(window, { setInterval: set, clearInterval: clear, ResizeObserver: Observer });
+    };
+}"""
+
+PLACE = """async (types) => {
+    const { graph } = window.app;
+    const nodes = types.map((type) => LiteGraph.createNode(type));
+    for (const node of nodes) graph.add(node);
+    for (let frame = 0; frame < 4; frame++) await new Promise(requestAnimationFrame);
+    const there = [...window.realisrLiving.values()];
+    for (const node of nodes) graph.remove(node);
+    for (let frame = 0; frame < 4; frame++) await new Promise(requestAnimationFrame);
+    return [there, [...window.realisrLiving.values()]];
+}"""
+
+
+def test_deleted_nodes_leave_nothing_behind(canvas: Frontend):
+    canvas.open_api({})
+    canvas.page.evaluate(WATCH)
+    try:
+        there, left = canvas.page.evaluate(PLACE, PANELS)
+    finally:
+        canvas.page.evaluate("() => window.realisrUnwatch()")
+    assert {"observer", "interval", "listener: execution_success", "listener: refresh"} <= set(there)
+    assert left == []
+
+
+def milliseconds(events: list[dict[str, Any]]) -> float:
+    """Time that the page's thread spent on our modules, each moment counted once."""
+    spans = sorted(
+        (event["tts"], event["tts"] + event["tdur"])
+        for event in events
+        if OURS in json.dumps(event.get("args", {})) and event.get("ph") == "X" and "tdur" in event
+    )
+    total, reached = 0.0, float("-inf")
+    for start, end in spans:
+        total += max(0.0, end - max(start, reached))
+        reached = max(reached, end)
+    return total / 1000
+
+
+def test_loading_the_modules_takes_little_time(frontend: Frontend, tmp_path: Path):
+    page = frontend.page
+    browser = page.context.browser
+    assert browser is not None
+    spent = []
+    for load in range(LOADS):
+        trace = tmp_path / f"{load}.json"
+        browser.start_tracing(page=page, path=trace, categories=["devtools.timeline", "v8"])
+        page.reload(wait_until="domcontentloaded", timeout=120_000)
+        page.wait_for_function("() => window.app?.vueAppReady", timeout=120_000)
+        browser.stop_tracing()
+        events = json.loads(trace.read_text(encoding="utf-8"))["traceEvents"]
+        spent.append(milliseconds(events))
+        names = sorted({event["name"] for event in events if OURS in json.dumps(event.get("args", {}))})
+    frontend.errors.clear()
+    print(spent, names)
+    assert 0 < min(spent) <= MILLISECONDS, (spent, names)
