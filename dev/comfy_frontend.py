@@ -52,11 +52,13 @@ async ([subgraph, moments]) => {
         const page = canvas.canvas.getBoundingClientRect();
         return graph.nodes.map((node) => {
             const drawn = document.querySelector(`[data-node-id="${node.id}"]`);
-            const note = node.type.endsWith("Note") && (drawn?.querySelector(".comfy-markdown-content") ?? node.widgets?.[0]?.element?.querySelector(".comfy-markdown-content"));
-            if (!drawn) return [node.id, node.pos[0], node.pos[1] - 30, node.size[0], node.size[1] + 30 + hidden(note)];
+            const content = ".comfy-markdown-content";
+            const text = drawn?.querySelector(content) ?? node.widgets?.[0]?.element?.querySelector(content);
+            const more = node.type.endsWith("Note") ? hidden(text) : 0;
+            if (!drawn) return [node.id, node.pos[0], node.pos[1] - 30, node.size[0], node.size[1] + 30 + more];
             const { x, y, width, height } = drawn.getBoundingClientRect();
             const at = [(x - page.x) / scale - offset[0], (y - page.y) / scale - offset[1]];
-            return [node.id, ...at, width / scale, height / scale + hidden(note)];
+            return [node.id, ...at, width / scale, height / scale + more];
         }).map(([id, ...box]) => [id, box.map((length) => Math.round(length))]);
     };
     await window.app.extensionManager.command.execute("Comfy.Canvas.FitView");
