@@ -43,6 +43,7 @@ SIZES = {
     "PreviewAny": (WIDTH, 180),
     "PreviewImage": (360, 300),
     "PrimitiveStringMultiline": (WIDTH, 150),
+    "RealISR_CompareSheet": (440, 0),
     "SaveImage": (360, 360),
 }
 """Of nodes whose content stretches, without the title bar; every other node is as low as its widgets let it be."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,13 +53,12 @@ async ([subgraph, moments]) => {
         const page = canvas.canvas.getBoundingClientRect();
         return graph.nodes.map((node) => {
             const drawn = document.querySelector(`[data-node-id="${node.id}"]`);
-            const content = ".comfy-markdown-content";
-            const text = drawn?.querySelector(content) ?? node.widgets?.[0]?.element?.querySelector(content);
-            const more = node.type.endsWith("Note") ? hidden(text) : 0;
-            if (!drawn) return [node.id, node.pos[0], node.pos[1] - 30, node.size[0], node.size[1] + 30 + more];
+            const frame = drawn ?? node.widgets?.[0]?.element;
+            const note = node.type.endsWith("Note") && frame?.querySelector(".comfy-markdown-content");
+            if (!drawn) return [node.id, node.pos[0], node.pos[1] - 30, node.size[0], node.size[1] + 30 + hidden(note)];
             const { x, y, width, height } = drawn.getBoundingClientRect();
             const at = [(x - page.x) / scale - offset[0], (y - page.y) / scale - offset[1]];
-            return [node.id, ...at, width / scale, height / scale + more];
+            return [node.id, ...at, width / scale, height / scale + hidden(note)];
         }).map(([id, ...box]) => [id, box.map((length) => Math.round(length))]);
     };
     await window.app.extensionManager.command.execute("Comfy.Canvas.FitView");
@@ -72,6 +72,10 @@ async ([subgraph, moments]) => {
     }
     return measure();
 }
+"""
+
+QUEUE_REMAINING = """
+async () => (await (await window.app.api.fetchApi("/prompt")).json()).exec_info.queue_remaining
 """
 
 
@@ -145,14 +149,16 @@ class Frontend:
         What an execution shows on its nodes may arrive a moment later: wait for that too.
         """
         self.page.evaluate("async () => { await window.app.queuePrompt(0, 1); }")
-        self.page.wait_for_function(
-            """async () => {
-                const { exec_info } = await (await window.app.api.fetchApi("/prompt")).json();
-                return exec_info.queue_remaining === 0;
-            }""",
-            timeout=timeout * 1000,
-            polling=200,
-        )
+        self.wait_until_idle(timeout)
+
+    def wait_until_idle(self, timeout: float = 120) -> None:
+        """Wait until the server runs nothing more. Raises TimeoutError after `timeout` seconds."""
+        # Not with wait_for_function, which takes the promise of an async function for its answer.
+        deadline = time.monotonic() + timeout
+        while self.page.evaluate(QUEUE_REMAINING):
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"the server still runs something after {timeout:g} s")
+            self.page.wait_for_timeout(50)
 
     def open(self, workflow: Mapping[str, Any]) -> OpenedWorkflow:
         """Load a workflow in UI form, in place of the one that is open."""

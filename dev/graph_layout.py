@@ -83,7 +83,7 @@ def backward(nodes: Mapping[int, Rectangle], links: Links) -> int:
 
 
 def layers(members: Sequence[int], links: Links) -> list[list[int]]:
-    """The members in columns: each right of all that it reads, what reads no other just left of its first reader."""
+    """The members in columns: each right of all that it reads; what reads no other just left of its first reader."""
     inside = set(members)
     links = [link for link in links if link[0] in inside and link[1] in inside and link[0] != link[1]]
     depth = dict.fromkeys(members, 0)

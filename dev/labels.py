@@ -1,7 +1,7 @@
 """What inputs and outputs are called on the node: words instead of the ids that workflow files and the API use.
 
-They go into locales/en with the schemas' other texts. Not into the schemas: frontends up to 1.47 show an input's display
-name in every language.
+They go into locales/en with the schemas' other texts. Not into the schemas: frontends up to 1.47 show an input's
+display name in every language.
 """
 
 from __future__ import annotations

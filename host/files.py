@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pickle
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,9 @@ import comfy.utils
 import torch
 from safetensors import safe_open
 from torch import Tensor
+
+Reader = Callable[[Path], tuple[dict[str, Any], dict[str, str]]]
+"""Tensors and metadata of a file: load_state_dict_file, or described.described_tensors for their shapes alone."""
 
 SAFETENSORS = (".safetensors", ".sft")
 

@@ -21,6 +21,7 @@ from ..services.vlm.pictures import fit
 from ..services.vlm.protocol import Answer, AnswerError, Poll, Question, VisionLanguageModel, in_batches
 from ..services.vlm.transformers import LocalVLM
 from .memory import MostTogether, within_memory
+from .progress import begin
 from .types import Model
 
 SAMPLING = {"top_k": 64, "top_p": 0.95, "min_p": 0.05, "repetition_penalty": 1.05, "presence_penalty": 0.0}
@@ -164,6 +165,8 @@ class HostVLM:
 
     def answers(self, questions: Sequence[Question], poll: Poll, in_flight: int = 1) -> Iterator[Answer]:
         """See VisionLanguageModel; one question at a time."""
+        if len(questions) == 1:
+            begin()
         return in_batches(questions, 1, lambda batch: [self._answer(question) for question in batch], poll)
 
     def _answer(self, question: Question) -> str | AnswerError:
@@ -191,6 +194,8 @@ class ManagedVLM:
         """See VisionLanguageModel; `in_flight` questions are answered as one batch, or fewer where memory is short."""
 
         most = MostTogether(max(in_flight, 1))
+        if len(questions) == 1:
+            begin()
 
         def answers(batch: Sequence[Question]) -> list[str | AnswerError]:
             comfy.model_management.load_models_gpu([self.patcher], force_full_load=True)

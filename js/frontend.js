@@ -62,6 +62,15 @@ export function onPlaced(node, begin) {
 // A file in API form is laid out without configuring nodes.
 if (app.loadApiJson) chain(app, "loadApiJson", () => PLACED.clear());
 
+const graphs = new EventTarget();
+
+app.registerExtension({ name: "RealISR.Graphs", afterConfigureGraph: () => void graphs.dispatchEvent(new Event("complete")) });
+
+/** Call draw() when a workflow was opened, with all its subgraphs: only then has each node an id by which it runs. */
+export function onGraphComplete(node, draw) {
+    listen(node, graphs, "complete", draw);
+}
+
 /** Call end() once when the node is deleted or its graph is closed. */
 export function onRemoved(node, end) {
     chain(node, "onRemoved", end);
@@ -167,6 +176,75 @@ export async function sourceOf(node, input) {
 
 export function isLinked(node, input) {
     return (node.inputs?.find(({ name }) => name === input)?.link ?? null) !== null;
+}
+
+const SUBGRAPH_INPUT = -10;
+const NEVER = 2;
+const BYPASS = 4;
+
+/**
+ * A node and all that it is made from, in the form of a prompt: {id: {class_type, inputs}}, and the node's id in it.
+ *
+ * As they stand now and without asking any widget to prepare itself, as queueing does. Reroutes, bypassed nodes and
+ * subgraphs are seen through.
+ */
+export function upstream(node) {
+    const graph = {};
+    const add = (found, outers) => {
+        const id = [...outers, found].map((each) => each.id).join(":");
+        if (graph[id]) return id;
+        const inputs = {};
+        graph[id] = { class_type: found.comfyClass ?? found.type, inputs };
+        for (const { name, value } of found.widgets ?? []) {
+            if (["string", "number", "boolean"].includes(typeof value)) inputs[name] = value;
+        }
+        for (const { name, link } of found.inputs ?? []) {
+            if (link == null) continue;
+            const from = originOf(found.graph, link, outers);
+            if (from) inputs[name] = from.node ? [add(from.node, from.outers), from.slot] : from.value;
+        }
+        return id;
+    };
+    return { id: add(node, outersOf(app.rootGraph ?? app.graph, node) ?? []), graph };
+}
+
+/** The subgraph nodes around a node, the outermost first; of a subgraph placed twice, its first place. */
+function outersOf(graph, node) {
+    if (node.graph === graph) return [];
+    for (const outer of graph.nodes) {
+        const inner = outer.subgraph && outersOf(outer.subgraph, node);
+        if (inner) return [outer, ...inner];
+    }
+}
+
+/** Where a link really begins: {node, slot, outers}, or {value} of a widget; undefined for nowhere. */
+function originOf(graph, linkId, outers) {
+    const link = graph.getLink?.(linkId) ?? graph.links?.get?.(linkId) ?? graph.links?.[linkId];
+    if (!link) return undefined;
+    if (Number(link.origin_id) === SUBGRAPH_INPUT) {
+        const outer = outers.at(-1);
+        const input = outer?.inputs[link.origin_slot];
+        if (!input) return undefined;
+        if (input.link != null) return originOf(outer.graph, input.link, outers.slice(0, -1));
+        const widget = widgetOf(outer, input.widget?.name ?? input.name);
+        return widget && { value: widget.value };
+    }
+    const node = graph.getNodeById(link.origin_id);
+    if (!node || node.mode === NEVER) return undefined;
+    if (node.mode === BYPASS) {
+        const { type } = node.outputs[link.origin_slot];
+        const passed = node.inputs.find((input) => input.type === type && input.link != null);
+        return passed && originOf(graph, passed.link, outers);
+    }
+    if (node.subgraph) {
+        const [inner] = node.subgraph.outputs[link.origin_slot]?.linkIds ?? [];
+        return inner === undefined ? undefined : originOf(node.subgraph, inner, [...outers, node]);
+    }
+    if (node.isVirtualNode) {
+        const [input] = node.inputs ?? [];
+        return input ? input.link != null && originOf(graph, input.link, outers) : { value: node.widgets?.[0]?.value };
+    }
+    return { node, slot: link.origin_slot, outers };
 }
 
 /** The workflow whose tab is open: the same object as long as it is open. */
@@ -326,17 +404,17 @@ export function foldAdvanced(node) {
     node.setSize([node.size[0], Math.min(node.size[1], node.computeSize()[1])]);
 }
 
-const FOLDED = Symbol("realisr advanced widget");
+const FOLDED = Symbol("realisr folded");
 
 function foldWidget(node, widget, input) {
-    const linked = node.inputs?.some(({ widget: of, link }) => of?.name === input && link != null) ?? false;
-    if (Boolean(widget.advanced) === linked) widget.advanced = !linked;
-    if (widget[FOLDED]) return;
-    widget[FOLDED] = true;
+    const isNew = !(FOLDED in widget);
+    widget[FOLDED] = !node.inputs?.some(({ widget: of, link }) => of?.name === input && link != null);
+    widget.advanced = widget[FOLDED];
+    if (!isNew) return;
     const shown = widget.computeSize;
-    const isFolded = () => widget.advanced && !node.showAdvanced && !LiteGraph.vueNodesMode;
     // The layout adds a gap of 4 below each widget.
     const nothing = () => [0, -4];
+    const isFolded = () => widget[FOLDED] && !node.showAdvanced && !LiteGraph.vueNodesMode;
     Object.defineProperty(widget, "computeSize", { configurable: true, get: () => (isFolded() ? nothing : shown) });
 }
 

@@ -109,7 +109,14 @@ class Gallery {
         this.bar.replaceChildren(view("cards", !table), view("table", table), element("span", { className: "space" }), compare, ...this.notes());
         if (!this.sections.length) this.body.replaceChildren(element("p", {}, text("gallery.empty")));
         else if (table) drawTables(this.body, this.tables, this.order);
-        else this.body.replaceChildren(...this.sections.flatMap((section, number) => this.drawCards(section, number)));
+        else this.replaceCards(this.sections.flatMap((section, number) => this.drawCards(section, number)));
+    }
+
+    // The card that has the keyboard keeps it.
+    replaceCards(cards) {
+        const focused = this.body.contains(document.activeElement) && document.activeElement.dataset.candidate;
+        this.body.replaceChildren(...cards);
+        if (focused) [...this.body.querySelectorAll(".card")].find((card) => card.dataset.candidate === focused)?.focus({ preventScroll: true });
     }
 
     choose(view) {

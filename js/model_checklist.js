@@ -10,7 +10,7 @@ const CHOICES = {
     RealISR_LoadARRestorer: "model_name",
     RealISR_LoadLocalVLM: "model_name",
 };
-const HEIGHT = 156;
+const HEIGHT = 164;
 
 addStyle(`
     .realisr-models { padding: 4px 6px; }
@@ -33,7 +33,7 @@ function row(part) {
     const state = begun ? text("models.incomplete", part) : complete ? "" : part.size || (part.link ? "" : text("models.unreleased"));
     const details = [part.place, part.absent.length ? text("models.lacks", { files: part.absent.join(", ") }) : "", part.note, part.licence && text("models.licence", part)];
     const name = element("div", {}, part.name.split("/").at(-1) === "diffusion_pytorch_model.safetensors" ? part.name.split("/")[0] : part.name);
-    const place = element("div", {}, element("small", {}, [`models/${part.folder}`, state].filter(Boolean).join(" · ")));
+    const place = element("div", {}, element("small", {}, [state, part.folder].filter(Boolean).join(" · ")));
     const mark = element("span", { role: "img", "aria-label": text(complete ? "models.here" : begun ? "models.part" : "models.absent") }, complete ? "✓" : begun ? "◐" : "○");
     const link = part.link && !complete ? button(text("models.copy_link"), (event) => copy(part.link, event.target), { title: part.link }) : null;
     const title = [part.name, ...details].filter(Boolean).join("\n");

@@ -12,7 +12,7 @@ const CAPTIONER = "RealISR_PatchPromptCaptioner";
 const DATA = "tile_editor";
 const BASES = "captions_edited";
 const HEIGHT = 540;
-const WIDTH = 460;
+const WIDTH = 500;
 const WHOLE = 0;
 const STEPS = { ArrowLeft: [0, -1], ArrowRight: [0, 1], ArrowUp: [-1, 0], ArrowDown: [1, 0] };
 

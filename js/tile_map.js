@@ -71,7 +71,7 @@ export class TileMap {
             brush.textBaseline = "top";
             brush.lineWidth = 3;
             brush.strokeStyle = "rgba(0, 0, 0, 0.75)";
-            brush.fillStyle = COLOURS[state];
+            brush.fillStyle = "#fff";
             brush.strokeText(number, x + 5, y + 5);
             brush.fillText(number, x + 5, y + 5);
         }

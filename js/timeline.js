@@ -1,11 +1,11 @@
 // The rounds on Agent Refinement Loop, each as it finishes: its picture, what changed in the prompt and why.
 import {
-    addPanel, addStyle, ask, button, element, executionIdOf, hideWidget, nodeOf, onMessage, onNewNodes, onReady, onRunEnd, onWidget, pictureUrl, recall, remember, run,
+    addPanel, addStyle, ask, button, element, executionIdOf, hideWidget, nodeOf, onGraphComplete, onMessage, onNewNodes, onReady, onRunEnd, onWidget, pictureUrl, recall, remember, run,
     setWidget, text, textsRead, widgetOf, workflowId,
 } from "./frontend.js";
 import { wordDiff, wordsOf } from "./word_diff.js";
 
-const HEIGHT = 280;
+const HEIGHT = 340;
 const EDITS = "edited_prompts";
 const SHOWN = 6; // Words at either end of a longer stretch that stayed the same.
 
@@ -15,6 +15,7 @@ addStyle(`
     .realisr-timeline header > span { flex: 1; }
     .realisr-timeline .next { background: color-mix(in srgb, #d9a032 18%, transparent); }
     .realisr-timeline ol { flex: 1; overflow: auto; margin: 0; padding: 0; list-style: none; }
+    .realisr-timeline .stale { opacity: 0.5; }
     .realisr-timeline .empty { padding: 12px 8px; opacity: 0.7; }
     .realisr-timeline li { display: flex; gap: 8px; padding: 8px; border-bottom: 1px solid var(--border-color); }
     .realisr-timeline li.large { flex-direction: column; }
@@ -23,15 +24,17 @@ addStyle(`
     .realisr-timeline img { display: block; width: 100%; height: 100%; object-fit: cover; }
     .realisr-timeline .round { flex: 1; min-width: 0; overflow-wrap: anywhere; }
     .realisr-timeline .facts { display: flex; align-items: baseline; gap: 8px; margin-bottom: 2px; }
+    .realisr-timeline .end { display: flow-root; margin-top: 3px; }
+    .realisr-timeline .end button { float: right; margin-left: 8px; }
     .realisr-timeline .facts b { flex: 1; }
     .realisr-timeline .facts small, .realisr-timeline .why { opacity: 0.7; }
-    .realisr-timeline .why { font-style: italic; margin-top: 3px; }
+    .realisr-timeline .why { font-style: italic; }
     .realisr-timeline ins { color: #4caf6e; text-decoration: underline; text-underline-offset: 2px; }
     .realisr-timeline del { color: #d9705f; text-decoration: line-through; }
     .realisr-timeline .more { padding: 0 4px; margin-right: 4px; line-height: 1; }
     .realisr-timeline textarea { display: block; box-sizing: border-box; width: 100%; height: 84px; resize: vertical; font: inherit; color: inherit; background: var(--comfy-menu-bg); border: 1px solid var(--border-color); border-radius: 4px; padding: 4px; }
-    .realisr-timeline .editing { display: flex; align-items: center; justify-content: flex-end; gap: 6px; margin-top: 4px; }
-    .realisr-timeline .editing small { flex: 1; opacity: 0.7; }
+    .realisr-timeline .editing { display: flex; flex-wrap: wrap; align-items: center; justify-content: flex-end; gap: 6px; margin-top: 4px; }
+    .realisr-timeline .editing small { flex: 100%; opacity: 0.7; }
 `);
 
 // What loops told while this page is open, so that a run goes on being noted while another tab is in front.
@@ -46,8 +49,9 @@ onRunEnd(null, () => {
     for (const told of heard.values()) if (told.state === "running") told.state = "ended";
 });
 
-/** What a message adds to what was told before. */
+/** What a message adds to what was told before. A loop that has just begun has no rows yet: those there are stale. */
 function joined(known, { state, total, rows, fresh }) {
+    if (!fresh && !rows.length) return { state, total, rows: known?.rows ?? [], stale: true, time: Date.now() };
     const told = (row) => rows.some(({ round, image }) => round === row.round && image === row.image);
     const before = fresh ? [] : (known?.rows ?? []).filter((row) => !told(row));
     return { state, total, rows: [...before, ...rows], time: Date.now() };
@@ -61,10 +65,12 @@ class Timeline {
         this.open = undefined; // The round whose prompt is being edited, and the field for it.
         this.large = new Set();
         onWidget(node, EDITS, () => this.draw());
-        onReady(node, async () => {
+        const ready = async () => {
             await textsRead();
             this.draw();
-        });
+        };
+        onReady(node, ready);
+        onGraphComplete(node, ready);
     }
 
     get key() {
@@ -91,28 +97,29 @@ class Timeline {
     }
 
     draw() {
-        const { state, total, rows = [] } = this.told ?? {};
+        const { state, total, rows = [], stale } = this.told ?? {};
         const running = state === "running" && heard.get(this.key)?.state === "running";
+        const made = running && stale ? 0 : new Set(rows.map(({ round }) => round)).size;
         const list = this.box.querySelector("ol");
         const typing = this.open && document.activeElement === this.open.field;
         const atEnd = !list || list.scrollTop + list.clientHeight > list.scrollHeight - 8;
-        const drawn = element("ol", {}, ...rows.map((row) => this.row(row, rows)));
-        if (!rows.length) drawn.append(element("li", { className: "empty", textContent: text(running ? "timeline.first" : "timeline.empty") }));
-        this.box.replaceChildren(...this.heads(running, state, total, rows), drawn);
+        const drawn = element("ol", { className: running && stale ? "stale" : "" }, ...rows.map((row) => this.row(row, rows)));
+        if (!rows.length) drawn.append(element("li", { className: "empty", textContent: text("timeline.empty") }));
+        this.box.replaceChildren(...this.heads(running, made, state, total, rows), drawn);
         if (typing) this.open.field.focus({ preventScroll: true });
         drawn.scrollTop = running && atEnd && !this.open ? drawn.scrollHeight : (list?.scrollTop ?? 0);
     }
 
-    heads(running, state, total, rows) {
-        const made = new Set(rows.map(({ round }) => round)).size;
+    heads(running, made, state, total, rows) {
         const count = running && made < total ? "timeline.running" : state === "stopped" ? "timeline.stopped" : made ? "timeline.done" : "timeline.none";
         const stop = button(text(this.stopping ? "timeline.stopping" : "timeline.stop"), () => this.stop(), { disabled: !running || this.stopping || made + 1 >= total });
         const heads = [element("header", {}, element("span", { role: "status", textContent: text(count, { round: made + 1, made, total }) }), stop)];
         const edited = Object.keys(this.edits).map(Number).sort((a, b) => a - b);
         if (edited.length) {
+            const waiting = edited.some((round) => rows.find((row) => row.round === round)?.prompt !== this.edits[round]);
             heads.push(element(
                 "header", { className: "next" }, element("span", { textContent: text(edited.length > 1 ? "timeline.edits" : "timeline.edit", { rounds: edited.join(", ") }) }),
-                button(text("timeline.run"), run), button(text("timeline.over"), () => setWidget(this.node, EDITS, ""), { title: text("timeline.over.why") }),
+                waiting ? button(text("timeline.run"), run) : null, button(text("timeline.over"), () => setWidget(this.node, EDITS, ""), { title: text("timeline.over.why") }),
             ));
         }
         return heads;
@@ -129,10 +136,10 @@ class Timeline {
         if (this.open?.round === row.round && row.images === 1) {
             content.append(...this.open.elements);
         } else {
-            if (row.images === 1) facts.append(button(text("timeline.continue"), () => this.edit(row), { title: text("timeline.continue.why", { next: row.round + 1 }) }));
             content.append(element("div", { className: "prompt" }, ...(before ? this.difference(before.prompt, row.prompt) : [row.prompt])));
             const why = row.edited ? text("timeline.yours") : row.round === 1 ? text("timeline.initial") : row.reason || row.changes;
-            if (why) content.append(element("div", { className: "why", textContent: why }));
+            const go = row.images === 1 ? button(text("timeline.continue"), () => this.edit(row), { title: text("timeline.continue.why", { next: row.round + 1 }) }) : null;
+            content.append(element("div", { className: "end" }, go, element("span", { className: "why", textContent: why })));
         }
         const image = element("img", { src: pictureUrl(row.picture ?? {}), alt: title, onerror: ({ target }) => target.parentElement.replaceChildren() });
         const line = element("li", { className: this.large.has(id) ? "large" : "" });
@@ -171,7 +178,9 @@ class Timeline {
         const buttons = element("div", { className: "editing" }, hint, button(text("timeline.cancel"), leave), use);
         this.open = { round: row.round, field, elements: [field, buttons] };
         this.draw();
-        field.focus();
+        const line = field.closest("li");
+        line.parentElement.scrollTop = line.offsetTop - line.parentElement.offsetTop;
+        field.focus({ preventScroll: true });
     }
 
     /** From the next run on: rounds up to this one as they are, the one after it with this prompt. */

@@ -16,7 +16,6 @@ from ..host.agent.loop import CANDIDATES_ID, RESULT_ID, ROUND_ID, MadeRounds
 from ..host.agent.stopping import STOPPING
 from ..host.agent.timeline import Place, rows_of, tell
 from ..host.images import checked_image
-from ..host.progress import show_on_node
 from ..models.drift import kept_candidates, measure_drift, told_drifts
 from .agent import AgentPromptRefiner
 from .inputs import drift_limit_input
@@ -83,7 +82,6 @@ class AgentRefinementRound(io.ComfyNode):
             return io.NodeOutput(*[ExecutionBlocker(None)] * 3)
         title = f"Round {round} of {loop.total}" if loop.total else f"Round {round}"
         log.info("RealISR: Agent Refinement Loop: %s", title.lower())
-        show_on_node(title)
         loop.begun[run, round] = time.monotonic()
         if edited_prompt:
             return io.NodeOutput(edited_prompt, EDITED, "")

@@ -8,13 +8,16 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..host.dreamsr.control.conditioning import ApplyOptions
+from ..host.dreamsr.estimate import estimate
 from ..host.dreamsr.lora import AccelerationLoRA, with_forward_lora
 from ..host.dreamsr.removal import remove_degradation
 from ..host.dreamsr.restore import DreamSR, restore_images, tiles_over
+from ..host.estimate import require_possible
 from ..host.images import checked_image, with_transparency
 from ..host.model_folders import model_files
 from ..models.color import METHODS
 from ..models.dreamsr.schedule import REMOVAL_TIME, TEXTURE_START, TEXTURE_STEPS, texture_sigmas
+from ..models.presets import DREAMSR, applied
 from ..models.tiles.layout import require_tile
 from .inputs import (
     MAX_SEED,
@@ -25,12 +28,14 @@ from .inputs import (
     only,
     preview_input,
     resize_input,
+    size_shown,
     target_size,
     tile_check_inputs,
     tile_weights_input,
     tiles_per_batch_input,
     vae_tile_input,
 )
+from .presets import preset_input
 from .sockets import MMControlNetSocket, TileGridSocket
 
 CATEGORY = "RealISR/DreamSR"
@@ -175,6 +180,7 @@ class DreamSRRestore(io.ComfyNode):
                 *tile_check_inputs("texture_start a fifth lower each time"),
                 preview_input(),
                 mask_input(),
+                preset_input(DREAMSR),
             ],
             outputs=[io.Image.Output(display_name="image", tooltip="The restored image at the target size.")],
         )
@@ -222,6 +228,7 @@ class DreamSRRestore(io.ComfyNode):
         check_rounds=None,
         preview=None,
         mask=None,
+        preset=None,
     ) -> io.NodeOutput:
         def one(name: str, values: list[Any] | None) -> Any:
             return only(NAME, name, values)
@@ -229,6 +236,7 @@ class DreamSRRestore(io.ComfyNode):
         images = checked_image(one("image", image), f"{NAME}: ")
         images = with_transparency(images, one("mask", mask), f"{NAME}: ")
         lora = one("lora_name", lora_name)
+        knobs = applied(DREAMSR, one("preset", preset), {"texture_start": one("texture_start", texture_start)})
         # Missing from a prompt it is None or a list like any other; target_size says so.
         given = resize if isinstance(resize, Mapping) else {}
         size = target_size(images, {name: one(f"resize.{name}", values) for name, values in given.items()})
@@ -239,12 +247,13 @@ class DreamSRRestore(io.ComfyNode):
             control_options=ApplyOptions(strength=one("control_strength", control_strength)),
             lora=None if lora == NO_LORA else AccelerationLoRA.load(lora, one("lora_strength", lora_strength)),
             patch_prompts=patch_prompts,
-            texture_start=one("texture_start", texture_start),
+            texture_start=knobs["texture_start"],
             texture_steps=one("texture_steps", texture_steps),
             weights=one("weights", weights),
             tiles_per_batch=one("tiles_per_batch", tiles_per_batch),
         )
         grid = tiles_over(*size, one("tile_size", tile_size), one("overlap", overlap), one("tile_grid", tile_grid))
+        require_possible(estimate(method, one("vae", vae), size, grid, one("vae_tile_size", vae_tile_size)))
         return io.NodeOutput(
             restore_images(
                 method,
@@ -257,7 +266,8 @@ class DreamSRRestore(io.ComfyNode):
                 one("color_alignment", color_alignment),
                 chosen_repair(one("tile_check", tile_check) or TILE_CHECK_OFF, one("check_rounds", check_rounds) or 2),
                 one("preview", preview) is not False,
-            )
+            ),
+            ui=size_shown(images),
         )
 
 

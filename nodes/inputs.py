@@ -101,8 +101,12 @@ def target_size(image: torch.Tensor, resize: dict[str, Any]) -> tuple[int, int]:
 
     Raises ValueError for a size that cannot be made, and for a widget without one.
     """
+    return size_asked(image.shape[2], image.shape[1], resize)
+
+
+def size_asked(width: int, height: int, resize: dict[str, Any]) -> tuple[int, int]:
+    """(width, height) that the widget asks for of a picture of that size. Raises as target_size."""
     resize = read_choice(resize_input(), resize)
-    height, width = image.shape[1:3]
     if resize["resize"] == BY_FACTOR:
         target = round(width * resize["scale"]), round(height * resize["scale"])
     else:
@@ -119,6 +123,11 @@ def target_size(image: torch.Tensor, resize: dict[str, Any]) -> tuple[int, int]:
             f"The input is {width}x{height}: lower the scale."
         )
     return max(1, target[0]), max(1, target[1])
+
+
+def size_shown(image: torch.Tensor) -> dict[str, list[list[int]]]:
+    """The `ui` output by which the estimate under a node knows the (width, height) of its last input."""
+    return {"realisr_input_size": [[image.shape[2], image.shape[1]]]}
 
 
 MAX_SEED = 0xFFFFFFFFFFFFFFFF

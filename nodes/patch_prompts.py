@@ -14,7 +14,7 @@ import torch
 from comfy_api.latest import io
 
 from ..host.images import checked_image
-from ..host.progress import show_on_node
+from ..host.progress import NodeBar, begin, following, show_on_node
 from ..host.vlm import VLM, poll, vlm_of
 from ..models.tiles.layout import TileLayout
 from ..services.vlm.memory import AnswerMemory, KeyedQuestion
@@ -146,7 +146,7 @@ class PatchPromptCaptioner(io.ComfyNode):
                     optional=True,
                     advanced=True,
                     tooltip="Tiles to ask for anew although nothing has changed: a tile's number and how often, such "
-                    "as 3:1, 13:2; 0 is the whole picture. 'Caption again' in Edit Patch Prompts writes it. Each time "
+                    "as 3:1, 13:2; 0 is the whole picture. 'Re-caption' in Edit Patch Prompts writes it. Each time "
                     "adds 1 to the tile's seed.",
                 ),
             ],
@@ -224,6 +224,7 @@ class Captioner:
     def whole(self, question: KeyedQuestion) -> str:
         """The global prompt. Raises ValueError when there is none: no tile can be asked for without."""
         show_on_node("The whole picture")
+        begin()
         (answer,) = self.memory.answers(self.vlm, [question], poll)
         if isinstance(answer.value, AnswerError):
             raise ValueError(f"{NAME}: no global prompt. {answer.value}")
@@ -378,12 +379,13 @@ class EncodePatchPrompts(io.ComfyNode):
         encoder, encoded = only(ENCODE_NAME, "clip", clip), {}
         if encoder is None:
             raise ValueError(f"{ENCODE_NAME}: the checkpoint holds no text encoder. Load it with a CLIP loader.")
-        bar = comfy.utils.ProgressBar(len(prompts))
-        for number, text in enumerate(prompts, 1):
+        bar = NodeBar(len(prompts))
+        for text in prompts:
             comfy.model_management.throw_exception_if_processing_interrupted()
-            if text not in encoded:
-                encoded[text] = encoder.encode_from_tokens_scheduled(encoder.tokenize(text))
-            bar.update_absolute(number)
+            with bar.stage():
+                if text not in encoded:
+                    with following(encoder.cond_stage_model):
+                        encoded[text] = encoder.encode_from_tokens_scheduled(encoder.tokenize(text))
         return io.NodeOutput([encoded[text] for text in prompts])
 
 

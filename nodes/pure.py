@@ -7,8 +7,11 @@ from typing import Any
 
 from comfy_api.latest import io
 
+from ..host.estimate import require_possible
 from ..host.images import checked_image, with_transparency
+from ..host.pure.estimate import estimate
 from ..host.pure.restore import PURERestoreOptions, Tiles, restore
+from ..models.presets import CUSTOM, PURE, applied
 from ..models.pure.logits import TokenSampling
 from ..models.pure.options import AnswerParts, GenerationOptions
 from ..models.pure.prompt import INSTRUCTION, PLACEHOLDER
@@ -20,9 +23,11 @@ from .inputs import (
     mask_input,
     read_choice,
     resize_input,
+    size_shown,
     target_size,
     tile_check_inputs,
 )
+from .presets import preset_input
 from .pure_loaders import CATEGORY
 from .sockets import ARRestorerSocket, TokenGridSocket
 
@@ -301,6 +306,7 @@ class ARTokenRestorer(io.ComfyNode):
                 *expert_inputs(),
                 *tile_check_inputs("temperature a fifth lower each time"),
                 mask_input(),
+                preset_input(PURE),
             ],
             outputs=[
                 io.Image.Output(display_name="image", tooltip="The restored image at the target size."),
@@ -367,11 +373,13 @@ class ARTokenRestorer(io.ComfyNode):
         tile_check: str = TILE_CHECK_OFF,
         check_rounds: int = 2,
         mask=None,
+        preset: str = CUSTOM,
     ) -> io.NodeOutput:
         if error := text_error(description, guidance, instruction):
             raise ValueError(error)
         image = with_transparency(checked_image(image, "AR Token Restorer: "), mask, "AR Token Restorer: ")
         width, height = target_size(image, resize)
+        temperature = applied(PURE, preset, {"temperature": temperature})["temperature"]
         options = PURERestoreOptions(
             width=width,
             height=height,
@@ -393,9 +401,17 @@ class ARTokenRestorer(io.ComfyNode):
             together=batch_size,
             repair=chosen_repair(tile_check, check_rounds),
         )
+        require_possible(estimate(model, options))
         restored = restore(model, image, options)
         entropy = (restored.entropy / MAX_ENTROPY).clamp(0, 1)
-        return io.NodeOutput(restored.image, restored.degradation, restored.description, entropy, restored.tokens)
+        return io.NodeOutput(
+            restored.image,
+            restored.degradation,
+            restored.description,
+            entropy,
+            restored.tokens,
+            ui=size_shown(image),
+        )
 
 
 def text_error(description: str, guidance: str, instruction: str) -> str | None:

@@ -6,11 +6,14 @@ from typing import Any
 
 from comfy_api.latest import io
 
+from ..host.estimate import require_possible
 from ..host.images import checked_image, with_transparency
 from ..host.vosr.conditioning import EncodeOptions, Posterior, SquareTiles, build_conditioning
+from ..host.vosr.estimate import estimate
 from ..host.vosr.guider import RestorationGuider
 from ..host.vosr.restore import VOSRRestoreOptions, restore, vosr_info
 from ..models.color import METHODS, Method
+from ..models.presets import CUSTOM, VOSR, applied
 from ..models.tiles.layout import TileLayout
 from ..models.vosr.sampling import DEFAULT_GUIDANCE_SCALE, RestorationGuidance
 from .inputs import (
@@ -22,10 +25,12 @@ from .inputs import (
     preview_input,
     read_choice,
     resize_input,
+    size_shown,
     target_size,
     tile_check_inputs,
     vae_tile_input,
 )
+from .presets import preset_input
 from .sockets import TileGridSocket
 
 CATEGORY = "RealISR/VOSR"
@@ -349,6 +354,7 @@ class RestorationCFGSampler(io.ComfyNode):
                 *tile_check_inputs("restoration_scale half a unit higher each time, which one-step models do not read"),
                 preview_input(),
                 mask_input(),
+                preset_input(VOSR),
             ],
             outputs=[io.Image.Output(display_name="image", tooltip="The restored image at the target size.")],
         )
@@ -387,22 +393,25 @@ class RestorationCFGSampler(io.ComfyNode):
         check_rounds: int = 2,
         preview: bool = True,
         mask=None,
+        preset: str = CUSTOM,
     ) -> io.NodeOutput:
         image = with_transparency(checked_image(image, "Restoration-CFG Sampler: "), mask, "Restoration-CFG Sampler: ")
         width, height = target_size(image, resize)
+        scale = applied(VOSR, preset, {"restoration_scale": restoration_scale})["restoration_scale"]
         options = VOSRRestoreOptions(
             width=width,
             height=height,
             seed=seed,
             steps=steps,
-            guidance=RestorationGuidance(restoration_scale, guidance_start, guidance_end),
+            guidance=RestorationGuidance(scale, guidance_start, guidance_end),
             encode=EncodeOptions(chosen_strength(weak_strength), posterior=posterior, vae_tile=vae_tile_size),
             tiles=chosen_tiles(tiling) if tile_grid is None else tile_grid,
             color=color_alignment,
             repair=chosen_repair(tile_check, check_rounds),
             preview=preview,
         )
-        return io.NodeOutput(restore(model, vae, vision_encoder, image, options))
+        require_possible(estimate(model, vae, vision_encoder, options))
+        return io.NodeOutput(restore(model, vae, vision_encoder, image, options), ui=size_shown(image))
 
 
 def tiling_input() -> io.DynamicCombo.Input:

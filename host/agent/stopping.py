@@ -20,6 +20,7 @@ class Stopping:
         self._prompt = ""
         self._asked: set[str] = set()
         self._begun: set[tuple[str, int]] = set()
+        self._ended: set[str] = set()
         self._stops: Counter[str] = Counter()
 
     def ask(self, prompt_id: str, node: str) -> None:
@@ -39,11 +40,14 @@ class Stopping:
             self._enter(place.prompt_id)
             if (run, number) in self._begun:
                 return True
+            if run in self._ended:
+                return False
             if place.node not in self._asked:
                 self._begun.add((run, number))
                 return True
             # Used up: a loop inside of another one's rounds begins anew in the next.
             self._asked.discard(place.node)
+            self._ended.add(run)
             self._stops[place.loop] += 1
             return False
 
@@ -57,6 +61,7 @@ class Stopping:
             self._prompt = prompt_id
             self._asked.clear()
             self._begun.clear()
+            self._ended.clear()
 
 
 STOPPING = Stopping()

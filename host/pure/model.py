@@ -18,6 +18,12 @@ VQ_ACTIVATIONS = 6
 """Feature maps of the full resolution that the VQGAN has in memory at once, generously."""
 
 
+def codes_memory(base: int, height: int, width: int) -> int:
+    """Bytes in which a VQGAN of so many channels at full resolution encodes or decodes one image in float32."""
+    tokens = (height // 8) * (width // 8)
+    return 4 * (height * width * base * VQ_ACTIVATIONS + 3 * tokens**2)
+
+
 class Backbone(nn.Module):
     """The transformer as the host's model patchers want a model: with the device it is on."""
 
@@ -67,8 +73,7 @@ class ARRestorer:
 
     def vq_memory(self, height: int, width: int) -> int:
         """Bytes for encoding or decoding one image of that size in float32."""
-        tokens = (height // 8) * (width // 8)
-        return 4 * (height * width * self.vq.config.base * VQ_ACTIVATIONS + 3 * tokens**2)
+        return codes_memory(self.vq.config.base, height, width)
 
     def encode(self, pixels: Tensor) -> Tensor:
         """Codes `[B, H/8, W/8]` on the CPU, of pixels `[B, 3, H, W]` in -1..1, one image after another."""

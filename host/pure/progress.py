@@ -16,7 +16,7 @@ from ...models.image import to_bytes
 from ...models.pure.session import Observer, Phase
 from ...models.pure.vqgan import to_image
 from ...models.tiles.grid import Box
-from ..progress import show_on_node
+from ..progress import BEGUN, FINE, show_on_node
 from .model import ARRestorer
 
 PREVIEW_SECONDS = 1.0
@@ -63,7 +63,9 @@ class TokenProgress:
         before = sum(self.lengths[: self.finished])
         current = self.lengths[self.finished] if self.finished < len(self.lengths) else 0
         preview = None if picture is None else ("JPEG", picture, args.preview_size)
-        self.bar.update_absolute(before + min(tokens, current), self.total, preview)
+        # Not below what was shown when the node began.
+        value = max(before + min(tokens, current), self.total * BEGUN / FINE)
+        self.bar.update_absolute(value, self.total, preview)
 
     def next(self) -> None:
         self.finished += 1

@@ -24,6 +24,7 @@ from ...models.tiles.layout import CELL, require_tile
 from ...models.tiles.merge import merge_tiles
 from ..images import checked_image
 from ..memory import MostTogether, within_memory
+from ..progress import begin
 from ..tile_repair import TileRepair, scale_of, tell
 from .model import ARRestorer
 from .progress import TEXT_ALLOWANCE, Canvas, RunObserver, TokenProgress
@@ -171,10 +172,16 @@ def prompt_tokens(restorer: ARRestorer, squares: Tensor, instruction: str) -> li
     return [prompt_ids(restorer.tokenizer, instruction, image_block(grid)) for grid in ids]
 
 
+def sized(options: PURERestoreOptions) -> GenerationOptions:
+    """How tokens are drawn, for squares of the tiles' size."""
+    patches = options.tiles.side // PATCH_PIXELS
+    return replace(options.generation, size=(patches, patches))
+
+
 def memory_needed(restorer: ARRestorer, jobs: Sequence[Job], options: PURERestoreOptions, sequences: int) -> int:
     """Bytes for decoding that many sequences: the caches of both branches, and previews."""
     longest = max(len(job.prompt) for job in jobs)
-    needed = cache_bytes(restorer.config, options.generation, sequences, longest, restorer.dtype)
+    needed = cache_bytes(restorer.config, sized(options), sequences, longest, restorer.dtype)
     return needed + (restorer.vq_memory(options.tiles.side, options.tiles.side) if options.preview else 0)
 
 
@@ -214,8 +221,7 @@ class Restoration:
         images = checked_image(images)
         self.restorer, self.images = restorer, images
         self.grid = options.tiles.grid(options.width, options.height)
-        patches = options.tiles.side // PATCH_PIXELS
-        self.options = replace(options, generation=replace(options.generation, size=(patches, patches)))
+        self.options = replace(options, generation=sized(options))
         # The result's size and the canvas's may differ on a side shorter than a tile.
         self.canvases = upscale(images[..., :3], self.grid.width, self.grid.height).float().cpu()
         self.drawn: list[dict[int, DrawnTile]] = [{} for _ in images]
@@ -253,6 +259,7 @@ class Restoration:
         return [Job(i, 0, whole, prompt, tile_seed(self.options.seed, i, 0)) for i, prompt in enumerate(prompts)]
 
     def run(self) -> Restored:
+        begin()
         jobs = self.jobs()
         overview = self.overview_jobs() if self.writes_shared_description else []
         together = load_for(self.restorer, jobs, self.options)

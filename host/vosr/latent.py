@@ -32,7 +32,7 @@ class PixelUnshuffle(comfy.latent_formats.LatentFormat):
         self.scale_factor = scale
         # Channel c * f^2 + k holds colour c: a preview pixel is the mean over its f x f block.
         weight = 1.0 / (factor**2 * scale)
-        self.latent_rgb_factors = (torch.eye(3).repeat_interleave(factor**2, dim=0) * weight).tolist()
+        self.latent_rgb_factors = (torch.eye(3, device="cpu").repeat_interleave(factor**2, dim=0) * weight).tolist()
 
 
 def latent_format_for(channels: int, args: dict) -> comfy.latent_formats.LatentFormat:

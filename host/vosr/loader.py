@@ -14,7 +14,7 @@ import torch
 from ...models.state_dict import require_keys, shapes_of, sizes_of
 from ...models.vosr.config import VOSRConfig, check_args, strip_wrapper_prefix
 from ...models.vosr.dit import VOSRDiT
-from ..files import load_state_dict_file
+from ..files import Reader, load_state_dict_file
 from ..precision import WEIGHT_DTYPES
 from ..tiling.sampling import Tiling
 from ..types import Model
@@ -62,16 +62,20 @@ def is_one_step(config: VOSRConfig, args: dict[str, Any], variant: str) -> bool:
 
 
 def load_vosr_model(
-    name: str, weight_dtype: str = "default", variant: str = "auto", disable_dynamic: bool = False
+    name: str,
+    weight_dtype: str = "default",
+    variant: str = "auto",
+    disable_dynamic: bool = False,
+    read: Reader = load_state_dict_file,
 ) -> Model:
     """The MODEL of a loader choice (see files.model_choices).
 
     weight_dtype: a key of WEIGHT_DTYPES. variant: one of VARIANTS; only a single file of VOSR 2.0, which has the
-    multi-step tensors and no args.json, cannot tell by itself that it is one-step.
+    multi-step tensors and no args.json, cannot tell by itself that it is one-step. read: opens the file.
     Raises ValueError for a file that is damaged, not a VOSR model, or at odds with its args.json.
     """
     chosen = find_model(name)
-    state_dict, metadata = load_state_dict_file(chosen.path)
+    state_dict, metadata = read(chosen.path)
     args = chosen.args or stored_args(chosen.name, state_dict, metadata)
     try:
         check_args(args)
@@ -89,6 +93,8 @@ def load_vosr_model(
     info = VOSRInfo(chosen.name, config, is_one_step(config, args, variant), args)
     patcher = build_patcher(info, chosen, state_dict, WEIGHT_DTYPES[weight_dtype], disable_dynamic)
     patcher.cached_patcher_init = (load_vosr_model, (name, weight_dtype, variant))
+    kind = "one-step" if info.one_step else "multi-step"
+    log.info("RealISR: %s %s (%s)", "loaded" if read is load_state_dict_file else "looked at", chosen.path, kind)
     return patcher
 
 
@@ -124,8 +130,6 @@ def build_patcher(
     model.load_model_weights(state_dict, "", assign=patcher.is_dynamic())
     patcher.add_callback_with_key(comfy.patcher_extension.CallbacksMP.ON_LOAD, "realisr", patch_tables)
     TILING.attach(patcher)
-    kind = "one-step" if info.one_step else "multi-step"
-    log.info("RealISR: loaded %s (%s) from %s", source.name, kind, source.path)
     return patcher
 
 

@@ -83,7 +83,7 @@ def vosr_info(model: Model) -> VOSRInfo:
     return model.model.info
 
 
-def check_parts(info: VOSRInfo, vae: VAE, vision: ClipVision | None) -> None:
+def check_parts(info: VOSRInfo, vae: VAE, vision: object | None) -> None:
     """Raises ValueError when the VAE or the vision encoder is not of the model's kind."""
     expected, found = info.config.latent_channels, vae.latent_channels
     if expected != found:

@@ -17,7 +17,7 @@ from ...models.vosr.config import strip_wrapper_prefix
 from ...models.vosr.qwen_vae import LOGVAR_RANGE
 from ...models.vosr.qwen_vae_video import from_video, is_video
 from ...models.vosr.vae_files import check_statistics, is_kl, is_qwen, weights_in
-from ..files import load_state_dict_file
+from ..files import Reader, load_state_dict_file
 from ..images import run_encode
 from ..model_catalogue import chosen_file
 from ..model_folders import model_files
@@ -50,11 +50,14 @@ def find_decoder(name: str) -> Path | None:
     return None if name == NO_DECODER else chosen_file("vae", name)
 
 
-def load_vosr_vae(vae_name: str, decoder_name: str = NO_DECODER) -> VAE:
-    """The VAE behind two loader choices. Raises ValueError for files that are no such parts, or do not go together."""
+def load_vosr_vae(vae_name: str, decoder_name: str = NO_DECODER, read: Reader = load_state_dict_file) -> VAE:
+    """The VAE behind two loader choices. read: opens the files.
+
+    Raises ValueError for files that are no such parts, or do not go together.
+    """
     encoder, decoder = find_vae(vae_name), find_decoder(decoder_name)
     if encoder is not None:
-        return load_vae_files(encoder, decoder)
+        return load_vae_files(encoder, decoder, read)
     if decoder is not None:
         raise ValueError(
             f"Pixel unshuffle needs no decoder, but {decoder_name} is chosen as one. Set the decoder to "
@@ -65,7 +68,9 @@ def load_vosr_vae(vae_name: str, decoder_name: str = NO_DECODER) -> VAE:
     return vae
 
 
-def load_vae_files(vae_path: str | Path, decoder_path: str | Path | None = None) -> VAE:
+def load_vae_files(
+    vae_path: str | Path, decoder_path: str | Path | None = None, read: Reader = load_state_dict_file
+) -> VAE:
     """VAE from a file (or a diffusers folder) of an SD 2.1 or Qwen-Image autoencoder.
 
     decoder_path: VOSR's light decoder, which replaces the SD 2.1 decoder.
@@ -74,7 +79,7 @@ def load_vae_files(vae_path: str | Path, decoder_path: str | Path | None = None)
     config.json whose latent statistics are not the published ones.
     """
     path = weights_in(Path(vae_path))
-    state_dict = strip_wrapper_prefix(load_state_dict_file(path)[0])
+    state_dict = strip_wrapper_prefix(read(path)[0])
     if not is_light_decoder(state_dict):
         require_tensors("VAE", path.name, state_dict)
     if is_video(state_dict):
@@ -86,7 +91,7 @@ def load_vae_files(vae_path: str | Path, decoder_path: str | Path | None = None)
             check_statistics(read_args(config), config)
         vae: VAE = qwen_vae(path.name, without_decoder_choice(path, decoder_path, state_dict))
     elif is_kl(state_dict):
-        vae = kl_vae(path.name, kl_tensors(path.name, state_dict, read_light_decoder(decoder_path)))
+        vae = kl_vae(path.name, kl_tensors(path.name, state_dict, read_light_decoder(decoder_path, read)))
     else:
         raise ValueError(f"{path.name} is not an SD 2.1 or Qwen-Image VAE. {wrong_file_hint(state_dict)}")
     vae.patcher.cached_patcher_init = (_file_patcher, (vae_path, decoder_path))
@@ -139,8 +144,8 @@ def kl_tensors(
     return {**encoder, **decoder, **identity}
 
 
-def read_light_decoder(path: str | Path | None) -> dict[str, Tensor] | None:
-    return None if path is None else light_decoder_tensors(Path(path).name, load_state_dict_file(path)[0])
+def read_light_decoder(path: str | Path | None, read: Reader = load_state_dict_file) -> dict[str, Tensor] | None:
+    return None if path is None else light_decoder_tensors(Path(path).name, read(Path(path))[0])
 
 
 def is_light_decoder(state_dict: Mapping[str, Any]) -> bool:

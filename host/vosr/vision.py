@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from ...models.state_dict import require_keys, require_layers, require_tensors, 
 from ...models.vosr.config import strip_wrapper_prefix
 from ...models.vosr.dinov2_names import WANTED_FILES, transformers_names
 from ...models.vosr.vision import IMAGE_MEAN, IMAGE_STD, INPUT_SIZE, feature_block, preprocess
-from ..files import load_state_dict_file
+from ..files import Reader, load_state_dict_file
 from ..model_catalogue import chosen_file
 from ..model_folders import model_files
 from ..progress import following
@@ -115,6 +116,36 @@ def dinov2_of(vision: ClipVision) -> Dinov2Model:
     return network
 
 
+@dataclass(frozen=True)
+class VisionSize:
+    """What of an encoder says how much memory it takes."""
+
+    weights: int
+    """Bytes."""
+    width: int
+    patch_size: int
+
+    @classmethod
+    def of(cls, vision: ClipVision) -> VisionSize:
+        """Raises ValueError when it is no DINOv2 of images."""
+        network = dinov2_of(vision)
+        return cls(int(vision.patcher.model_size()), network.embed_dim, network.patch_size)
+
+    @classmethod
+    def of_file(cls, path: Path, read: Reader) -> VisionSize:
+        """Of a file before it is loaded. Raises ValueError when it is no DINOv2."""
+        tensors = transformers_names(path.name, strip_wrapper_prefix(read(path)[0]))
+        config = checked_config(path.name, tensors)
+        size = tensors["embeddings.cls_token"].dtype.itemsize
+        weights = sum(tensor.numel() for tensor in tensors.values()) * size
+        return cls(weights, config["hidden_size"], config["patch_size"])
+
+    def memory(self, images: int) -> int:
+        """Bytes that a forward on so many images takes beside the weights."""
+        tokens = (INPUT_SIZE // self.patch_size) ** 2
+        return images * tokens * self.width * ACTIVATIONS_PER_TOKEN * 4
+
+
 def encode_vosr_features(vision: ClipVision, images: Tensor, layer: int | None = None) -> Tensor:
     """VOSR's features `[B, 1024, E]` of images `[B, H, W, 3]` in 0..1, whatever their size; row-major over 32 x 32.
 
@@ -128,11 +159,8 @@ def encode_vosr_features(vision: ClipVision, images: Tensor, layer: int | None =
     layer = feature_block(depth) if layer is None else layer
     if not 0 <= layer < depth:
         raise ValueError(f"this DINOv2 has blocks 0 to {depth - 1}, block {layer} was asked for")
-    tokens = (INPUT_SIZE // network.patch_size) ** 2
-    together = min(IMAGES_PER_FORWARD, images.shape[0])
-    comfy.model_management.load_models_gpu(
-        [vision.patcher], memory_required=together * tokens * network.embed_dim * ACTIVATIONS_PER_TOKEN * 4
-    )
+    needed = VisionSize.of(vision).memory(min(IMAGES_PER_FORWARD, images.shape[0]))
+    comfy.model_management.load_models_gpu([vision.patcher], memory_required=needed)
     features, batches = [], images[..., :3].split(IMAGES_PER_FORWARD)
     with following(network.encoder.layer[: layer + 1], len(batches)):
         for batch in batches:

@@ -12,11 +12,11 @@ from typing import Any
 
 from aiohttp import web
 
-from . import agent_loop, metrics, models
+from . import agent_loop, estimate, metrics, models
 
 Handler = Callable[[web.Request], Awaitable[Any]]
 
-MODULES: Sequence[ModuleType] = (agent_loop, metrics, models)
+MODULES: Sequence[ModuleType] = (agent_loop, estimate, metrics, models)
 
 
 def add_routes() -> None:

@@ -60,7 +60,7 @@ def described_part(part: Part) -> dict[str, Any]:
         "folder": part.folder,
         "place": str(Path(place_of(part.folder)) / (part.name if part.is_folder else Path(part.name).parent)),
         "link": part.where,
-        "size": size_text(part.size),
+        "size": size_text(part.size).replace("about", "≈"),
         "licence": part.licence,
         "note": part.note,
         "found": here.found,

@@ -215,12 +215,12 @@ def read_prompts(text: str, rows: int, columns: int, captions: TileCaptions | No
         )
     places = tile_places(rows, columns)
     blocks: dict[int | None, PromptBlock] = {}
-    for block in read_blocks(text):
-        number = block.tile.number if block.tile else None
+    for read in read_blocks(text):
+        number = read.tile.number if read.tile else None
         if number in blocks:
             name = f"the {WHOLE}" if number is None else f"tile {number}"
-            raise ValueError(f"{name} is there twice, in lines {blocks[number].line} and {block.line}. Delete one.")
-        blocks[number] = block
+            raise ValueError(f"{name} is there twice, in lines {blocks[number].line} and {read.line}. Delete one.")
+        blocks[number] = read
     extra = [number for number in blocks if number is not None and not 1 <= number <= len(places)]
     missing = [] if captions else [place for place in places if place.number not in blocks]
     if missing or extra:
@@ -231,10 +231,11 @@ def read_prompts(text: str, rows: int, columns: int, captions: TileCaptions | No
             f"{'; '.join(wrong)}. Each tile needs one block: '{MARK} tile 1 {MARK}' with its prompt below."
         )
     for place in places:
-        named = blocks.get(place.number)
-        if named and named.tile and named.tile.row and named.tile != place:
+        block = blocks.get(place.number)
+        written = block.tile if block else None
+        if block and written and written.row and written != place:
             raise ValueError(
-                f"line {named.line} names {named.tile}, but in the grid it is {place}. The text is of another grid, of "
+                f"line {block.line} names {written}, but in the grid it is {place}. The text is of another grid, of "
                 "other rows and columns; without row and column a heading fits any grid."
             )
     if None not in blocks and not captions:
@@ -242,9 +243,9 @@ def read_prompts(text: str, rows: int, columns: int, captions: TileCaptions | No
             f"it lacks the {WHOLE}. Add '{MARK} {WHOLE} {MARK}' with its prompt below; without a prompt if the global "
             "prompt comes from elsewhere."
         )
-    written: dict[int | None, str] = {None: captions.whole, **dict(enumerate(captions.tiles, 1))} if captions else {}
-    written |= {number: block.prompt for number, block in blocks.items()}
-    return written[None], [written[place.number] for place in places]
+    prompts: dict[int | None, str] = {None: captions.whole, **dict(enumerate(captions.tiles, 1))} if captions else {}
+    prompts |= {number: block.prompt for number, block in blocks.items()}
+    return prompts[None], [prompts[place.number] for place in places]
 
 
 def listed(items: Sequence[object]) -> str:

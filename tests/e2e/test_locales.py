@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from _pack import ROOT
-from export_locale import LOCALES, pack_texts
+from export_locale import LOCALES, PREFIX, pack_texts
 
 LANGUAGES = ("en", "zh")
 HELP = ROOT / "js" / "docs"
@@ -62,7 +62,7 @@ def test_the_server_hands_out_the_translations(server):
 
 
 def test_there_is_a_help_page_for_every_node_and_no_other(schema_texts):
-    assert {folder.name for folder in HELP.iterdir()} == schema_texts.keys()
+    assert {folder.name for folder in HELP.iterdir()} - {"images"} == schema_texts.keys()
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
@@ -128,6 +128,30 @@ def test_any_workflow_is_recognised_by_its_name():
     ]
 
 
+NAMES = re.compile(r"adain|RGB|moose|0 to ln 16384|(bf|fp)\d+(_\w+)?")
+"""Values of dropdowns that are names in every language."""
+
+
+def fixed_choices(inputs: dict[str, Any]) -> Iterator[str]:
+    """The values of all dropdowns, those that a dynamic one's options bring included. On a server without models."""
+    for kind, options in (*inputs.get("required", {}).values(), *inputs.get("optional", {}).values()):
+        if kind == "COMBO":
+            yield from options["options"]
+        elif kind == "COMFY_DYNAMICCOMBO_V3":
+            for option in options["options"]:
+                yield option["key"]
+                yield from fixed_choices(option["inputs"])
+
+
+def test_chinese_has_words_for_what_dropdowns_offer(server):
+    nodes = server.client.object_info().items()
+    values = {value for name, node in nodes if name.startswith(PREFIX) for value in fixed_choices(node["input"])}
+    texts = json.loads((LOCALES / "zh" / "main.json").read_text(encoding="utf-8"))["realisr"]
+    translated = {key.removeprefix("choice.") for key in texts if key.startswith("choice.")}
+    assert {value for value in values if not NAMES.fullmatch(value)} <= translated
+    assert translated <= values
+
+
 def test_the_frontend_shows_chinese(frontend, server):
     """One node in the real frontend: dynamic widgets are looked up under names made from theirs."""
     server.client.post("/settings", {"Comfy.Locale": "zh"})
@@ -138,7 +162,9 @@ def test_the_frontend_shows_chinese(frontend, server):
             const node = LiteGraph.createNode("RealISR_DegradeImage");
             const mode = node.widgets.find((widget) => widget.name === "degradation");
             mode.value = "simple";
-            return [node.title, ...node.widgets.map((widget) => widget.label ?? widget.name)];
+            const sockets = node.inputs.map((input) => input.label ?? input.localized_name);
+            return [node.title, ...sockets, ...node.widgets.map((widget) => widget.label ?? widget.name),
+                mode.options.getOptionLabel(mode.value), mode.value];
         }""")
     finally:
         server.client.post("/settings", {"Comfy.Locale": "en"})
@@ -146,4 +172,6 @@ def test_the_frontend_shows_chinese(frontend, server):
         frontend.page.wait_for_function("() => window.app?.vueAppReady", timeout=120_000)
     texts = read("zh")["RealISR_DegradeImage"]
     assert labels[0] == texts["display_name"]
-    assert {texts["inputs"][key]["name"] for key in ("scale", "degradation", "degradation_noise_sigma")} <= set(labels)
+    shown = ("image", "scale", "degradation", "degradation_noise_sigma")
+    assert {texts["inputs"][key]["name"] for key in shown} <= set(labels)
+    assert labels[-2:] == ["简单 (simple)", "simple"], "the value stays what is stored"

@@ -139,3 +139,53 @@ def test_the_host_counts_the_images_that_are_kept(history, same, monkeypatch):
     freed = cache.ram_release(1)
     images = FIRST.nbytes + run.rounds[0].images[0].nbytes
     assert freed == pytest.approx(caching.RAM_CACHE_DEFAULT_RAM_USAGE + images)
+
+
+def test_edits_keep_the_rounds_before_the_first_that_differs(history, same):
+    run = history.continued(same(), [FIRST])
+    for number in (2, 3, 4):
+        history.record(run.key, number, result(number))
+    edited = history.continued(same(), [FIRST], {4: "mine"})
+    assert edited.key != run.key
+    assert [kept.prompts for kept in edited.rounds] == [["prompt 2"], ["prompt 3"]]
+    assert history.continued(same(), [FIRST], {4: "mine"}) is edited
+    history.record(edited.key, 4, result(40))
+    assert len(history.continued(same(), [FIRST], {4: "mine", 5: "mine too"}).rounds) == 3
+    assert len(history.continued(same(), [FIRST], {3: "other", 4: "mine"}).rounds) == 1
+    assert len(history) == 1
+
+
+def test_a_run_that_was_ended_early_goes_on_under_another_key(history, same):
+    run = history.continued(same(), [FIRST])
+    history.record(run.key, 2, result(2))
+    history.halted = run.key
+    again = history.continued(same(), [FIRST])
+    assert again.key != run.key
+    assert again.rounds == run.rounds
+    assert history.continued(same(), [FIRST]) is again
+
+
+def test_edits_are_read_in_the_order_of_the_rounds(host):
+    from realisr.host.agent.edits import read_edits
+
+    assert read_edits(" ", 5, 100) == {}
+    assert list(read_edits('{"10": "b", "2": "a", "30": "c"}', 10, 100).items()) == [(2, "a"), (10, "b")]
+
+
+def test_a_stop_counts_for_the_next_round_of_that_prompt_alone(host):
+    from realisr.host.agent.stopping import Stopping
+    from realisr.host.agent.timeline import Place
+
+    stopping = Stopping()
+    here, inner = Place("p", "7:loop", "7:loop"), Place("p", "loop.round_2.loop2", "loop2")
+    assert stopping.goes_on(here, "run", 2)
+    stopping.ask("p", "7:loop")
+    assert stopping.goes_on(here, "run", 2), "a round that has begun is finished, for each of its images"
+    assert stopping.goes_on(inner, "other run", 3)
+    assert not stopping.goes_on(here, "run", 3)
+    assert (stopping.stops("7:loop"), stopping.stops("loop.round_2.loop2")) == (1, 0)
+    assert not stopping.goes_on(here, "run", 3), "nor for its other images"
+    assert stopping.goes_on(here, "next run", 2), "used up"
+    stopping.ask("p", "7:loop")
+    assert stopping.goes_on(Place("later", "7:loop", "7:loop"), "run", 4)
+    assert stopping.goes_on(None, "run", 9)

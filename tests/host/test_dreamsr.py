@@ -207,6 +207,14 @@ def test_any_size_and_alpha(host, model, vae, lora, height, width):
     assert torch.equal(masked, result), "Load Image's mask says the same"
 
 
+def test_a_preset_takes_the_place_of_the_widget_it_sets(host, model, vae):
+    from realisr.models.presets import DREAMSR, PRESETS, TABLE
+
+    for preset, start in zip(PRESETS, TABLE[DREAMSR]["texture_start"], strict=True):
+        chosen = run(host, model, vae, picture(8, 8), preset=preset, texture_start=0.3)
+        assert torch.equal(chosen, run(host, model, vae, picture(8, 8), texture_start=start))
+
+
 def test_items_of_a_batch_are_what_they_are_alone(host, model, vae, lora):
     images = picture(12, 16, batch=2)
     both = run(host, model, vae, images, lora)

@@ -310,6 +310,8 @@ def test_cancel_stops_hanging_requests_and_keeps_what_came(chat):
 def test_progress_counts_tiles(chat):
     import comfy.utils
 
+    from realisr.host.progress import BEGUN, FINE
+
     seen: list[tuple[int, int]] = []
     comfy.utils.set_progress_bar_global_hook(lambda value, total, *_, **__: seen.append((value, total)))
     chat.default = lambda request: Answer(str(describe(request)), delay=0.15)  # the host shows ten steps a second
@@ -317,7 +319,7 @@ def test_progress_counts_tiles(chat):
         captioned(endpoint(chat), 2, 3, in_flight=1)
     finally:
         comfy.utils.set_progress_bar_global_hook(None)
-    assert seen == [(value, 7) for value in range(1, 8)]
+    assert seen == [(BEGUN, FINE), *((value, 7) for value in range(1, 8))]
 
 
 def test_a_batch_is_refused_with_what_to_do(chat):

@@ -123,6 +123,15 @@ def test_any_size_and_alpha(model, size, resize, expected, channels):
         assert torch.equal(masked[0], result[0]), "Load Image's mask says the same"
 
 
+def test_a_preset_takes_the_place_of_the_widget_it_sets(model):
+    from realisr.models.presets import PRESETS, PURE, TABLE
+
+    drawn = [codes(run_restorer(model, picture(), preset=preset, temperature=0.3)) for preset in PRESETS]
+    for found, temperature in zip(drawn, TABLE[PURE]["temperature"], strict=True):
+        assert torch.equal(found, codes(run_restorer(model, picture(), temperature=temperature)))
+    assert not torch.equal(drawn[0], drawn[-1])
+
+
 def test_texts_the_image_is_drawn_from(model):
     ways = {
         "full": {},

@@ -505,7 +505,7 @@ def test_pictures_of_the_candidates_are_small_files(host):
     import folder_paths
     from PIL import Image
 
-    wide = torch.nn.functional.interpolate(pictures(2, seed=53, channels=4).movedim(-1, 1), (600, 1500)).movedim(1, -1)
+    wide = torch.nn.functional.interpolate(pictures(2, seed=53, channels=4).movedim(-1, 1), (750, 1500)).movedim(1, -1)
 
     def shown():
         (section,) = select([wide], metrics="entropy").ui["score_table"][0]["sections"]
@@ -522,7 +522,7 @@ def test_pictures_of_the_candidates_are_small_files(host):
     assert {row[size]["type"] for row in shown() for size in row} == {"temp"}
     for small, large in files:
         with Image.open(small) as little, Image.open(large) as big:
-            assert little.size == (256, 102) and big.size == (1024, 410)
+            assert little.size == (256, 128) and big.size == (1024, 512)
     with Image.open(files[0][1]) as big:
         mean = torch.from_numpy(np.asarray(big) / 255).float().mean(dim=(0, 1))
     assert torch.allclose(mean, wide[0, ..., :3].mean(dim=(0, 1)), atol=0.02)

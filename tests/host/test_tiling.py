@@ -285,12 +285,14 @@ def test_cancel_stops_between_tiles(fill):
 def test_progress_counts_tiles(fill, monkeypatch):
     import comfy.utils
 
+    from realisr.host.progress import BEGUN, FINE
+
     shown = []
     monkeypatch.setattr(comfy.utils, "PROGRESS_BAR_HOOK", lambda value, total, *_, **__: shown.append((value, total)))
     # The host shows no more than so many values a second.
     monkeypatch.setattr(comfy.utils, "PROGRESS_THROTTLE_MIN_INTERVAL", 0)
     run(tiling(per_forward=2).apply(Network(scaled).on(fill)), noise())
-    assert shown == [(value, 18) for value in range(2, 19, 2)]
+    assert shown == [(BEGUN, FINE), *((value, 18) for value in range(2, 19, 2))]
 
 
 def test_one_tile_is_the_untiled_model_to_the_bit(fill):

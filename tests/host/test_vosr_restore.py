@@ -179,6 +179,18 @@ def test_items_of_a_batch_are_what_they_are_alone(host, request, parts_name, pos
     assert not torch.equal(together[0], in_one_node(host, parts, images[:1], posterior=posterior, seed=8)[0])
 
 
+def test_a_preset_takes_the_place_of_the_widget_it_sets(host, latent):
+    from realisr.models.presets import PRESETS, TABLE, VOSR
+
+    image = picture(16, 16)
+    for preset, scale in zip(PRESETS, TABLE[VOSR]["restoration_scale"], strict=True):
+        chosen = in_one_node(host, latent, image, preset=preset, restoration_scale=0.0)
+        assert torch.equal(chosen, in_one_node(host, latent, image, restoration_scale=scale))
+        assert not torch.equal(chosen, in_one_node(host, latent, image, restoration_scale=0.0, preset="custom"))
+    with pytest.raises(ValueError, match=r"The input preset is 'wild'\. It takes 'custom' or 'faithful'"):
+        in_one_node(host, latent, image, preset="wild")
+
+
 def test_last_seed_wraps_around(host, pixel):
     images = picture(16, 16, batch=2)
     together = in_one_node(host, pixel, images, seed=2**64 - 1)

@@ -22,7 +22,7 @@ from torch import Tensor
 from ....models.dreamsr.config import Injection, MMControlNetConfig
 from ....models.dreamsr.mm_controlnet import MMControlNet
 from ....models.state_dict import require_keys, shapes_of, sizes_of
-from ...files import load_state_dict_file
+from ...files import Reader, load_state_dict_file
 from ...model_catalogue import chosen_file
 from ...model_folders import model_files
 from ...precision import WEIGHT_DTYPES
@@ -86,19 +86,28 @@ def read_injection(source: str, metadata: Mapping[str, str], config: MMControlNe
         raise ValueError(f"{source} cannot be used: {error}. Download it again, or save it anew.") from error
 
 
-def load_mm_control(name: str, weight_dtype: str = "default", disable_dynamic: bool = False) -> MMControl:
-    """The MM-ControlNet of a file in `controlnet`. weight_dtype: a key of WEIGHT_DTYPES.
+def load_mm_control(
+    name: str,
+    weight_dtype: str = "default",
+    disable_dynamic: bool = False,
+    read: Reader = load_state_dict_file,
+    device: torch.device | None = None,
+) -> MMControl:
+    """The MM-ControlNet of a file in `controlnet`. weight_dtype: a key of WEIGHT_DTYPES. read: opens the file.
+
+    device: where the network is made, the host's place for models that rest by default.
 
     Raises ValueError for a file that is damaged, no MM-ControlNet, or has malformed metadata.
     """
     path = find_control(name)
-    state_dict, metadata = load_state_dict_file(path)
+    state_dict, metadata = read(path)
     state_dict, metadata = comfy.utils.convert_old_quants(state_dict, "", metadata=metadata)
     config = read_control_config(name, state_dict)
     injection = read_injection(name, metadata, config)
-    control = build_control(name, config, injection, state_dict, WEIGHT_DTYPES[weight_dtype], disable_dynamic)
+    control = build_control(name, config, injection, state_dict, WEIGHT_DTYPES[weight_dtype], disable_dynamic, device)
     control.patcher.cached_patcher_init = (load_patcher, (name, weight_dtype))
-    log.info("RealISR: loaded MM-ControlNet %s (%s blocks) from %s", name, config.layers, path)
+    how = "loaded" if read is load_state_dict_file else "looked at"
+    log.info("RealISR: %s MM-ControlNet %s (%s blocks) from %s", how, name, config.layers, path)
     return control
 
 
@@ -113,6 +122,7 @@ def build_control(
     state_dict: dict[str, Any],
     options: Mapping[str, Any],
     disable_dynamic: bool = False,
+    device: torch.device | None = None,
 ) -> MMControl:
     """Device, precision and casting as the host chooses them for its own diffusion models."""
     management = comfy.model_management
@@ -133,7 +143,7 @@ def build_control(
         fp8_optimizations=options.get("fp8_optimizations", False),
         model_config=SimpleNamespace(quant_config=quantisation),
     )
-    network = MMControlNet(config, dtype=dtype, device=offload_device, operations=operations)
+    network = MMControlNet(config, dtype=dtype, device=device or offload_device, operations=operations)
     network.eval().requires_grad_(False)
     patcher_class = comfy.model_patcher.ModelPatcher if disable_dynamic else comfy.model_patcher.CoreModelPatcher
     patcher = patcher_class(network, load_device=load_device, offload_device=offload_device)
