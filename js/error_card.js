@@ -179,7 +179,8 @@ function tick() {
     if (performance.now() < waiting) return follow();
     const wanted = new Map();
     for (const [id, error] of [...current]) {
-        if (error.graph !== graph) continue;
+        // A graph laid out from the API form has no id of its own until its tab is chosen again.
+        if (error.graph !== graph && !/^[0-]*$/.test(error.graph)) continue;
         const node = frontend.nodeOf(id);
         const shown = frontend.shownNodeOf(id);
         // A deleted node may come back with an undo.
