@@ -122,10 +122,11 @@ function guilty(node, message) {
     return named.length ? frontend.upstreamOf(node, named[0].input) : undefined;
 }
 
-/** What a change of which may have mended it: widgets and links of the node, widgets of those that feed it. */
+/** What a change of which may have mended it: widgets and links of the node, widgets of those that feed it. No seeds:
+ * they change by themselves after a run. */
 function settings(node) {
     const fed = (node.inputs ?? []).map((input) => (input.link == null ? undefined : frontend.upstreamOf(node, input)));
-    const values = (each) => each?.widgets?.filter(({ serialize }) => serialize !== false).map(({ value }) => value) ?? [];
+    const values = (each) => each?.widgets?.filter(({ name, serialize }) => serialize !== false && !/seed|control_after_generate/.test(name)).map(({ value }) => value) ?? [];
     return JSON.stringify([values(node), fed.map((each) => each && [each.id, values(each)])]);
 }
 
@@ -178,7 +179,8 @@ function tick() {
     if (performance.now() < waiting) return follow();
     const wanted = new Map();
     for (const [id, error] of [...current]) {
-        if (error.graph !== graph) continue;
+        // A graph laid out from the API form has no id of its own until its tab is chosen again.
+        if (error.graph !== graph && !/^[0-]*$/.test(error.graph)) continue;
         const node = frontend.nodeOf(id);
         const shown = frontend.shownNodeOf(id);
         // A deleted node may come back with an undo.

@@ -56,11 +56,21 @@ const PLACED = new Set();
 export function onPlaced(node, begin) {
     PLACED.add(node);
     chain(node, "onConfigure", () => PLACED.delete(node));
-    queueMicrotask(() => PLACED.delete(node) && begin());
+    queueMicrotask(() => PLACED.delete(node) && !layingOut && begin());
 }
 
-// A file in API form is laid out without configuring nodes.
-if (app.loadApiJson) chain(app, "loadApiJson", () => PLACED.clear());
+let layingOut = 0;
+
+// A file in API form is laid out without configuring nodes; newer frontends take their time for it.
+if (app.loadApiJson) {
+    const lay = app.loadApiJson;
+    app.loadApiJson = function (...given) {
+        layingOut++;
+        const laid = lay.apply(this, given);
+        Promise.resolve(laid).catch(() => {}).finally(() => layingOut--);
+        return laid;
+    };
+}
 
 const graphs = new EventTarget();
 

@@ -21,7 +21,8 @@ onNewNodes("Presets", NODES, (node) => {
         writing = false;
         return wrote;
     };
-    onWidget(node, "preset", () => write() && changed());
+    const settle = () => write() && changed();
+    onWidget(node, "preset", () => (node.comfyClass in table ? settle() : asked.then(settle)));
     asked.then((found) => {
         for (const name of Object.keys(Object.values(found[node.comfyClass])[0])) {
             onWidget(node, name, (value) => {
