@@ -7,7 +7,6 @@ weights cannot be had here are not shown with results of their own; the picture 
 
 from __future__ import annotations
 
-import json
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -17,12 +16,12 @@ from PIL import Image, ImageDraw, ImageFont
 
 from comfy_server import ComfyServer
 from host_env import make_host
-from templates import ROOT, Template, templates
+from templates import ROOT, Template, read, template, templates
 
 SIDE, BAND = 512, 84
 BEFORE, AFTER, PHOTO_SIDE = "before", "after", SIDE - BAND
-COLOURS = {"ready": (34, 139, 84), "download": (37, 99, 190), "none": (113, 113, 122)}
-QUALITY = 82
+COLOURS = {"ready": (34, 139, 84), "chat": (37, 99, 190), "download": (37, 99, 190), "none": (113, 113, 122)}
+QUALITY = 74
 
 Graph = dict[str, Any]
 
@@ -31,21 +30,23 @@ def quick_start(graph: Graph) -> Graph:
     """The quick start, with the enlarged photo saved as well."""
     (result,) = (node for node in graph.values() if node["class_type"] == "SaveImage")
     (upscale,) = (node_id for node_id, node in graph.items() if node["class_type"] == "RealISR_UpscaleForRestoration")
-    kept = {node_id: node for node_id, node in graph.items() if node["class_type"] not in ("PreviewImage", "ImageCompare")}
+    kept = {
+        node_id: node for node_id, node in graph.items() if node["class_type"] not in ("PreviewImage", "ImageCompare")
+    }
     result["inputs"]["filename_prefix"] = AFTER
     before = {"class_type": "SaveImage", "inputs": {"images": [upscale, 0], "filename_prefix": BEFORE}}
     return {**kept, "before": before}
 
 
 def make_pictures() -> dict[str, Image.Image]:
-    graph = quick_start(json.loads((ROOT / "workflows" / "api" / "vosr_nano_quickstart.json").read_text(encoding="utf-8")))
+    graph = quick_start(read(template("vosr_nano_quickstart").twin))
     with tempfile.TemporaryDirectory() as base, ComfyServer(make_host(), Path(base), {"realisr": ROOT}) as server:
         result = server.client.run(graph)
         files = [result.images(node_id)[0] for node_id, node in graph.items() if node["class_type"] == "SaveImage"]
         return {file["filename"].partition("_")[0]: server.client.image(file) for file in files}
 
 
-def draw(template: Template, pictures: Mapping[str, Image.Image], number: int) -> Image.Image:
+def draw(each: Template, pictures: Mapping[str, Image.Image], number: int) -> Image.Image:
     canvas = Image.new("RGB", (SIDE, SIDE), (24, 24, 27))
     box = crop(pictures[AFTER].size, number)
     halves = [pictures[name].crop(box).resize((SIDE, PHOTO_SIDE), Image.Resampling.BICUBIC) for name in (BEFORE, AFTER)]
@@ -53,13 +54,20 @@ def draw(template: Template, pictures: Mapping[str, Image.Image], number: int) -
     canvas.paste(halves[1].crop((SIDE // 2, 0, SIDE, PHOTO_SIDE)), (SIDE // 2, 0))
     brush = ImageDraw.Draw(canvas)
     for word, overlay in OVERLAYS.items():
-        if word in template.title.lower():
+        if word in each.title.lower():
             overlay(brush)
     brush.line((SIDE // 2, 0, SIDE // 2, PHOTO_SIDE), "white", 3)
     chip(brush, (10, PHOTO_SIDE - 12), "before", (0, 0, 0), "ls", 18)
-    chip(brush, (SIDE - 10, PHOTO_SIDE - 12), "after" if template.runs_here else "after (bundled model)", (0, 0, 0), "rs", 18)
-    brush.text((16, PHOTO_SIDE + BAND / 2), template.method, "white", ImageFont.load_default(34), "lm")
-    chip(brush, (SIDE - 16, PHOTO_SIDE + BAND / 2), template.stamp, COLOURS[template.need], "rm", 24)
+    chip(
+        brush,
+        (SIDE - 10, PHOTO_SIDE - 12),
+        "after" if template.runs_here else "after (bundled model)",
+        (0, 0, 0),
+        "rs",
+        18,
+    )
+    brush.text((16, PHOTO_SIDE + BAND / 2), each.method, "white", ImageFont.load_default(34), "lm")
+    chip(brush, (SIDE - 16, PHOTO_SIDE + BAND / 2), each.stamp, COLOURS[each.need], "rm", 24)
     return canvas
 
 
@@ -67,8 +75,8 @@ def crop(size: tuple[int, int], number: int) -> tuple[int, int, int, int]:
     """A part of the photo of a thumbnail's shape, another one for each."""
     height = 300
     width = round(height * SIDE / PHOTO_SIDE)
-    left = (number * 37) % (size[0] - width)
-    top = (number * 23) % 120
+    left = 130 + (number * 37) % 150
+    top = (number * 23) % 110
     return left, top, left + width, top + height
 
 
@@ -104,7 +112,9 @@ def rounds(brush: ImageDraw.ImageDraw) -> None:
 
 def scores(brush: ImageDraw.ImageDraw) -> None:
     for index, length in enumerate((90, 130, 110, 170)):
-        brush.rounded_rectangle((SIDE // 2 + 16, 20 + index * 26, SIDE // 2 + 16 + length, 38 + index * 26), 5, (56, 189, 248))
+        brush.rounded_rectangle(
+            (SIDE // 2 + 16, 20 + index * 26, SIDE // 2 + 16 + length, 38 + index * 26), 5, (56, 189, 248)
+        )
 
 
 def heat(brush: ImageDraw.ImageDraw) -> None:
@@ -130,9 +140,9 @@ OVERLAYS: dict[str, Callable[[ImageDraw.ImageDraw], None]] = {
 
 def main() -> None:
     pictures = make_pictures()
-    for number, template in enumerate(templates()):
-        path = template.path.with_suffix(".jpg")
-        draw(template, pictures, number).save(path, quality=QUALITY)
+    for number, each in enumerate(templates()):
+        path = each.path.with_suffix(".jpg")
+        draw(each, pictures, number).save(path, quality=QUALITY)
         print(f"wrote {path}")
 
 

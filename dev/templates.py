@@ -19,7 +19,17 @@ ROOT = Path(__file__).resolve().parent.parent
 WORKFLOWS = ROOT / "workflows"
 GIGABYTE = 1e9
 
-METHODS = {"vosr": "VOSR", "vicr": "VICR", "dreamsr": "DreamSR", "pure": "PURE", "flux": "FLUX", "agent": "VICR"}
+METHODS = {
+    "vosr": "VOSR",
+    "vicr": "VICR",
+    "dreamsr": "DreamSR",
+    "pure": "PURE",
+    "agent": "VICR",
+    "vision": "VICR",
+    "mm": "DreamSR",
+    "patch": "FLUX",
+}
+"""First word of a template's name -> what its picture calls it."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +42,10 @@ class Template:
     @property
     def title(self) -> str:
         return self.path.stem
+
+    @property
+    def is_app(self) -> bool:
+        return self.title.endswith(".app")
 
     @property
     def twin(self) -> Path:
@@ -51,10 +65,16 @@ class Template:
 
     @property
     def need(self) -> str:
-        """"ready", "download", or "none" where some weights have not been released."""
+        """ready, chat (a chat server), download, or none where some weights have not been released."""
         if any(not part.page for part in self.parts):
             return "none"
-        return "download" if self.parts or has_models(read(self.path)) else "ready"
+        if self.parts or has_models(read(self.path)):
+            return "download"
+        return (
+            "chat"
+            if any(node["class_type"] == "RealISR_ChatEndpoint" for node in read(self.twin).values())
+            else "ready"
+        )
 
     @property
     def runs_here(self) -> bool:
@@ -63,7 +83,7 @@ class Template:
     @property
     def stamp(self) -> str:
         if self.need != "download":
-            return {"ready": "Ready", "none": "No public weights"}[self.need]
+            return {"ready": "Ready", "chat": "Needs a chat model", "none": "No public weights"}[self.need]
         sizes = [part.size for part in self.parts]
         return f"Download {sum(sizes) / GIGABYTE:.1f} GB" if sizes and all(sizes) else "Download"
 
