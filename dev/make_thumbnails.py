@@ -61,7 +61,7 @@ def draw(each: Template, pictures: Mapping[str, Image.Image], number: int) -> Im
     chip(
         brush,
         (SIDE - 10, PHOTO_SIDE - 12),
-        "after" if template.runs_here else "after (bundled model)",
+        "after" if each.runs_here else "after (bundled model)",
         (0, 0, 0),
         "rs",
         18,

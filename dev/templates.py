@@ -55,12 +55,16 @@ class Template:
     def parts(self) -> list[Any]:
         """Everything of the catalogue that its loaders choose."""
         load_pack()
+        from realisr.services.model_catalogue import LOADERS, known
         from realisr.services.model_catalogue import METHODS as catalogue
-        from realisr.services.model_catalogue import known
 
         folders = sorted({part.folder for method in catalogue.values() for part in method.parts})
-        values = [value for node in read(self.twin).values() for value in node["inputs"].values() if is_file(value)]
+        nodes = read(self.twin).values()
+        values = [value for node in nodes for value in node["inputs"].values() if is_file(value)]
         found = [known(folder, value) for value in values for folder in folders]
+        # A loader of one method may leave a file's name to be found: "auto".
+        methods = [LOADERS[node["class_type"]] for node in nodes if len(LOADERS.get(node["class_type"], ())) == 1]
+        found += [part for (method,) in methods for part in catalogue[method].parts]
         return list({part.name: part for part in found if part is not None}.values())
 
     @property
