@@ -262,17 +262,12 @@ export function openWorkflow() {
     return app.extensionManager?.workflow?.activeWorkflow;
 }
 
-/** What tells the nodes on the canvas from those of another tab. */
-export function openGraph() {
-    return (app.rootGraph ?? app.graph)?.id;
+/** Whether another workflow, or an undo, is being laid out: its nodes may not be those of openWorkflow() yet. */
+export function isOpening() {
+    return layingOut > 0 || Boolean(openWorkflow()?.changeTracker?.constructor.isLoadingGraph);
 }
 
-/** Call hear() before and after nodes are made anew: a workflow is opened, a tab is chosen, a change is undone. */
-export function onGraphOpened(hear) {
-    app.registerExtension({ name: "RealISR.GraphOpened", beforeConfigureGraph: () => hear(), afterConfigureGraph: () => hear() });
-}
-
-/** Call hear({workflow, graph, promptId, nodeErrors}) when the server has accepted or refused to run a workflow.
+/** Call hear({workflow, promptId, nodeErrors}) when the server has accepted or refused to run a workflow.
  *
  * promptId: undefined when it refused all. nodeErrors: execution id -> {class_type, errors}; what hear takes out of it
  * the frontend does not show.
@@ -280,13 +275,13 @@ export function onGraphOpened(hear) {
 export function onQueued(hear) {
     const queue = api.queuePrompt;
     api.queuePrompt = async function (...given) {
-        const asked = { workflow: openWorkflow(), graph: openGraph() };
+        const asked = isOpening() ? undefined : openWorkflow();
         try {
             const answer = await queue.apply(this, given);
-            hear({ ...asked, promptId: answer.prompt_id, nodeErrors: answer.node_errors ?? {} });
+            hear({ workflow: asked ?? openWorkflow(), promptId: answer.prompt_id, nodeErrors: answer.node_errors ?? {} });
             return answer;
         } catch (error) {
-            hear({ ...asked, nodeErrors: error.response?.node_errors ?? {} });
+            hear({ workflow: asked ?? openWorkflow(), nodeErrors: error.response?.node_errors ?? {} });
             throw error;
         }
     };
