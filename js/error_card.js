@@ -3,7 +3,7 @@ import * as frontend from "./frontend.js";
 
 const { addStyle, button, copy, element, onGraphComplete, onQueued, onServer, openWorkflow, text, textsRead } = frontend;
 const OURS = /^RealISR_/;
-const LINK = /https?:\/\/[^\s"'<>]*[^\s"'<>.,;:)]/;
+const LINK = /https:\/\/[^\s"'<>]*[^\s"'<>.,;:)]/;
 const FOLDER = /"((?:\/|[A-Za-z]:\\|\\\\)[^"\n]+)"/;
 
 addStyle(`
@@ -60,17 +60,16 @@ function refusal({ errors }) {
     return [...new Set(said)].join("\n");
 }
 
-onQueued(({ workflow, promptId, nodeErrors }) => {
+onQueued(async ({ workflow: asked, promptId, nodeErrors }) => {
+    const ours = Object.entries(nodeErrors).filter(([, { class_type }]) => OURS.test(class_type));
+    ours.forEach(([, nodeError]) => keepOwnLines(nodeError));
+    const workflow = await asked;
     errors.get(workflow)?.clear();
-    for (const [id, nodeError] of Object.entries(nodeErrors)) {
-        if (!OURS.test(nodeError.class_type)) continue;
-        keepOwnLines(nodeError);
-        note(workflow, id, nodeError.class_type, refusal(nodeError), false);
-    }
+    for (const [id, nodeError] of ours) note(workflow, id, nodeError.class_type, refusal(nodeError), false);
     if (!promptId) return;
     queued.set(promptId, workflow);
     if (early.has(promptId)) noteRun(workflow, early.get(promptId));
-    early.clear();
+    early.delete(promptId);
 });
 
 onServer("execution_error", (detail) => {
