@@ -1,11 +1,9 @@
 // What went wrong with one of our nodes, on the node: the cause, what to do, and the way to what has to be changed.
 import * as frontend from "./frontend.js";
 
-const { addStyle, button, copy, element, onGraphOpened, onQueued, onServer, openGraph, openWorkflow, text, textsRead } = frontend;
+const { addStyle, button, copy, element, onGraphComplete, onQueued, onServer, openWorkflow, text, textsRead } = frontend;
 const OURS = /^RealISR_/;
-// While a tab is being opened, its name and its nodes do not change at once: milliseconds until both have.
-const OPENING = 400;
-const LINK = /https?:\/\/[^\s"'<>]*[^\s"'<>.,;:)]/;
+const LINK = /https:\/\/[^\s"'<>]*[^\s"'<>.,;:)]/;
 const FOLDER = /"((?:\/|[A-Za-z]:\\|\\\\)[^"\n]+)"/;
 
 addStyle(`
@@ -21,23 +19,23 @@ addStyle(`
 // workflow -> execution id of the node -> what is wrong with it. A closed workflow takes its errors along.
 const errors = new WeakMap();
 const cards = new Map();
+// Number of a run -> its workflow.
 const queued = new Map();
 // Errors of runs whose number the answer to the request to run has not told yet.
 const early = new Map();
 let frame;
-let waiting = 0;
 
 const errorsOf = (workflow) => (workflow && errors.get(workflow)) ?? new Map();
 
-function note({ workflow, graph }, id, type, message, ran) {
+function note(workflow, id, type, message, ran) {
     if (!workflow || !OURS.test(type) || !message) return;
     if (!errors.has(workflow)) errors.set(workflow, new Map());
-    errors.get(workflow).set(String(id), { graph, type, message: message.trim(), ran });
+    errors.get(workflow).set(String(id), { type, message: message.trim(), ran });
     follow();
 }
 
-function noteRun(run, { node_id, node_type, exception_message }) {
-    note(run, node_id, node_type, exception_message, true);
+function noteRun(workflow, { node_id, node_type, exception_message }) {
+    note(workflow, node_id, node_type, exception_message, true);
 }
 
 /** The host repeats what `validate_inputs` says for every input it takes: leave each input its own lines. */
@@ -62,43 +60,34 @@ function refusal({ errors }) {
     return [...new Set(said)].join("\n");
 }
 
-function answered({ workflow, graph, promptId, nodeErrors }) {
-    const run = { workflow, graph };
+onQueued(async ({ workflow: asked, promptId, nodeErrors }) => {
+    const ours = Object.entries(nodeErrors).filter(([, { class_type }]) => OURS.test(class_type));
+    ours.forEach(([, nodeError]) => keepOwnLines(nodeError));
+    const workflow = await asked;
     errors.get(workflow)?.clear();
-    for (const [id, nodeError] of Object.entries(nodeErrors)) {
-        if (!OURS.test(nodeError.class_type)) continue;
-        keepOwnLines(nodeError);
-        note(run, id, nodeError.class_type, refusal(nodeError), false);
-    }
+    for (const [id, nodeError] of ours) note(workflow, id, nodeError.class_type, refusal(nodeError), false);
     if (!promptId) return;
-    queued.set(promptId, run);
-    if (early.has(promptId)) noteRun(run, early.get(promptId));
-    early.clear();
-}
-
-onQueued(answered);
+    queued.set(promptId, workflow);
+    if (early.has(promptId)) noteRun(workflow, early.get(promptId));
+    early.delete(promptId);
+});
 
 onServer("execution_error", (detail) => {
-    const run = queued.get(detail.prompt_id);
+    const workflow = queued.get(detail.prompt_id);
     queued.delete(detail.prompt_id);
-    if (run) noteRun(run, detail);
+    if (workflow) noteRun(workflow, detail);
     else early.set(detail.prompt_id, detail);
 });
 
 onServer("execution_interrupted", ({ prompt_id }) => queued.delete(prompt_id));
 
 onServer("execution_success", ({ prompt_id }) => {
-    const mended = errorsOf(queued.get(prompt_id)?.workflow);
+    const mended = errorsOf(queued.get(prompt_id));
     for (const [id, { ran }] of [...mended]) if (ran) mended.delete(id);
     queued.delete(prompt_id);
 });
 
-onGraphOpened(() => {
-    waiting = performance.now() + OPENING;
-    for (const { made } of cards.values()) made.remove();
-    cards.clear();
-    follow();
-});
+onGraphComplete(undefined, follow);
 
 /** The first sentence, and the others. A dot in a file's name ends none. */
 function split(message) {
@@ -175,12 +164,10 @@ function tick() {
     frame = undefined;
     const workflow = openWorkflow();
     const current = errorsOf(workflow);
-    const graph = openGraph();
-    if (performance.now() < waiting) return follow();
+    // The nodes of a tab are there before it is the active one: meanwhile there are no cards.
+    const opening = frontend.isOpening();
     const wanted = new Map();
-    for (const [id, error] of [...current]) {
-        // A graph laid out from the API form has no id of its own until its tab is chosen again.
-        if (error.graph !== graph && !/^[0-]*$/.test(error.graph)) continue;
+    for (const [id, error] of opening ? [] : [...current]) {
         const node = frontend.nodeOf(id);
         const shown = frontend.shownNodeOf(id);
         // A deleted node may come back with an undo.
@@ -199,7 +186,7 @@ function tick() {
         if (!cards.has(error)) cards.set(error, { shown, made: draw(workflow, id, error, node) });
         place(cards.get(error).made, shown);
     }
-    if (current.size) follow();
+    if (opening || current.size) follow();
 }
 
 function follow() {

@@ -60,12 +60,15 @@ export function onPlaced(node, begin) {
 }
 
 let layingOut = 0;
+// The workflow over which such a file was laid out; the new one becomes the open one a moment later, if it is another.
+let covered = {};
 
 // A file in API form is laid out without configuring nodes; newer frontends take their time for it.
 if (app.loadApiJson) {
     const lay = app.loadApiJson;
     app.loadApiJson = function (...given) {
         layingOut++;
+        covered = { workflow: openWorkflow(), until: performance.now() + 5000 };
         const laid = lay.apply(this, given);
         Promise.resolve(laid).catch(() => {}).finally(() => layingOut--);
         return laid;
@@ -262,31 +265,33 @@ export function openWorkflow() {
     return app.extensionManager?.workflow?.activeWorkflow;
 }
 
-/** What tells the nodes on the canvas from those of another tab. */
-export function openGraph() {
-    return (app.rootGraph ?? app.graph)?.id;
+/** Whether another workflow, or an undo, is being laid out: its nodes may not be those of openWorkflow() yet. */
+export function isOpening() {
+    const workflow = openWorkflow();
+    if (layingOut > 0 || workflow?.changeTracker?.constructor.isLoadingGraph) return true;
+    return workflow === covered.workflow && performance.now() < covered.until;
 }
 
-/** Call hear() before and after nodes are made anew: a workflow is opened, a tab is chosen, a change is undone. */
-export function onGraphOpened(hear) {
-    app.registerExtension({ name: "RealISR.GraphOpened", beforeConfigureGraph: () => hear(), afterConfigureGraph: () => hear() });
+async function workflowLaidOut() {
+    while (isOpening()) await new Promise((resolve) => setTimeout(resolve, 30));
+    return openWorkflow();
 }
 
-/** Call hear({workflow, graph, promptId, nodeErrors}) when the server has accepted or refused to run a workflow.
+/** Call hear({workflow, promptId, nodeErrors}) when the server has accepted or refused to run a workflow.
  *
- * promptId: undefined when it refused all. nodeErrors: execution id -> {class_type, errors}; what hear takes out of it
- * the frontend does not show.
+ * workflow: a promise. promptId: undefined when it refused all. nodeErrors: execution id -> {class_type, errors}; what
+ * hear takes out of it at once the frontend does not show.
  */
 export function onQueued(hear) {
     const queue = api.queuePrompt;
     api.queuePrompt = async function (...given) {
-        const asked = { workflow: openWorkflow(), graph: openGraph() };
+        const workflow = workflowLaidOut();
         try {
             const answer = await queue.apply(this, given);
-            hear({ ...asked, promptId: answer.prompt_id, nodeErrors: answer.node_errors ?? {} });
+            hear({ workflow, promptId: answer.prompt_id, nodeErrors: answer.node_errors ?? {} });
             return answer;
         } catch (error) {
-            hear({ ...asked, nodeErrors: error.response?.node_errors ?? {} });
+            hear({ workflow, nodeErrors: error.response?.node_errors ?? {} });
             throw error;
         }
     };
