@@ -6,7 +6,7 @@ ARGS ?=
 N ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast test-hostile test-parity lint arrange workflows locales bench clean
+.PHONY: help setup demo test test-fast test-hostile test-parity lint apps arrange thumbnails workflows locales bench clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -34,6 +34,12 @@ lint: ## ruff and mypy
 
 arrange: ## lay out workflows/*.json anew, after changing a node's size or drawing a workflow
 	$(HOST) dev/arrange_workflows.py $(ARGS)
+
+apps: ## write the templates that open as an app, from the graphs they show
+	$(HOST) dev/make_apps.py
+
+thumbnails: ## draw the pictures of the template gallery
+	$(HOST) dev/make_thumbnails.py
 
 workflows: ## write workflows/api/*.json from workflows/*.json with the real frontend
 	$(HOST) dev/export_workflows.py $(ARGS)

@@ -17,9 +17,10 @@ from typing import Any
 
 from comfy_frontend import RENDERERS, Frontend, find_browser
 from comfy_server import ComfyServer
-from export_workflows import WORKFLOWS, write_json
+from export_workflows import write_json
 from graph_layout import GAP, Box, Layout, Rectangle, arrange, fit_zoom
 from host_env import make_host
+from templates import templates
 
 ROOT = Path(__file__).resolve().parent.parent
 SUBGRAPHS = ROOT / "subgraphs"
@@ -187,7 +188,9 @@ def main() -> None:
         ComfyServer(make_host(), Path(base), {"realisr": ROOT}) as server,
         Frontend(server.url, browser) as frontend,
     ):
-        for path in asked.files or sorted([*WORKFLOWS.glob("*.json"), *SUBGRAPHS.glob("*.json")]):
+        for path in asked.files or [each.path for each in templates() if not each.is_app] + sorted(
+            SUBGRAPHS.glob("*.json")
+        ):
             workflow = json.loads(path.read_text(encoding="utf-8"))
             arranged = arrange_workflow(frontend, workflow)
             if arranged != workflow:

@@ -1,6 +1,6 @@
 """Write the API form of every workflow file with ComfyUI's real frontend: `make workflows`.
 
-export_workflows.py                     workflows/X.json -> workflows/api/X.json, for every X
+export_workflows.py                     workflows/TITLE.json -> workflows/api/NAME.json, for every template
 export_workflows.py --layout X.json...  the other way: lay out API files as a start for drawing workflows/X.json
 """
 
@@ -16,9 +16,7 @@ from typing import Any
 from comfy_frontend import Frontend, find_browser
 from comfy_server import ComfyServer
 from host_env import make_host
-
-ROOT = Path(__file__).resolve().parent.parent
-WORKFLOWS = ROOT / "workflows"
+from templates import ROOT, WORKFLOWS, Template, templates
 
 
 def write_json(path: Path, value: dict[str, Any]) -> None:
@@ -27,11 +25,11 @@ def write_json(path: Path, value: dict[str, Any]) -> None:
     print(f"wrote {path}")
 
 
-def export(frontend: Frontend, path: Path) -> None:
-    opened = frontend.open_file(path)
+def export(frontend: Frontend, template: Template) -> None:
+    opened = frontend.open_file(template.path)
     if opened.missing_nodes or opened.errors:
-        sys.exit(f"{path.name}: missing nodes {opened.missing_nodes}, errors {opened.errors}")
-    write_json(WORKFLOWS / "api" / path.name, plain_ids(frontend.export_api()))
+        sys.exit(f"{template.title}: missing nodes {opened.missing_nodes}, errors {opened.errors}")
+    write_json(template.twin, plain_ids(frontend.export_api()))
 
 
 def plain_ids(api: dict[str, Any]) -> dict[str, Any]:
@@ -57,7 +55,9 @@ def plain_ids(api: dict[str, Any]) -> dict[str, Any]:
 
 def lay_out(frontend: Frontend, path: Path) -> None:
     frontend.open_api(json.loads(path.read_text(encoding="utf-8")), path.stem)
-    write_json(WORKFLOWS / path.name, frontend.export_ui())
+    drawn = frontend.export_ui()
+    drawn.setdefault("extra", {})["realisr"] = {"name": path.stem}
+    write_json(WORKFLOWS / path.name, drawn)
 
 
 def main() -> None:
@@ -72,8 +72,10 @@ def main() -> None:
         ComfyServer(make_host(), Path(base), {"realisr": ROOT}) as server,
         Frontend(server.url, browser) as frontend,
     ):
-        for path in asked.layout or sorted(WORKFLOWS.glob("*.json")):
-            lay_out(frontend, path) if asked.layout else export(frontend, path)
+        for path in asked.layout or ():
+            lay_out(frontend, path)
+        for template in () if asked.layout else templates():
+            export(frontend, template)
 
 
 if __name__ == "__main__":

@@ -6,31 +6,29 @@ import {
 
 const VALIDATION = "custom_validation_failed";
 const OURS = /^RealISR_/;
-// While a tab is being opened, its name and its nodes do not change at once: milliseconds until both have.
-const OPENING = 400;
-const LINK = /https?:\/\/[^\s"'<>]*[^\s"'<>.,;:)]/;
+const LINK = /https:\/\/[^\s"'<>]*[^\s"'<>.,;:)]/;
 const FOLDER = /"((?:\/|[A-Za-z]:\\|\\\\)[^"\n]+)"/;
 
 // workflow -> execution id of the node -> what is wrong with it. A closed workflow takes its errors along.
 const errors = new WeakMap();
 const cards = new Map();
+// Number of a run -> its workflow.
 const queued = new Map();
 // Errors of runs whose number the answer to the request to run has not told yet.
 const early = new Map();
 let frame;
-let waiting = 0;
 
 const errorsOf = (workflow) => (workflow && errors.get(workflow)) ?? new Map();
 
-function note({ workflow, graph }, id, type, message, ran) {
+function note(workflow, id, type, message, ran) {
     if (!workflow || !OURS.test(type) || !message) return;
     if (!errors.has(workflow)) errors.set(workflow, new Map());
-    errors.get(workflow).set(String(id), { graph, type, message: message.trim(), ran });
+    errors.get(workflow).set(String(id), { type, message: message.trim(), ran });
     follow();
 }
 
-function noteRun(run, { node_id, node_type, exception_message }) {
-    note(run, node_id, node_type, exception_message, true);
+function noteRun(workflow, { node_id, node_type, exception_message }) {
+    note(workflow, node_id, node_type, exception_message, true);
 }
 
 // The host repeats what `validate_inputs` says for every input: leave each its own lines.
@@ -55,26 +53,22 @@ function refusal({ errors }) {
     return [...new Set(said)].join("\n");
 }
 
-function answered({ workflow, graph, promptId, nodeErrors }) {
-    const run = { workflow, graph };
+onQueued(async ({ workflow: asked, promptId, nodeErrors }) => {
+    const ours = Object.entries(nodeErrors).filter(([, { class_type }]) => OURS.test(class_type));
+    ours.forEach(([, nodeError]) => keepOwnLines(nodeError));
+    const workflow = await asked;
     errors.get(workflow)?.clear();
-    for (const [id, nodeError] of Object.entries(nodeErrors)) {
-        if (!OURS.test(nodeError.class_type)) continue;
-        keepOwnLines(nodeError);
-        note(run, id, nodeError.class_type, refusal(nodeError), false);
-    }
+    for (const [id, nodeError] of ours) note(workflow, id, nodeError.class_type, refusal(nodeError), false);
     if (!promptId) return;
-    queued.set(promptId, run);
-    if (early.has(promptId)) noteRun(run, early.get(promptId));
-    early.clear();
-}
-
-onQueued(answered);
+    queued.set(promptId, workflow);
+    if (early.has(promptId)) noteRun(workflow, early.get(promptId));
+    early.delete(promptId);
+});
 
 onMessage(null, "execution_error", (detail) => {
     const run = queued.get(detail.prompt_id);
     queued.delete(detail.prompt_id);
-    if (run) noteRun(run, detail);
+    if (workflow) noteRun(workflow, detail);
     else early.set(detail.prompt_id, detail);
 });
 
@@ -186,7 +180,7 @@ function tick() {
         if (!cards.has(error)) cards.set(error, { shown, card: draw(workflow, id, error, node, shown) });
         place(cards.get(error).card, shown);
     }
-    if (current.size) follow();
+    if (opening || current.size) follow();
 }
 
 function follow() {

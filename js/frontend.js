@@ -76,11 +76,24 @@ const PLACED = new Set();
 export function onPlaced(node, begin) {
     PLACED.add(node);
     chain(node, "onConfigure", () => PLACED.delete(node));
-    queueMicrotask(() => PLACED.delete(node) && begin());
+    queueMicrotask(() => PLACED.delete(node) && !layingOut && begin());
 }
 
-// A file in API form is laid out without configuring nodes.
-if (app.loadApiJson) chain(app, "loadApiJson", () => PLACED.clear());
+let layingOut = 0;
+// The workflow over which such a file was laid out; the new one becomes the open one a moment later, if it is another.
+let covered = {};
+
+// A file in API form is laid out without configuring nodes; newer frontends take their time for it.
+if (app.loadApiJson) {
+    const lay = app.loadApiJson;
+    app.loadApiJson = function (...given) {
+        layingOut++;
+        covered = { workflow: openWorkflow(), until: performance.now() + 5000 };
+        const laid = lay.apply(this, given);
+        Promise.resolve(laid).catch(() => {}).finally(() => layingOut--);
+        return laid;
+    };
+}
 
 /** Call end() when the node is deleted or its graph is closed. */
 export function onRemoved(node, end) {

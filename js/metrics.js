@@ -88,9 +88,10 @@ export function addMetricChoice(node, reference = false) {
     onPage(node, "refresh", () => show(true));
     if (reference) return;
     // Saved workflows keep what they say; a new node begins with what works here.
+    const before = widgetOf(node, "metrics")?.value;
     onPlaced(node, async () => {
         const widget = widgetOf(node, "metrics");
-        const before = widget.value;
+        if (widget.value !== before) return;
         const { first_choice } = await offers().catch(() => ({ first_choice: before }));
         if (widget.value !== before) return;
         widget.value = first_choice;

@@ -1,7 +1,8 @@
 """Faithful, balanced, creative: what one choice means over all methods.
 
 Faithful stays closest to the low-quality image, creative invents most, balanced is what the authors use every day.
-The table below is all that a preset does. What was measured of it is in benchmarks/RESULTS.md, "Presets".
+The table below is all that a preset does. What was measured of it:
+https://github.com/realisr/RealISR/blob/main/benchmarks/RESULTS.md#presets
 
 VICR has no whole-method node and so no preset. What comes nearest there is the caption its agent starts from: tags
 (faithful) or sentences, in Caption for Restoration.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -142,22 +143,22 @@ async def obstacles(branch: Branch) -> list[str]:
     photo = {"class_type": "EmptyImage", "inputs": {"width": 64, "height": 64, "batch_size": 1, "color": 0}}
     validated: dict[str, tuple[bool, list[dict[str, Any]], str]] = {}
     await validate_inputs("", {**branch.graph, PHOTO: photo}, branch.result[0], validated)
-    found = []
+    found: list[str] = []
     for node_id, (_, reasons, _) in validated.items():
         for reason in reasons:
-            line = told(branch.graph[node_id]["class_type"], reason)
-            if line and line not in found:
-                found.append(line)
-    return found
+            found += told(branch.graph[node_id]["class_type"], reason)
+    return list(dict.fromkeys(found))
 
 
-def told(class_type: str, reason: Mapping[str, Any]) -> str:
-    """One reason in words; empty for one that only repeats what is wrong further up."""
+def told(class_type: str, reason: Mapping[str, Any]) -> list[str]:
+    """One reason in words: the files, where that is what is missing. None for one that repeats what is wrong further up."""
     given = reason.get("extra_info", {})
     if reason["type"] == "exception_during_inner_validation":
-        return ""
+        return []
     if reason["type"] == "value_not_in_list":
         folder = FOLDERS.get(class_type)
-        return f"models/{folder}/{given['received_value']}" if folder else str(given["received_value"])
+        return [f"models/{folder}/{given['received_value']}" if folder else str(given["received_value"])]
     details = str(reason.get("details") or reason["message"])
-    return details.partition(" - ")[2] or details
+    # What our own loaders say; where to fetch it is on their checklists.
+    files = [f"models/{folder}/{name}" for name, folder in re.findall(r"(\S+) is not in models/(\w+)\.", details)]
+    return files or [details.partition(" - ")[2] or details]

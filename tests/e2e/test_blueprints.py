@@ -8,6 +8,7 @@ import pytest
 
 from _pack import ROOT
 from arrange_workflows import SUBGRAPHS, graphs
+from comfy_frontend import Frontend
 from comfy_server import ComfyServer
 
 NAMES = sorted(path.stem for path in SUBGRAPHS.glob("*.json"))

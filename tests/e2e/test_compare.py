@@ -26,6 +26,7 @@ GRAPH = {
 }
 
 
+WORKFLOW = "compare_methods"
 NANO_ONLY = {**METHODS, "inputs": {**METHODS["inputs"], "vosr": False, "vicr": False, "dreamsr": False, "pure": False}}
 
 
@@ -54,10 +55,14 @@ def test_methods_without_files_are_cards_that_name_them(server):
 
 
 FILES_OF = (
-    ("VOSR_0.5B_os", "sd21_lwdecoder.pth", "dinov2_vitb14_pretrain.pth"),
-    ("diffusion_models/flux1-fill-dev.safetensors", "text_encoders/t5xxl_fp16.safetensors", "vicr_bridge.safetensors"),
-    ("diffusion_models/flux1-dev.safetensors", "dreamsr_mm_controlnet.safetensors"),
-    ("PURE",),
+    ("diffusion_models/VOSR_0.5B_os", "vae/sd21_lwdecoder.pth", "clip_vision/dinov2_vitb14_pretrain.pth"),
+    (
+        "diffusion_models/flux1-fill-dev.safetensors",
+        "text_encoders/t5xxl_fp16.safetensors",
+        "model_patches/vicr_bridge.safetensors",
+    ),
+    ("diffusion_models/flux1-dev.safetensors", "controlnet/dreamsr_mm_controlnet.safetensors"),
+    ("LLM/PURE",),
 )
 
 
@@ -79,6 +84,16 @@ def test_the_bundled_model_gives_what_its_own_workflow_gives(server):
     result = server.client.run({"1": PHOTO, "2": again, "3": SHEET})
     ran = {data["node"] for kind, data in result.messages if kind == "executing" and data["node"]}
     assert not any(node.endswith(".5") for node in ran), "the sampler of a branch that did not change ran again"
+
+
+def test_the_shipped_workflow_makes_a_sheet(server):
+    """As shipped but for the picture, which a CPU would take long over."""
+    graph = json.loads((ROOT / "workflows" / "api" / f"{WORKFLOW}.json").read_text(encoding="utf-8"))
+    graph["1"] = PHOTO
+    result = server.client.run(graph)
+    (shown,) = result.outputs["3"]["compare"]
+    assert [entry["label"] for entry in shown["entries"] if "file" in entry] == ["Bicubic", "VOSR nano"]
+    assert server.client.image(result.images("4")[0]).width == 12 + 6 * (320 + 12)
 
 
 def test_a_broken_upscale_model_is_a_card_too(server):

@@ -20,6 +20,7 @@ from harness.chat_server import ChatRequest, ChatServer
 from harness.dreamsr import METADATA_KEY, control_config, control_weights
 from harness.released import save_released_files
 from harness.vlm import save_tiny_llava
+from templates import template
 
 API = ROOT / "workflows" / "api"
 WORKFLOWS = (
@@ -250,7 +251,7 @@ def test_tiles_captioned_on_this_machine(server: ComfyServer, files):
 
 def test_the_notes_name_the_files_of_the_loaders():
     for name in WORKFLOWS:
-        drawn = json.loads((ROOT / "workflows" / f"{name}.json").read_text(encoding="utf-8"))
+        drawn = json.loads(template(name).path.read_text(encoding="utf-8"))
         notes = " ".join(node["widgets_values"][0] for node in drawn["nodes"] if node["type"] == "MarkdownNote")
         loaders = [node for node in drawn["nodes"] if "Load" in node["type"] and node["type"] != "LoadImage"]
         chosen = [

@@ -80,6 +80,10 @@ def set_widget(canvas: Frontend, node: str, name: str, value: Any) -> None:
     )
 
 
+def command(canvas: Frontend, name: str) -> None:
+    canvas.page.evaluate("async (name) => { await window.app.extensionManager.command.execute(name); }", name)
+
+
 def press(canvas: Frontend, label: str) -> None:
     canvas.page.evaluate(
         "(label) => [...document.querySelectorAll('.realisr-error button')]"
@@ -117,9 +121,10 @@ def test_a_run_that_fails_on_a_wrong_model(canvas):
     canvas.page.evaluate("() => window.app.canvas.centerOnNode(window.app.graph.getNodeById('5'))")
     canvas.page.wait_for_function(f"() => ({BOXES})('5').every((difference) => Math.abs(difference) < 2)")
 
-    canvas.page.evaluate("async () => window.app.extensionManager.command.execute('Comfy.NewBlankWorkflow')")
+    # A twin in another tab, with nodes of the same numbers.
+    open_graph(canvas, VOSR_INTO_DREAMSR)
     cards(canvas, 0)
-    canvas.page.evaluate("async () => window.app.extensionManager.command.execute('Workspace.PreviousOpenedWorkflow')")
+    command(canvas, "Workspace.PreviousOpenedWorkflow")
     assert cards(canvas, 1) == [card], "it belongs to its workflow"
     canvas.undo_a_move()
     assert cards(canvas, 1) == [card]
@@ -130,6 +135,13 @@ def test_a_run_that_fails_on_a_wrong_model(canvas):
     cards(canvas, 1)
     canvas.page.evaluate("() => window.app.graph.remove(window.app.graph.getNodeById('5'))")
     cards(canvas, 0)
+
+    # Run before the frontend has made the tab of what it has laid out.
+    canvas.page.evaluate(
+        "async ([graph, name]) => { window.app.loadApiJson(graph, name); await window.app.queuePrompt(0, 1); }",
+        [VOSR_INTO_DREAMSR, f"failing{next(TABS)}."],
+    )
+    assert cards(canvas, 1) == [card]
 
 
 HOSTILE = "<img src=x onerror=\"document.title='taken'\">.safetensors"
@@ -163,6 +175,57 @@ def test_what_is_missing_is_told_before_the_run(canvas):
     set_widget(canvas, "1", "model_name", NANO)
     canvas.run()
     cards(canvas, 0)
+
+
+MARKUP = "ftp://<img/src=x/onerror=document.title='taken'>"
+
+IN_A_SUBGRAPH = {
+    "1": {"class_type": "PrimitiveString", "inputs": {"value": MARKUP}},
+    "2": {"class_type": "RealISR_ChatEndpoint", "inputs": {"base_url": ["1", 0], "model": "m", "key_variable": ""}},
+    "3": {"class_type": "PreviewAny", "inputs": {"source": ["2", 0]}},
+}
+
+WRAP = """async () => {
+    const { graph } = window.app;
+    const { node } = graph.convertToSubgraph(new Set([graph.getNodeById("2")]));
+    return String(node.id);
+}"""
+
+CARD_AT = """(id) => {
+    const card = document.querySelector('.realisr-error').getBoundingClientRect();
+    const { ds } = window.app.canvas;
+    const frame = window.app.canvas.canvas.getBoundingClientRect();
+    return card.left - (frame.left + (window.app.canvas.graph.getNodeById(id).pos[0] + ds.offset[0]) * ds.scale);
+}"""
+
+
+def test_an_error_inside_a_subgraph(canvas):
+    """On the subgraph's node, with the way to the node inside; not over App mode; markup in the message is text."""
+    open_graph(canvas, IN_A_SUBGRAPH)
+    outer = canvas.page.evaluate(WRAP)
+    canvas.run()
+    (card,) = cards(canvas, 1)
+    assert card["node"] == f"{outer}:2"
+    assert MARKUP in card["cause"] + card["remedy"]
+    assert canvas.page.query_selector(".realisr-error img") is None
+    assert canvas.page.title() != "taken"
+    assert card["buttons"][0].startswith("Go to ")
+    canvas.page.wait_for_function(f"(id) => Math.abs(({CARD_AT})(id)) < 3", arg=outer)
+
+    command(canvas, "Comfy.ToggleLinear")
+    canvas.page.wait_for_function("() => !document.querySelector('.realisr-error')?.checkVisibility()")
+    command(canvas, "Comfy.ToggleLinear")
+    assert cards(canvas, 1) == [card]
+
+    press(canvas, card["buttons"][0])
+    canvas.page.wait_for_function("() => window.app.canvas.graph !== window.app.rootGraph")
+    (inside,) = cards(canvas, 1)
+    assert inside["node"] == card["node"] and inside["cause"] == card["cause"]
+    canvas.page.wait_for_function(f"() => Math.abs(({CARD_AT})('2')) < 3")
+    canvas.page.evaluate("() => window.app.canvas.setGraph(window.app.rootGraph)")
+    canvas.page.wait_for_function(f"() => ({CARDS})()[0]?.buttons.length === {len(card['buttons'])}")
+    canvas.undo_a_move()
+    assert cards(canvas, 1) == [card]
 
 
 ENDPOINT = {

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from _pack import ROOT
 from arrange_workflows import NOTE_WIDTH, NOTES, SUBGRAPHS, graphs, links_of, members
 from comfy_frontend import RENDERERS, Frontend
 from graph_layout import Box, Rectangle, around, arrange, backward, fit_zoom, layers
+from templates import templates
 
-WORKFLOWS = sorted((ROOT / "workflows").glob("*.json"))
+WORKFLOWS = [each.path for each in templates() if not each.is_app]
 
 MOST_BACKWARD = 0.1
 LEAST_ZOOM = 0.6

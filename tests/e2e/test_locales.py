@@ -117,7 +117,7 @@ def test_help_pages_name_workflows_that_exist(language: str):
     }
     methods = {name.partition("_")[0] for name, _ in named}
     assert methods >= {"vosr", "vicr", "dreamsr", "pure"}
-    assert [each for each in named if not (ROOT / "workflows" / f"{each[0]}.json").is_file()] == []
+    assert [each for each in named if not (ROOT / "workflows" / "api" / f"{each[0]}.json").is_file()] == []
 
 
 def test_any_workflow_is_recognised_by_its_name():

@@ -63,6 +63,8 @@ def test_a_preset_writes_what_it_sets_and_an_edit_makes_it_custom(canvas: Fronte
     assert (value(canvas, "preset"), value(canvas, "restoration_scale")) == ("custom", 1.0)
     for preset, scale in (("faithful", 2.0), ("creative", -0.5), ("balanced", 0.5)):
         put(canvas, "preset", preset)
+        # What presets set is asked of the server once, when the page is loaded.
+        canvas.page.wait_for_function(f"(asked) => ({VALUE})(asked) === {scale}", arg=[SAMPLER, "restoration_scale"])
         assert (value(canvas, "preset"), value(canvas, "restoration_scale")) == (preset, scale)
     put(canvas, "steps", 3)
     assert value(canvas, "preset") == "balanced", "the preset says nothing of steps"

@@ -16,6 +16,7 @@ from demo import node_of
 from harness import pure
 from harness.pure import CAPTION, SENTENCE
 from harness.server_memory import READABLE, require_freed, resident_megabytes
+from templates import template
 
 API = ROOT / "workflows" / "api"
 WORKFLOWS = ["pure_512", "pure_entropy_heatmap", "pure_tiled"]
@@ -78,7 +79,7 @@ def test_the_settings_are_the_papers():
 
 @pytest.mark.parametrize("name", WORKFLOWS)
 def test_the_notes_name_the_files(name: str):
-    drawn = json.loads((ROOT / "workflows" / f"{name}.json").read_text(encoding="utf-8"))
+    drawn = json.loads(template(name).path.read_text(encoding="utf-8"))
     notes = " ".join(node["widgets_values"][0] for node in drawn["nodes"] if node["type"] == "MarkdownNote")
     assert f"LLM/**{pure.FOLDER}**/" in notes and f"vae/**{pure.VQ_FILE}**" in notes
 

@@ -19,6 +19,8 @@ from harness import checkpoints
 from harness.agent_loop import initial_prompt, numbered, previous_prompt
 from harness.chat_server import ChatServer
 from harness.vlm import save_tiny_llava
+from templates import read as read_ui
+from templates import templates
 
 API = ROOT / "workflows" / "api"
 SIZES = {"context_width": 64, "pooled_width": 768}
@@ -167,8 +169,7 @@ def test_a_new_bridge_is_written_and_changes_nothing(server: ComfyServer, files)
 
 
 def test_the_notes_name_the_files_of_the_loaders():
-    for path in sorted((ROOT / "workflows").glob("vicr_*.json")):
-        drawn = json.loads(path.read_text(encoding="utf-8"))
+    for drawn in [read_ui(each.path) for each in templates() if each.name.startswith("vicr_")]:
         notes = " ".join(node["widgets_values"][0] for node in drawn["nodes"] if node["type"] == "MarkdownNote")
         chosen = [
             value

@@ -15,6 +15,7 @@ from _scores import Score
 from comfy_server import ComfyServer
 from demo import EXAMPLE_PHOTO, node_of
 from harness.released import save_released_files
+from templates import template, templates
 
 API = ROOT / "workflows" / "api"
 NANO = ["vosr_nano_quickstart", "vosr_nano_restore"]
@@ -97,17 +98,17 @@ def test_4k_runs_in_tiles(server: ComfyServer, released_files):
     assert saved(server, graph).size == (600, 250)
 
 
-@pytest.mark.parametrize("name", sorted(path.stem for path in (ROOT / "workflows").glob("*.json")))
+@pytest.mark.parametrize("name", [each.name for each in templates()])
 def test_ui_files_are_tidy(name: str):
     """No node lies over another, each is inside at most one group, and a note explains the graph."""
-    drawn = json.loads((ROOT / "workflows" / f"{name}.json").read_text(encoding="utf-8"))
+    drawn = json.loads(template(name).path.read_text(encoding="utf-8"))
     boxes = {node["id"]: box(node) for node in drawn["nodes"]}
     overlaps = [(a, b) for a in boxes for b in boxes if a < b and overlap(boxes[a], boxes[b])]
     assert overlaps == []
     groups = [tuple(group["bounding"]) for group in drawn["groups"]]
     assert not any(overlap(a, b) for i, a in enumerate(groups) for b in groups[:i])
     assert any(node["type"] == "MarkdownNote" for node in drawn["nodes"])
-    assert (ROOT / "workflows" / f"{name}.jpg").is_file()
+    assert template(name).path.with_suffix(".jpg").is_file()
 
 
 Box = tuple[float, float, float, float]
@@ -127,7 +128,7 @@ def overlap(a: Box, b: Box) -> bool:
 def test_the_notes_name_files_that_the_loaders_use():
     """What a note tells to download is what the loaders of its graph are set to."""
     for name in RELEASED:
-        drawn = json.loads((ROOT / "workflows" / f"{name}.json").read_text(encoding="utf-8"))
+        drawn = json.loads(template(name).path.read_text(encoding="utf-8"))
         notes = " ".join(node["widgets_values"][0] for node in drawn["nodes"] if node["type"] == "MarkdownNote")
         plain = notes.replace("**", "")
         chosen = [

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
+import re
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from _pack import ROOT
 from export_workflows import plain_ids
+from make_apps import APPS
+from templates import Template, read, template, templates
 
 WORKFLOWS = ROOT / "workflows"
-NAMES = sorted({path.name for folder in (WORKFLOWS, WORKFLOWS / "api") for path in folder.glob("*.json")})
+TEMPLATES = templates()
+NAMES = [each.name for each in TEMPLATES]
 
 RANDOM_IMAGE = {
     "4": {"class_type": "RealISRTest_RandomImage", "inputs": {"seed": 3, "width": 32, "height": 24, "batch": 2}},
@@ -26,18 +30,52 @@ def graph(api: dict[str, Any]) -> dict[str, Any]:
     return {node_id: {"class_type": node["class_type"], "inputs": node["inputs"]} for node_id, node in api.items()}
 
 
-def read(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text(encoding="utf-8"))
-
-
-def test_there_are_workflows():
+def test_every_workflow_has_its_twin():
     assert NAMES
+    assert len(set(NAMES)) == len(NAMES)
+    assert sorted(NAMES) == sorted(path.stem for path in (WORKFLOWS / "api").glob("*.json")), "run `make workflows`"
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_every_workflow_has_its_twin(name: str):
-    assert (WORKFLOWS / name).is_file(), f"workflows/{name} is missing: only its API form is there"
-    assert (WORKFLOWS / "api" / name).is_file(), f"workflows/api/{name} is missing: run `make workflows`"
+def test_the_gallery_shows_titles_in_one_order_with_pictures():
+    """ComfyUI shows file names; sorted by them, what runs at once comes first and training last."""
+    numbers = [int(re.match(r"(\d\d) [A-Z]", each.title)[1]) for each in TEMPLATES]
+    assert numbers == sorted(set(numbers))
+    assert [each.need for each in TEMPLATES][:5] == ["ready"] * 5
+    for each in TEMPLATES:
+        assert not re.search(r'[<>:"/\\|?*_]', each.title), "a file name that Windows refuses, or no title"
+        with Image.open(each.path.with_suffix(".jpg")) as picture:
+            assert picture.size == (512, 512)
+
+
+@pytest.mark.parametrize(
+    ("name", "stamp"),
+    [
+        ("vosr_nano_quickstart", "Ready"),
+        ("compare_methods", "Ready"),
+        ("vosr_one_step", "Download 2.7 GB"),
+        ("pure_512", "Download 14.4 GB"),
+        ("agent_one_round", "Needs a chat model"),
+        ("vicr_basic", "No public weights"),
+        ("dreamsr_restore", "No public weights"),
+    ],
+)
+def test_stamps_say_what_is_needed(name: str, stamp: str):
+    assert template(name).stamp == stamp
+
+
+@pytest.mark.parametrize("each", [each for each in TEMPLATES if each.is_app], ids=lambda each: each.name)
+def test_an_app_is_a_workflow_with_its_controls(each: Template):
+    """The graph of another template, and the widgets that the app shows are there."""
+    app = read(each.path)
+    assert app["extra"]["linearMode"] is True
+    base = read(template(APPS[each.name].of).path)
+    assert [app[key] for key in ("nodes", "links", "groups")] == [base[key] for key in ("nodes", "links", "groups")]
+    nodes = read(each.twin)
+    data = app["extra"]["linearData"]
+    assert data["inputs"] and data["outputs"]
+    for node, widget in data["inputs"]:
+        assert widget in nodes[node]["inputs"]
+    assert [nodes[node]["class_type"] for node in data["outputs"]] == ["SaveImage"]
 
 
 def test_every_node_a_user_places_is_in_a_workflow(host):
@@ -45,7 +83,7 @@ def test_every_node_a_user_places_is_in_a_workflow(host):
     from harness.schemas import pack_nodes
 
     placed = {schema.node_id for schema in (node.GET_SCHEMA() for node in pack_nodes()) if not schema.is_dev_only}
-    graphs = [read(WORKFLOWS / "api" / name) for name in NAMES]
+    graphs = [read(each.twin) for each in TEMPLATES]
     shown = {node["class_type"] for nodes in graphs for node in nodes.values()}
     assert placed - shown == set()
     assert len(placed) > 30
@@ -53,15 +91,16 @@ def test_every_node_a_user_places_is_in_a_workflow(host):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_opens_cleanly_and_equals_its_twin(frontend, name: str):
-    opened = frontend.open_file(WORKFLOWS / name)
+    each = template(name)
+    opened = frontend.open_file(each.path)
     assert opened.missing_nodes == []
     assert opened.errors == []
-    assert graph(plain_ids(frontend.export_api())) == graph(read(WORKFLOWS / "api" / name)), "run `make workflows`"
+    assert graph(plain_ids(frontend.export_api())) == graph(read(each.twin)), "run `make workflows`"
 
 
 def test_a_workflow_saved_before_the_sockets_got_their_prefix_keeps_its_links(frontend):
     """MM_CONTROLNET is what REALISR_MM_CONTROLNET was called; saved links and sockets still say so."""
-    text = (WORKFLOWS / "dreamsr_4k.json").read_text(encoding="utf-8")
+    text = template("dreamsr_4k").path.read_text(encoding="utf-8")
     saved = json.loads(text.replace('"REALISR_MM_CONTROLNET"', '"MM_CONTROLNET"'))
     old_links = [link for link in saved["links"] if link[5] == "MM_CONTROLNET"]
     assert len(old_links) == 1
@@ -69,10 +108,10 @@ def test_a_workflow_saved_before_the_sockets_got_their_prefix_keeps_its_links(fr
     assert sum(link["type"] == "MM_CONTROLNET" for link in subgraph["links"]) == 2
     opened = frontend.open(saved)
     assert (opened.missing_nodes, opened.errors) == ([], [])
-    assert graph(plain_ids(frontend.export_api())) == graph(read(WORKFLOWS / "api" / "dreamsr_4k.json"))
+    assert graph(plain_ids(frontend.export_api())) == graph(read(template("dreamsr_4k").twin))
     # And as the frontend saves it now.
     frontend.open(frontend.export_ui())
-    assert graph(plain_ids(frontend.export_api())) == graph(read(WORKFLOWS / "api" / "dreamsr_4k.json"))
+    assert graph(plain_ids(frontend.export_api())) == graph(read(template("dreamsr_4k").twin))
 
 
 def test_nodes_of_subgraphs_keep_their_ids_in_the_api_form():

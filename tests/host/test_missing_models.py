@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import re
 import shutil
+from pathlib import Path
 
 import pytest
 
+from harness.host import InProcessHost
 from harness.vosr import TinyVOSR
 
 MISSING = {
@@ -25,6 +27,25 @@ MISSING = {
 }
 
 
+FOLDERS = ("clip_vision", "controlnet", "diffusion_models", "LLM", "model_patches", "vae")
+
+
+@pytest.fixture
+def bare(host, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> InProcessHost:
+    """The host with model folders that hold nothing: other tests leave files in its own."""
+    import folder_paths
+
+    # The folder LLM is ours: it is known to the host once a node asks for it.
+    loader("LoadLocalVLM").define_schema()
+    for name in FOLDERS:
+        _, extensions = folder_paths.folder_names_and_paths[name]
+        (tmp_path / "models" / name).mkdir(parents=True)
+        places = ([str(tmp_path / "models" / name)], extensions)
+        monkeypatch.setitem(folder_paths.folder_names_and_paths, name, places)
+    monkeypatch.setattr(folder_paths, "filename_list_cache", {})
+    return InProcessHost(tmp_path)
+
+
 def loader(name: str):
     from realisr.nodes import dreamsr_control, pure_loaders, vicr_loaders, vlm, vosr_loaders
 
@@ -33,14 +54,14 @@ def loader(name: str):
 
 
 @pytest.mark.parametrize(("node", "name"), MISSING)
-def test_what_is_missing_is_named_with_its_remedy(host, node, name):
+def test_what_is_missing_is_named_with_its_remedy(bare, node, name):
     """First sentence: what is missing. Then link, size, folder and licence, as far as they are known."""
     answer = loader(node).validate_inputs(name)
     assert isinstance(answer, str)
     assert re.search(MISSING[node, name], answer)
     assert name in answer.partition(". ")[0]
     if "https://" in answer:
-        assert str(host.models) in answer
+        assert str(bare.models) in answer
         assert "Licence: " in answer
 
 
@@ -55,7 +76,7 @@ def test_what_needs_no_file_passes(host):
     assert loader("LoadVisionContextBridge").validate_inputs("none (CLIP's vector as it is)") is True
 
 
-def test_each_of_two_missing_files_is_told_with_its_input(host):
+def test_each_of_two_missing_files_is_told_with_its_input(bare):
     answer = loader("LoadVOSRVAE").validate_inputs("a.safetensors", "b.safetensors")
     first, second = answer.split("\n")
     assert first.startswith("vae_name: a.safetensors is not in models/vae.")
@@ -76,7 +97,7 @@ def shown(node: str, chosen: str) -> tuple[str | None, dict]:
     return answer["meant"], {method["key"]: method for method in answer["methods"]}
 
 
-def test_the_checklist_of_a_folder_that_grows(host):
+def test_the_checklist_of_a_folder_that_grows(bare):
     """Absent, then a part of it, then complete; the weights count wherever VOSR's authors look for them."""
     name = "VOSR_1.4B_os"
 
@@ -87,7 +108,7 @@ def test_the_checklist_of_a_folder_that_grows(host):
         return part["found"], part["of"], part["absent"]
 
     assert state() == (0, 2, [])
-    tiny = TinyVOSR.create(host, name)
+    tiny = TinyVOSR.create(bare, name)
     try:
         assert state() == (2, 2, [])
         tiny.weight_file.rename(tiny.folder / "model.safetensors")
@@ -98,8 +119,8 @@ def test_the_checklist_of_a_folder_that_grows(host):
         shutil.rmtree(tiny.folder)
 
 
-def test_the_checklist_counts_the_files_that_an_index_lists(host):
-    folder = host.models / "LLM" / "PURE"
+def test_the_checklist_counts_the_files_that_an_index_lists(bare):
+    folder = bare.models / "LLM" / "PURE"
     folder.mkdir(parents=True)
     try:
         (folder / "config.json").write_text('{"model_type": "chameleon"}')

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from _pack import ROOT
+from templates import templates
 
 MACHINE_PATH = re.compile(
     r"(?<![\w.$}~/-])/(?:home|root|Users|work|tmp|mnt|srv)/[\w.]+|\b[A-Z]:\\{1,2}(?:Users|models|ComfyUI)"
@@ -100,9 +101,7 @@ def test_the_readme_lists_every_node_and_workflow():
     texts = json.loads((ROOT / "locales" / "en" / "nodeDefs.json").read_text(encoding="utf-8"))
     in_tables = "\n".join(line.split("|")[1] for line in readme.splitlines() if line.startswith("|"))
     named = {name.strip() for name in re.split(r"[,\n]", in_tables)}
-    names = {node["display_name"] for node in texts.values()} | {
-        path.stem for path in (ROOT / "workflows").glob("*.json")
-    }
+    names = {node["display_name"] for node in texts.values()} | {each.name for each in templates()}
     assert names - named == EXPANDED
     shown = {name for name in named if re.fullmatch(r"[a-z0-9]+(_[a-z0-9]+)+", name)}
     assert shown <= names
