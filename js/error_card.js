@@ -1,7 +1,7 @@
 // What went wrong with one of our nodes, on the node: the cause, what to do, and the way to what has to be changed.
 import {
-    button, copier, element, goTo, keepFromCanvas, nodeBox, nodeOf, onMessage, onPage, onQueued, openWorkflow,
-    overCanvas, shownNodeOf, sourceOf, text, workflowId,
+    button, copier, element, goTo, isOpening, keepFromCanvas, nodeBox, nodeOf, onMessage, onPage, onQueued, openWorkflow,
+    overCanvas, shownNodeOf, sourceOf, text,
 } from "./frontend.js";
 
 const VALIDATION = "custom_validation_failed";
@@ -66,7 +66,7 @@ onQueued(async ({ workflow: asked, promptId, nodeErrors }) => {
 });
 
 onMessage(null, "execution_error", (detail) => {
-    const run = queued.get(detail.prompt_id);
+    const workflow = queued.get(detail.prompt_id);
     queued.delete(detail.prompt_id);
     if (workflow) noteRun(workflow, detail);
     else early.set(detail.prompt_id, detail);
@@ -75,19 +75,12 @@ onMessage(null, "execution_error", (detail) => {
 onMessage(null, "execution_interrupted", ({ prompt_id }) => queued.delete(prompt_id));
 
 onMessage(null, "execution_success", ({ prompt_id }) => {
-    const mended = errorsOf(queued.get(prompt_id)?.workflow);
+    const mended = errorsOf(queued.get(prompt_id));
     for (const [id, { ran }] of [...mended]) if (ran) mended.delete(id);
     queued.delete(prompt_id);
 });
 
-for (const moment of ["opening", "opened"]) {
-    onPage(null, moment, () => {
-        waiting = performance.now() + OPENING;
-        for (const { card } of cards.values()) card.remove();
-        cards.clear();
-        follow();
-    });
-}
+onPage(null, "opened", follow);
 
 /** The first sentence, and the others. A dot in a file's name ends none. */
 function split(message) {
@@ -111,10 +104,11 @@ function guilty(node, message) {
     return named && sourceOf(node, named.name);
 }
 
-// A change of these may have mended it.
+// A change of these may have mended it; seeds change by themselves after a run.
 function settings(node) {
     const fed = (node.inputs ?? []).map(({ name }) => sourceOf(node, name));
-    const values = (each) => each?.widgets?.filter(({ serialize }) => serialize !== false).map(({ value }) => value) ?? [];
+    const counts = ({ name, serialize }) => serialize !== false && !/seed|control_after_generate/.test(name);
+    const values = (each) => each?.widgets?.filter(counts).map(({ value }) => value) ?? [];
     return JSON.stringify([values(node), fed.map((each) => each && [each.id, values(each)])]);
 }
 
@@ -157,12 +151,12 @@ function place(card, node) {
 
 function tick() {
     frame = undefined;
-    if (performance.now() < waiting) return follow();
     const workflow = openWorkflow();
     const current = errorsOf(workflow);
+    // The nodes of a tab are there before it is the active one: meanwhile there are no cards.
+    const opening = isOpening();
     const wanted = new Map();
-    for (const [id, error] of [...current]) {
-        if (error.graph !== workflowId()) continue;
+    for (const [id, error] of opening ? [] : [...current]) {
         const [node, shown] = [nodeOf(id), shownNodeOf(id)];
         // A deleted node may come back with an undo.
         if (node?.comfyClass !== error.type || !shown) continue;

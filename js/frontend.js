@@ -29,7 +29,6 @@ app.registerExtension({
             graph?.getNodeById(id)?.[RESTORED]?.forEach((draw) => draw(output));
         }
     },
-    beforeConfigureGraph: tell("opening"),
     afterConfigureGraph: tell("opened"),
     refreshComboInNodes: tell("refresh"),
 });
@@ -84,16 +83,16 @@ let layingOut = 0;
 let covered = {};
 
 // A file in API form is laid out without configuring nodes; newer frontends take their time for it.
-if (app.loadApiJson) {
-    const lay = app.loadApiJson;
-    app.loadApiJson = function (...given) {
-        layingOut++;
-        covered = { workflow: openWorkflow(), until: performance.now() + 5000 };
-        const laid = lay.apply(this, given);
-        Promise.resolve(laid).catch(() => {}).finally(() => layingOut--);
-        return laid;
-    };
-}
+const lay = app.loadApiJson;
+app.loadApiJson = async function (...given) {
+    layingOut++;
+    covered = { workflow: openWorkflow(), until: performance.now() + 5000 };
+    try {
+        return await lay.apply(this, given);
+    } finally {
+        layingOut--;
+    }
+};
 
 /** Call end() when the node is deleted or its graph is closed. */
 export function onRemoved(node, end) {
@@ -116,7 +115,7 @@ export function onRunEnd(node, end) {
     for (const type of ["execution_success", "execution_error", "execution_interrupted"]) onMessage(node, type, end);
 }
 
-/** Call hear() at "opening" and "opened" of a graph (file, tab, undo) or "refresh" of lists (R). */
+/** Call hear() when a graph is "opened" (file, tab, undo) and at a "refresh" of lists (R). */
 export function onPage(node, type, hear) {
     listen(node, page, type, () => hear());
 }
@@ -257,16 +256,29 @@ export function openWorkflow() {
     return app.extensionManager?.workflow?.activeWorkflow;
 }
 
+/** Whether another workflow, or an undo, is being laid out: its nodes may not be those of openWorkflow() yet. */
+export function isOpening() {
+    const workflow = openWorkflow();
+    if (layingOut > 0 || workflow?.changeTracker?.constructor.isLoadingGraph) return true;
+    return workflow === covered.workflow && performance.now() < covered.until;
+}
+
+async function workflowLaidOut() {
+    while (isOpening()) await new Promise((resolve) => setTimeout(resolve, 30));
+    return openWorkflow();
+}
+
 /**
- * Call hear({workflow, graph, promptId, nodeErrors}) when the server has answered to a wish to run.
+ * Call hear({workflow, promptId, nodeErrors}) when the server has answered to a wish to run.
  *
- * promptId: undefined when it refused. nodeErrors: execution id -> {class_type, errors}; the frontend shows what hear leaves.
+ * workflow: a promise. promptId: undefined when it refused. nodeErrors: execution id -> {class_type, errors}; the
+ * frontend shows what hear leaves of them at once.
  */
 export function onQueued(hear) {
     const queue = api.queuePrompt;
     api.queuePrompt = async function (...given) {
-        const told = (promptId, nodeErrors = {}) => hear({ ...asked, promptId, nodeErrors });
-        const asked = { workflow: openWorkflow(), graph: workflowId() };
+        const workflow = workflowLaidOut();
+        const told = (promptId, nodeErrors = {}) => hear({ workflow, promptId, nodeErrors });
         try {
             const answer = await queue.apply(this, given);
             told(answer.prompt_id, answer.node_errors);
