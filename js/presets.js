@@ -8,22 +8,22 @@ export const WHOLE_METHODS = ["RealISR_RestorationCFGSampler", "RealISR_DreamSRR
 const asked = ask("presets");
 
 onNewNodes(WHOLE_METHODS, async (node) => {
-    const { [node.comfyClass]: presets } = await asked;
-    const knobs = () => presets[widgetOf(node, "preset")?.value] ?? {};
-    let writing = false;
-    const write = () => {
-        writing = true;
-        const others = Object.entries(knobs()).filter(([name, value]) => widgetOf(node, name)?.value !== value);
-        for (const [name, value] of others) setWidget(node, name, value, true);
-        writing = false;
-        return others.length;
-    };
-    onWidget(node, "preset", () => write() && changed());
-    for (const name of Object.keys(Object.values(presets)[0])) {
-        onWidget(node, name, (value) => {
-            if (!writing && (knobs()[name] ?? value) !== value) setWidget(node, "preset", "custom");
-        });
-    }
-    // A file may hold values that a preset of an older version set.
-    onReady(node, write);
+  const { [node.comfyClass]: presets } = await asked;
+  const knobs = () => presets[widgetOf(node, "preset")?.value] ?? {};
+  let writing = false;
+  const write = () => {
+    writing = true;
+    const others = Object.entries(knobs()).filter(([name, value]) => widgetOf(node, name)?.value !== value);
+    for (const [name, value] of others) setWidget(node, name, value, true);
+    writing = false;
+    return others.length;
+  };
+  onWidget(node, "preset", () => write() && changed());
+  for (const name of Object.keys(Object.values(presets)[0])) {
+    onWidget(node, name, (value) => {
+      if (!writing && (knobs()[name] ?? value) !== value) setWidget(node, "preset", "custom");
+    });
+  }
+  // A file may hold values that a preset of an older version set.
+  onReady(node, write);
 });

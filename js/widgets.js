@@ -4,6 +4,6 @@ import { ALL_OURS, foldAdvanced, hasText, labelChoices, onNewNodes, onWidgetsCha
 const choiceLabel = (value) => (hasText(`choice.${value}`) ? text(`choice.${value}`) : undefined);
 
 onNewNodes(ALL_OURS, (node) => {
-    foldAdvanced(node);
-    onWidgetsChanged(node, () => labelChoices(node, choiceLabel));
+  foldAdvanced(node);
+  onWidgetsChanged(node, () => labelChoices(node, choiceLabel));
 });
