@@ -131,9 +131,6 @@ class Panel:
     def press(self, name: str) -> None:
         self.box.get_by_role("button", name=name, exact=True).click()
 
-    def shows(self, name: str) -> bool:
-        return self.box.get_by_role("button", name=name, exact=True).is_visible()
-
     def middle(self, number: int) -> dict[str, float]:
         """Of a tile's cell, on the canvas."""
         box = self.canvas.bounding_box()
@@ -359,37 +356,3 @@ def test_four_hundred_tiles_are_one_canvas(canvas, chat):
     assert panel.status.inner_text().startswith("400 tiles")
     panel.prompt.fill("moss")
     assert panel.text.count("\nmoss") == 400
-
-
-LIVE = """() => {
-    const { api } = window.app;
-    const live = (window.realisrLive = new Map());
-    const count = (name, by) => live.set(name, (live.get(name) ?? 0) + by);
-    for (const [name, by] of [["addEventListener", 1], ["removeEventListener", -1]]) {
-        const before = api[name];
-        api[name] = function (type, ...rest) {
-            count(type, by);
-            return before.call(this, type, ...rest);
-        };
-    }
-    const Observer = window.ResizeObserver;
-    window.ResizeObserver = class extends Observer {
-        observe(box) { if (box.closest(".realisr-tiles")) count("resize", 1); super.observe(box); }
-        disconnect() { count("resize", -1); super.disconnect(); }
-    };
-    const node = LiteGraph.createNode("RealISR_EditPatchPrompts");
-    window.app.graph.add(node);
-    const there = [...live].filter(([, count]) => count > 0).map(([name]) => name);
-    window.app.graph.remove(node);
-    delete api.addEventListener;
-    delete api.removeEventListener;
-    window.ResizeObserver = Observer;
-    return [there, [...live].filter(([name, count]) => there.includes(name) && count > 0)];
-}"""
-
-
-def test_a_deleted_editor_leaves_no_listener(canvas):
-    canvas.open_api({"1": {"class_type": "RealISR_ExamplePhoto", "inputs": {"photo": "moose"}}})
-    there, left = canvas.page.evaluate(LIVE)
-    assert {"resize", "execution_error"} <= set(there)
-    assert left == []
