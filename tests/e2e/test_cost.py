@@ -35,7 +35,8 @@ WATCH = """() => {
     const ids = new WeakMap();
     const idOf = (object) => ids.get(object) ?? (ids.set(object, Math.random()), ids.get(object));
     EventTarget.prototype.addEventListener = function (type, hear, ...rest) {
-        if (hear && !(this instanceof Node) && isOurs()) living.set(`${idOf(this)} ${type} ${idOf(hear)}`, `listener: ${type}`);
+        const key = `${idOf(this ?? window)} ${type} ${idOf(hear ?? this)}`;
+        if (hear && !(this instanceof Node) && isOurs()) living.set(key, `listener: ${type}`);
         return add.call(this, type, hear, ...rest);
     };
     EventTarget.prototype.removeEventListener = function (type, hear, ...rest) {

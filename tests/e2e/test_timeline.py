@@ -183,13 +183,14 @@ def test_rounds_appear_as_they_finish_and_the_artist_steers(canvas, chat: ChatSe
 
 def test_a_loop_in_a_subgraph_that_runs_behind_another_tab(canvas, chat: ChatServer, agent: HeldAgent):
     graph = of_photo(tint(chat.url, 2), "an old barn")
-    open_graph(canvas, graph)
+    canvas.open_api(graph)
     canvas.page.evaluate(
         """() => {
             const { graph } = window.app.canvas;
             graph.convertToSubgraph(new Set(graph.nodes.filter(({ comfyClass }) => comfyClass.includes("Agent"))));
         }"""
     )
+    canvas.open(canvas.export_ui())
     start(canvas)
     wait_until(lambda: len(chat.requests) == 1)
 

@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 MODULES = sorted((ROOT / "js").glob("*.js"))
-LIMIT = 80_000
+LIMIT = 88_000
 LANGUAGES = sorted(folder.name for folder in (ROOT / "locales").iterdir() if folder.is_dir())
 
 PLAIN = re.compile(r'"([a-z_]+\.[a-z_.]+)"')
