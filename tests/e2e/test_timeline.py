@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import threading
 from collections.abc import Callable, Iterator
@@ -34,6 +35,9 @@ LOOP = "window.app.graph.nodes.find(({ comfyClass }) => comfyClass === 'RealISR_
 SIZE = f"() => [...{LOOP}.size]"
 
 
+WIDTHS = itertools.count(96, 8)
+
+
 class HeldAgent:
     """Writes better prompts, one answer for each time it is let go."""
 
@@ -60,9 +64,12 @@ def chat(agent: HeldAgent) -> Iterator[ChatServer]:
 
 
 def of_photo(graph: Graph, prompt: str) -> Graph:
-    """The loop on the shipped photo: without a seed, which the frontend would change from run to run."""
+    """The loop on the shipped photo: without a seed, which the frontend would change from run to run, and in a size of
+    its own, as the server keeps what it has made before."""
     graph["photo"] = node("RealISR_ExamplePhoto", photo="moose")
-    graph["lq"] = node("ImageScale", image=["photo", 0], upscale_method="area", width=96, height=64, crop="disabled")
+    graph["lq"] = node(
+        "ImageScale", image=["photo", 0], upscale_method="area", width=next(WIDTHS), height=64, crop="disabled"
+    )
     graph["start"]["inputs"]["prompt"] = prompt
     return graph
 
