@@ -2,34 +2,28 @@
 // What a preset sets is in models/presets.py alone; the server applies it too.
 import { ask, changed, onNewNodes, onReady, onWidget, setWidget, widgetOf } from "./frontend.js";
 
-const NODES = ["RealISR_RestorationCFGSampler", "RealISR_DreamSRRestore", "RealISR_ARTokenRestorer"];
-const CUSTOM = "custom";
+/** The nodes that are a whole method. */
+export const WHOLE_METHODS = ["RealISR_RestorationCFGSampler", "RealISR_DreamSRRestore", "RealISR_ARTokenRestorer"];
 
-let table = {};
-const asked = ask("presets").then((found) => (table = found));
+const asked = ask("presets");
 
-onNewNodes("Presets", NODES, (node) => {
-    let writing = false;
-    const knobs = () => table[node.comfyClass]?.[widgetOf(node, "preset")?.value];
-    const write = () => {
-        writing = true;
-        let wrote = false;
-        for (const [name, value] of Object.entries(knobs() ?? {})) {
-            wrote ||= widgetOf(node, name)?.value !== value;
-            setWidget(node, name, value, true);
-        }
-        writing = false;
-        return wrote;
-    };
-    const settle = () => write() && changed();
-    onWidget(node, "preset", () => (node.comfyClass in table ? settle() : asked.then(settle)));
-    asked.then((found) => {
-        for (const name of Object.keys(Object.values(found[node.comfyClass])[0])) {
-            onWidget(node, name, (value) => {
-                if (!writing && (knobs()?.[name] ?? value) !== value) setWidget(node, "preset", CUSTOM);
-            });
-        }
-        // A file may hold values that a preset of an older version set.
-        onReady(node, write);
+onNewNodes(WHOLE_METHODS, async (node) => {
+  const { [node.comfyClass]: presets } = await asked;
+  const knobs = () => presets[widgetOf(node, "preset")?.value] ?? {};
+  let writing = false;
+  const write = () => {
+    writing = true;
+    const others = Object.entries(knobs()).filter(([name, value]) => widgetOf(node, name)?.value !== value);
+    for (const [name, value] of others) setWidget(node, name, value, true);
+    writing = false;
+    return others.length;
+  };
+  onWidget(node, "preset", () => write() && changed());
+  for (const name of Object.keys(Object.values(presets)[0])) {
+    onWidget(node, name, (value) => {
+      if (!writing && (knobs()[name] ?? value) !== value) setWidget(node, "preset", "custom");
     });
+  }
+  // A file may hold values that a preset of an older version set.
+  onReady(node, write);
 });

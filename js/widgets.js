@@ -1,11 +1,9 @@
 // For all nodes of the pack: dropdowns in the reader's language, and advanced widgets out of sight on the classic canvas too.
-import { ALL_OURS, foldAdvanced, hasText, labelChoices, onNewNodes, onWidgetsChanged, readTextsFirst, text } from "./frontend.js";
+import { ALL_OURS, foldAdvanced, hasText, labelChoices, onNewNodes, onWidgetsChanged, text } from "./frontend.js";
 
 const choiceLabel = (value) => (hasText(`choice.${value}`) ? text(`choice.${value}`) : undefined);
 
-readTextsFirst();
-
-onNewNodes("Widgets", ALL_OURS, (node) => {
-    foldAdvanced(node);
-    onWidgetsChanged(node, () => labelChoices(node, choiceLabel));
+onNewNodes(ALL_OURS, (node) => {
+  foldAdvanced(node);
+  onWidgetsChanged(node, () => labelChoices(node, choiceLabel));
 });

@@ -67,6 +67,12 @@ def of_photo(graph: Graph, prompt: str) -> Graph:
     return graph
 
 
+def open_graph(canvas, graph: Graph) -> None:
+    """As a saved workflow, which has an id: one that was laid out from its API form has none before it is saved."""
+    canvas.open_api(graph)
+    canvas.open(canvas.export_ui())
+
+
 def shown(canvas, rounds: int) -> list[dict[str, Any]]:
     """The rows, once there are so many."""
     canvas.page.wait_for_function(f"(rounds) => ({ROWS})().length === rounds", arg=rounds, timeout=HANG * 1000)
@@ -112,7 +118,7 @@ def look_at_the_loop(canvas) -> None:
 
 def test_rounds_appear_as_they_finish_and_the_artist_steers(canvas, chat: ChatServer, agent: HeldAgent):
     graph = of_photo(tint(chat.url, 4, drift_limit=5.0), "an old house")
-    canvas.open_api(graph)
+    open_graph(canvas, graph)
     look_at_the_loop(canvas)
     size = canvas.page.evaluate(SIZE)
     start(canvas)
@@ -184,6 +190,7 @@ def test_a_loop_in_a_subgraph_that_runs_behind_another_tab(canvas, chat: ChatSer
             graph.convertToSubgraph(new Set(graph.nodes.filter(({ comfyClass }) => comfyClass.includes("Agent"))));
         }"""
     )
+    canvas.open(canvas.export_ui())
     start(canvas)
     wait_until(lambda: len(chat.requests) == 1)
 
@@ -202,7 +209,7 @@ def test_a_loop_in_a_subgraph_that_runs_behind_another_tab(canvas, chat: ChatSer
 
 
 def test_a_picture_that_is_gone_leaves_no_broken_one(canvas, chat: ChatServer):
-    canvas.open_api(of_photo(tint(chat.url, 1), "an old mill"))
+    open_graph(canvas, of_photo(tint(chat.url, 1), "an old mill"))
     canvas.run()
     (row,) = shown(canvas, 1)
     assert row["pictures"] == 1
