@@ -151,7 +151,7 @@ async def obstacles(branch: Branch) -> list[str]:
 
 
 def told(class_type: str, reason: Mapping[str, Any]) -> list[str]:
-    """One reason in words: the files, where that is what is missing. None for one that repeats what is wrong further up."""
+    """One reason in words: the files, where that is what is missing. Nothing for what only repeats one further up."""
     given = reason.get("extra_info", {})
     if reason["type"] == "exception_during_inner_validation":
         return []

@@ -1,4 +1,4 @@
-"""Templates that open as an app: what they run is another template, and the simplest runs to a picture by its button."""
+"""Templates that open as an app: what they run is another template, and the simplest runs by its button."""
 
 from __future__ import annotations
 

@@ -14,6 +14,7 @@ from comfy_server import ComfyServer
 NAMES = sorted(path.stem for path in SUBGRAPHS.glob("*.json"))
 
 EXPOSED = {
+    "Compare all methods": {"scale", "vosr", "upscale_model", "prompt", "crops"},
     "Caption + patch prompts": {"resize", "tile_size", "seed"},
     "DreamSR two-stage": {"lora_name", "texture_start", "strength", "noise_seed"},
     "Restore photo (VOSR)": {"model_name", "resize", "resize.scale", "restoration_scale"},
@@ -46,7 +47,8 @@ def test_the_search_finds_and_places_each(frontend: Frontend):
     for name in NAMES:
         page.evaluate(EMPTY_TAB)
         page.wait_for_function("() => window.app.graph.nodes.length === 0")
-        page.mouse.dblclick(700, 500)
+        page.keyboard.press("Escape")
+        page.mouse.dblclick(500, 300)
         page.wait_for_function("() => ['INPUT', 'TEXTAREA'].includes(document.activeElement?.tagName)")
         page.keyboard.type(name)
         page.get_by_text(name, exact=True).first.wait_for()

@@ -59,8 +59,11 @@ PAGES = (
 )
 
 
-EXPANDED = {"Agent Refinement Candidates", "Agent Refinement Result", "Agent Refinement Round"}
-"""Nodes that Agent Refinement Loop expands into; nobody places them."""
+EXPANDED = {
+    *("Agent Refinement Candidates", "Agent Refinement Result", "Agent Refinement Round"),
+    *("Compare Branch", "Compare End", "Compare Results"),
+}
+"""Nodes that Agent Refinement Loop and Compare Methods expand into; nobody places them."""
 
 
 def anchors(page: str) -> set[str]:
