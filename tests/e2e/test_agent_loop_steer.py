@@ -70,7 +70,10 @@ def test_a_loop_that_is_stopped_gives_the_rounds_so_far_and_the_next_run_goes_on
 
 
 def test_stopping_in_round_1_leaves_that_one(server: ComfyServer, chat: ChatServer):
+    """Round 1 lasts long enough for the press to come in before it ends."""
     graph = steered(chat, 3, "at once")
+    graph |= {"long": node("RealISRTest_Wait", image=["restored", 0], seconds=3.0)}
+    graph["loop"]["inputs"]["image"] = ["long", 0]
     stopped = server.client.run(graph, on_message=stop_during(server, "restored"))
     assert prompts(stopped) == ["at once"]
     assert chat.requests == []

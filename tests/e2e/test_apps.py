@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from PIL import Image
 
 from comfy_frontend import Frontend
 from comfy_server import ComfyServer
@@ -24,8 +25,10 @@ def test_there_is_a_test_for_every_app():
 def test_the_app_runs_to_a_picture(frontend: Frontend, server: ComfyServer):
     """As a user does: the controls are there in words, Run is pressed, the picture comes."""
     page = frontend.page
-    app = template("app_vosr_nano")
-    opened = frontend.open_file(app.path)
+    app = read(template("app_vosr_nano").path)
+    (photo,) = (node for node in app["nodes"] if node["type"] == "LoadImage")
+    photo["widgets_values"][0] = server.client.upload_image(Image.new("RGB", (48, 32), "teal"), "app_photo.png")
+    opened = frontend.open(app)
     assert (opened.missing_nodes, opened.errors) == ([], [])
     controls = page.get_by_text("Scale", exact=True)
     controls.first.wait_for()
