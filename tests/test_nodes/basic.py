@@ -107,19 +107,22 @@ class Wait(io.ComfyNode):
             category=CATEGORY,
             is_output_node=True,
             not_idempotent=True,
-            inputs=[io.Float.Input("seconds", default=1.0, min=0.1, max=600.0)],
-            outputs=[],
+            inputs=[
+                io.Float.Input("seconds", default=1.0, min=0.1, max=600.0),
+                io.Image.Input("image", optional=True),
+            ],
+            outputs=[io.Image.Output()],
         )
 
     @classmethod
-    def execute(cls, seconds: float) -> io.NodeOutput:
+    def execute(cls, seconds: float, image: torch.Tensor | None = None) -> io.NodeOutput:
         steps = round(seconds / 0.1)
         bar = comfy.utils.ProgressBar(steps)
         for _ in range(steps):
             comfy.model_management.throw_exception_if_processing_interrupted()
             time.sleep(0.1)
             bar.update(1)
-        return io.NodeOutput()
+        return io.NodeOutput(image)
 
 
 NODES = [RandomConditioning, RandomImage, MeasureLatent, Wait]
