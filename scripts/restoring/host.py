@@ -20,7 +20,7 @@ UPLOAD_FOLDER = "restore"
 FIRST_WAIT, LONGEST_WAIT = 0.05, 1.0
 """Seconds between two questions about one job, at its start and later."""
 REFUSALS = 3
-"""Refused connections in a row that mean a host has ended, and one more look for a job than a host may not find."""
+"""Refused connections, odd answers, or looks for a job in vain, in a row, that are no accident."""
 
 
 class AttemptError(Exception):
@@ -53,6 +53,14 @@ class PhotoError(AttemptError):
 
 class Withdrawn(AttemptError):
     """The attempt was called off."""
+
+
+def is_final(error: HostError) -> bool:
+    """Whether waiting does not help: nobody is there, or the answer is nonsense. A busy host or proxy gets its time."""
+    cause = error.__cause__
+    if isinstance(cause, urllib.error.HTTPError):
+        return cause.code < 500
+    return error.reached or isinstance(cause, ConnectionRefusedError)
 
 
 @dataclass
@@ -135,7 +143,7 @@ class Host:
             try:
                 state, outputs = self.look(prompt_id)
             except HostError as error:
-                refused = refused + 1 if isinstance(error.__cause__, ConnectionRefusedError) else 0
+                refused = refused + 1 if is_final(error) else 0
                 if refused == REFUSALS or time.monotonic() - heard >= self.silence:
                     raise
             else:

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from . import RestoreError
 from .host import Host, HostError
 
+SOON = 3.0
+"""Seconds that further hosts get to answer at the start; they may come later too."""
 LONGEST_PAUSE = 30.0
 """Seconds between two questions to a host that is gone."""
 
@@ -34,15 +36,21 @@ def ask(host: Host) -> Seen:
 
 
 def contact(hosts: Sequence[Host]) -> list[Seen]:
-    """The answers up to the first host that is there. Raises RestoreError where none is."""
+    """The answers of all hosts, or once one is there those that come soon. Raises RestoreError where none is."""
     answers: queue.SimpleQueue[Seen] = queue.SimpleQueue()
     for host in hosts:
         threading.Thread(target=lambda host=host: answers.put(ask(host)), daemon=True).start()
     seen: list[Seen] = []
+    deadline: float | None = None
     while len(seen) < len(hosts):
-        seen.append(answers.get())
-        if not seen[-1].error:
-            return seen
+        try:
+            seen.append(answers.get(timeout=None if deadline is None else max(0.0, deadline - time.monotonic())))
+        except queue.Empty:
+            break
+        if not seen[-1].error and deadline is None:
+            deadline = time.monotonic() + SOON
+    if any(not each.error for each in seen):
+        return seen
     where = ", ".join(host.url for host in hosts)
     raise RestoreError(f"no ComfyUI answers at {where} ({seen[-1].error}). Start it, or pass --server.")
 

@@ -25,6 +25,8 @@ from .sources import Photo, separator
 
 TICK = 1.0
 """Longest time without looking after other clients' photos and silent hosts, in seconds."""
+SICK = 5
+"""Failures in a row after which a host does not count as one, though it answers."""
 FAREWELL = 15.0
 """Seconds for taking jobs back at the end."""
 
@@ -211,7 +213,8 @@ class Run:
                     self.scheduler.add(key, self.manifest.hosts_before().get(key, ""))
                 elif entry.state != CLAIMED:
                     self._theirs_ended(key, entry)
-        if any(host.up for host in self.scheduler.hosts.values()) or not self.scheduler.remaining:
+        well = any(host.up and host.troubles < SICK for host in self.scheduler.hosts.values())
+        if well or not self.scheduler.remaining:
             self._heard = now
         elif now - self._heard > self.settings.patience:
             raise RestoreError(f"lost {', '.join(self.hosts)} ({self._last_error}); run it again to go on")
@@ -281,8 +284,8 @@ class Run:
             if self.scheduler.photo_failed(attempt, now, result.kind):
                 self._set_aside(key, attempt, str(result))
         else:
+            self._last_error = str(result)
             if not result.reached:
-                self._last_error = str(result)
                 self.scheduler.down(attempt.host.url)
                 self._watch.look_now(attempt.host.url)
             if self.scheduler.host_failed(attempt, now, counts=result.sent or result.reached):

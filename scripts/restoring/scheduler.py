@@ -111,10 +111,13 @@ class Scheduler:
         free = [host for host in self.hosts.values() if self._is_free(host, now)]
         if not free:
             return None
-        while self._ready:
+        for _ in range(len(self._ready)):
             photo = self._ready.popleft()
-            if photo in self._photos:
-                return self._begin(photo, self._choose(self._photos[photo], free), now)
+            if photo not in self._photos:
+                continue
+            if (host := self._choose(self._photos[photo], free)) is not None:
+                return self._begin(photo, host, now)
+            self._ready.append(photo)
         return self._second(free, now)
 
     def _is_free(self, host: HostState, now: float) -> bool:
@@ -122,8 +125,11 @@ class Scheduler:
         jobs = 1 if host.troubles else self.jobs
         return host.up and host.rests_until <= now and len(host.running) < jobs
 
-    def _choose(self, photo: PhotoState, free: list[HostState]) -> HostState:
-        """The host that should be through with it first; one where it failed only where there is no other."""
+    def _choose(self, photo: PhotoState, free: list[HostState]) -> HostState | None:
+        """The host that should be through with it first; None to wait for a better one than those that are free.
+
+        A host where it failed gets it again only where there is no other.
+        """
         usual = self._usual_seconds() or 1.0
 
         def expected(host: HostState) -> float:
@@ -133,6 +139,8 @@ class Scheduler:
             if host.url == photo.prefers:
                 return host
         others = [host for host in free if host.url not in photo.avoid]
+        if not others and any(host.up and host.url not in photo.avoid for host in self.hosts.values()):
+            return None
         return min(others or free, key=expected)
 
     def _second(self, free: list[HostState], now: float) -> Attempt | None:
@@ -142,8 +150,10 @@ class Scheduler:
         for attempt in sorted(self._alone(), key=lambda attempt: attempt.begun):
             if now - attempt.begun <= SLOW * usual:
                 break
-            if elsewhere := [host for host in free if host is not attempt.host]:
-                return self._begin(attempt.photo, self._choose(self._photos[attempt.photo], elsewhere), now)
+            elsewhere = [host for host in free if host is not attempt.host]
+            host = self._choose(self._photos[attempt.photo], elsewhere) if elsewhere else None
+            if host is not None:
+                return self._begin(attempt.photo, host, now)
         return None
 
     def _alone(self) -> list[Attempt]:

@@ -31,6 +31,7 @@ PHOTOS = 6
 @pytest.fixture(autouse=True)
 def _short_rests(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scheduler, "FIRST_REST", 0.01)
+    monkeypatch.setattr(scheduler, "LONGEST_REST", 0.02)
     monkeypatch.setattr(run_module, "TICK", 0.05)
 
 
