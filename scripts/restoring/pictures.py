@@ -137,7 +137,9 @@ def described(opened: Image.Image, plain: Photograph) -> Photograph:
     from PIL import ImageOps
 
     notes = []
-    exif, turned = exif_of(opened)
+    turned = opened.getexif().get(ORIENTATION, 1) in range(2, 9)
+    upright = ImageOps.exif_transpose(opened) if turned else opened
+    exif = exif_of(opened)
     if exif is None:
         notes.append("EXIF data that cannot be read")
     icc = opened.info.get("icc_profile") or b""
@@ -149,7 +151,6 @@ def described(opened: Image.Image, plain: Photograph) -> Photograph:
         notes.append("the ICC profile of a picture of 16 bits")
     upload, suffix, alpha = plain.upload, plain.suffix, None
     if turned or foreign or has_alpha or gray_profile:
-        upright = ImageOps.exif_transpose(opened) if turned else opened
         upright.load()
         if has_alpha:
             alpha = upright.convert("RGBA").getchannel("A")
@@ -163,12 +164,10 @@ def described(opened: Image.Image, plain: Photograph) -> Photograph:
     return Photograph(upload, suffix, exif or b"", icc, alpha, "; ".join(notes))
 
 
-def exif_of(opened: Image.Image) -> tuple[bytes | None, bool]:
-    """EXIF data of a photo for its upright result, None for damaged ones, and whether the photo is not upright."""
+def exif_of(opened: Image.Image) -> bytes | None:
+    """EXIF data of a photo for its upright result; None for damaged ones."""
     try:
         exif = opened.getexif()
-        orientation = exif.get(ORIENTATION, 1)
-        turned = orientation in range(2, 9)
         if ORIENTATION in exif:
             exif[ORIENTATION] = 1
         for tag in ABOUT_PIXELS & set(exif):
@@ -176,9 +175,9 @@ def exif_of(opened: Image.Image) -> tuple[bytes | None, bool]:
         details = exif.get_ifd(EXIF_IFD)
         for tag in PIXEL_SIZE:
             details.pop(tag, None)
-        return (exif.tobytes() if len(exif) or details else b""), turned
+        return exif.tobytes() if len(exif) or details else b""
     except Exception:  # nearly everything, for damaged data
-        return None, False
+        return None
 
 
 def profile_space(icc: bytes) -> str:
