@@ -139,8 +139,9 @@ class ComfyProtocol:
             return said(self.jobs[last]) if last in self.jobs else (404, b"{}")
         if route == "GET /history/":
             job = self.jobs.get(last)
-            ended = job is not None and job["status"] == "completed"
-            return said({last: {"status": {"messages": []}, "outputs": job["outputs"]}} if ended else {})
+            if job is None or job["status"] != "completed":
+                return said({})
+            return said({last: {"status": {"messages": []}, "outputs": job["outputs"]}})
         if route == "GET /queue":
             running = [[0, prompt] for prompt, job in self.jobs.items() if job["status"] == "in_progress"]
             return said({"queue_running": running, "queue_pending": []})
