@@ -39,25 +39,27 @@ class PromptError(Exception):
     @classmethod
     def refused(cls, answer: Mapping[str, Any]) -> PromptError:
         """From the body of a 400 answer to /prompt."""
-        lines = [f"the workflow was refused: {answer['error'].get('message', answer['error'])}"]
-        nodes = answer.get("node_errors") or {}
+        error = answer.get("error", "no reason given")
+        lines = [f"the workflow was refused: {error.get('message', error) if isinstance(error, Mapping) else error}"]
+        listed = answer.get("node_errors")
+        nodes = {key: found for key, found in listed.items() if isinstance(found, Mapping)} if listed else {}
         for node_id, found in nodes.items():
             lines += [
-                f"node {node_id} ({found['class_type']}): {error['message']}: {error['details']}"
-                for error in found["errors"]
+                f"node {node_id} ({found.get('class_type')}): {each.get('message')}: {each.get('details')}"
+                for each in found.get("errors", ())
             ]
         first_id = next(iter(nodes), "")
-        first_type = nodes[first_id]["class_type"] if nodes else ""
+        first_type = nodes[first_id].get("class_type", "") if nodes else ""
         return cls("\n".join(lines), first_id, first_type, "ValidationError", "\n".join(lines[1:]))
 
     @classmethod
     def failed(cls, data: Mapping[str, Any]) -> PromptError:
         """From an `execution_error` message."""
-        message = (
-            f"node {data['node_id']} ({data['node_type']}) raised {data['exception_type']}: "
-            f"{data['exception_message']}\n{''.join(data.get('traceback', []))}"
-        )
-        return cls(message, data["node_id"], data["node_type"], data["exception_type"], data["exception_message"])
+        keys = ("node_id", "node_type", "exception_type", "exception_message")
+        node_id, node_type, exception_type, text = (str(data.get(key, "?")) for key in keys)
+        traceback = "".join(str(line) for line in data.get("traceback") or ())
+        message = f"node {node_id} ({node_type}) raised {exception_type}: {text}\n{traceback}"
+        return cls(message, node_id, node_type, exception_type, text)
 
 
 class PromptInterrupted(Exception):
@@ -69,7 +71,7 @@ def raise_failure(kind: str, data: Mapping[str, Any]) -> None:
     if kind == "execution_error":
         raise PromptError.failed(data)
     if kind == "execution_interrupted":
-        raise PromptInterrupted(f"cancelled in node {data['node_id']} ({data['node_type']})")
+        raise PromptInterrupted(f"cancelled in node {data.get('node_id', '?')} ({data.get('node_type', '?')})")
 
 
 @dataclass
@@ -78,10 +80,12 @@ class HTTPClient:
 
     url: str
     client_id: str = field(default_factory=lambda: uuid.uuid4().hex)
+    silence: float = 60
+    """Longest wait for the next part of an answer, in seconds."""
 
     def request(self, path: str, data: bytes | None = None, content_type: str = "application/json") -> bytes:
         request = urllib.request.Request(f"{self.url}{path}", data=data, headers={"Content-Type": content_type})
-        with urllib.request.urlopen(request, timeout=60) as answer:
+        with urllib.request.urlopen(request, timeout=self.silence) as answer:
             return answer.read()
 
     def get(self, path: str) -> Any:
@@ -133,14 +137,15 @@ class HTTPClient:
         query = urllib.parse.urlencode({key: file[key] for key in ("filename", "subfolder", "type")})
         return self.request(f"/view?{query}")
 
-    def submit(self, workflow: Workflow) -> str:
-        """Queue a workflow and return its prompt id.
+    def submit(self, workflow: Workflow, prompt_id: str = "") -> str:
+        """Queue a workflow and return its prompt id: the given one (a UUID), except on an old ComfyUI.
 
         Raises PromptError when ComfyUI refuses it, or a part of it: ComfyUI runs the other outputs then, and this
         takes them out of the queue again.
         """
         try:
-            answer = self.post("/prompt", {"prompt": workflow, "client_id": self.client_id})
+            chosen = {"prompt_id": prompt_id} if prompt_id else {}
+            answer = self.post("/prompt", {"prompt": workflow, "client_id": self.client_id, **chosen})
             if answer.get("node_errors"):
                 self.cancel(answer["prompt_id"])
                 raise PromptError.refused({"error": {"message": "a part of it"}, **answer})

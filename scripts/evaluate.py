@@ -81,6 +81,7 @@ def restore_folder(asked: argparse.Namespace, workflow: Path, target: Path) -> N
     """Every LQ image through a running ComfyUI, as scripts/restore.py does it. Raises EvaluateError if any fails."""
     settings = [word for setting in asked.settings for word in ("--set", setting)]
     arguments = [str(asked.lq), str(target), "--workflow", str(workflow), "--server", asked.server, *settings]
+    arguments.append("--no-recursive")  # as results are paired
     if status := restore.main(arguments):
         raise EvaluateError(f"restoring with {workflow} stopped (exit status {status}); run it again to go on")
 

@@ -13,7 +13,7 @@ from PIL import Image
 
 import restore
 from _pack import ROOT
-from comfy_client import HTTPClient
+from restoring.graph import DEFAULT_WORKFLOW, find_nodes, read_job
 
 GRAPH = {
     "1": {"class_type": "LoadImage", "inputs": {"image": "example.png"}, "_meta": {"title": "Load Image"}},
@@ -49,12 +49,17 @@ def run(capsys, *arguments: str | Path) -> tuple[int, str, str]:
     return status, printed.out, printed.err
 
 
+def names(folder: Path) -> set[str]:
+    """What a person sees in a folder."""
+    return {path.name for path in folder.iterdir() if not path.name.startswith(".")}
+
+
 def test_restores_a_folder_and_goes_on_where_it_was(server, capsys, workflow: Path, photos: Path, tmp_path: Path):
     target = tmp_path / "results" / "deep"
     arguments = (photos, target, "--server", f"{server.url}/", "--workflow", workflow)
     status, out, err = run(capsys, *arguments)
     assert (status, err) == (0, "")
-    assert {path.name for path in target.iterdir()} == {"red ä.png", "blue.png"}
+    assert names(target) == {"red ä.png", "blue.png"}
     assert Image.open(target / "blue.png").size == (10, 18)
     red = Image.open(target / "red ä.png")
     assert (red.size, red.getpixel((3, 3))) == ((12, 8), (200, 10, 30))
@@ -81,7 +86,7 @@ def test_one_bad_image_does_not_stop_the_rest(server, capsys, workflow: Path, ph
     assert status == 1
     assert "a_broken.png: failed" in err
     assert "1 of 3 images failed" in err
-    assert {path.name for path in (tmp_path / "out").iterdir()} == {"red ä.png", "blue.png"}
+    assert names(tmp_path / "out") == {"red ä.png", "blue.png"}
 
 
 def test_a_batch_becomes_numbered_files(server, capsys, tmp_path: Path, photos: Path):
@@ -97,18 +102,21 @@ def test_a_batch_becomes_numbered_files(server, capsys, tmp_path: Path, photos: 
     assert run(capsys, *arguments)[1].count("is there already") == 2
 
 
-def test_a_run_that_is_given_up_leaves_the_servers_queue(server, tmp_path: Path, photos: Path):
+def test_a_run_that_is_given_up_leaves_the_servers_queue(server, capsys, tmp_path: Path, photos: Path):
     graph = {
         "1": GRAPH["1"],
         "2": {"class_type": "RealISRTest_Wait", "inputs": {"seconds": 60.0}},
         "3": {"class_type": "SaveImage", "inputs": {"images": ["1", 0], "filename_prefix": "x"}},
     }
-    job = restore.Job(graph, "1", "3")
-    client = HTTPClient(server.url)
-    with pytest.raises(TimeoutError):
-        restore.restore_image(client, job, photos / "blue.jpg", timeout=1)
-    follow_up = restore.Job(GRAPH, "1", "3")
-    assert len(restore.restore_image(client, follow_up, photos / "blue.jpg", timeout=600)) == 1
+    (tmp_path / "wait.json").write_text(json.dumps(graph), encoding="utf-8")
+    arguments = (photos, tmp_path / "out", "--server", server.url, "--workflow", tmp_path / "wait.json")
+    status, _, err = run(capsys, *arguments, "--timeout", "0.2", "--retries", "1")
+    assert status == 1
+    assert err.count("after 0.2 s") == 2
+    queue = server.client.get("/queue")
+    assert queue["queue_pending"] == []
+    (tmp_path / "follow_up.json").write_text(json.dumps(GRAPH), encoding="utf-8")
+    assert run(capsys, *arguments[:-1], tmp_path / "follow_up.json")[0] == 0
 
 
 def test_it_needs_nothing_but_python(tmp_path: Path):
@@ -175,6 +183,6 @@ def test_a_server_that_is_not_there(capsys, photos: Path, workflow: Path, tmp_pa
 
 def test_the_default_workflow_is_shipped():
     setting = "RealISR_RestorationCFGSampler.resize.scale=4"
-    job = restore.read_job(restore.DEFAULT_WORKFLOW, [setting], "LoadImage", "SaveImage")
-    (sampler,) = restore.find_nodes(job.graph, "RealISR_RestorationCFGSampler")
+    job = read_job(DEFAULT_WORKFLOW, [setting], "LoadImage", "SaveImage")
+    (sampler,) = find_nodes(job.graph, "RealISR_RestorationCFGSampler")
     assert job.graph[sampler]["inputs"]["resize.scale"] == 4

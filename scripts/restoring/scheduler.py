@@ -1,0 +1,249 @@
+"""Which photo goes to which host, and when: no clock, thread or network in it, so that it runs in a simulation too.
+
+Every `now` is in seconds on one clock that never goes back.
+"""
+
+from __future__ import annotations
+
+import heapq
+import math
+import random
+from collections import deque
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+FIRST_REST, LONGEST_REST = 1.0, 60.0
+"""Seconds that a host or photo rests after a failure; each further one doubles them."""
+SLOW = 3.0
+"""A photo that takes so many times the usual seconds is begun on a second host, once nothing else is to do."""
+MOST_WAITS = 30
+"""Hosts that end before a photo was sent do not count against it, so many times."""
+MEMORY = 0.8
+"""Weight of the past in a host's seconds a photo."""
+
+
+@dataclass(eq=False)
+class HostState:
+    """What the scheduler knows of a host.
+
+    others: jobs on it that are not ours. rests_until: no photo before then.
+    """
+
+    url: str
+    up: bool = False
+    others: int = 0
+    seconds: float = 0.0
+    finished: int = 0
+    troubles: int = 0
+    rests_until: float = 0.0
+    running: set[Attempt] = field(default_factory=set)
+
+
+@dataclass(eq=False)
+class Attempt:
+    """A photo on a host."""
+
+    photo: str
+    host: HostState
+    begun: float
+    number: int
+    """How many times the photo was begun before that counted against it."""
+
+
+@dataclass(eq=False)
+class PhotoState:
+    troubles: int = 0
+    waits: int = 0
+    avoid: set[str] = field(default_factory=set)
+    prefers: str = ""
+    reasons: set[str] = field(default_factory=set)
+    attempts: list[Attempt] = field(default_factory=list)
+
+
+class Scheduler:
+    """Photos that wait, hosts with their load, and what failed.
+
+    jobs: photos at a time on each host. retries: failures of a photo before it is set aside. seed: of the jitter.
+    """
+
+    def __init__(self, hosts: Iterable[str], jobs: int = 2, retries: int = 3, seed: int = 0):
+        self.hosts = {url: HostState(url) for url in hosts}
+        self.jobs = jobs
+        self.retries = retries
+        self._random = random.Random(seed)
+        self._ready: deque[str] = deque()
+        self._later: list[tuple[float, int, str]] = []
+        self._photos: dict[str, PhotoState] = {}
+        self._order = 0
+
+    def add(self, photo: str, host: str = "") -> None:
+        """A photo to restore. host: where a part of the work may be done already."""
+        self._photos[photo] = PhotoState(prefers=host)
+        self._ready.append(photo)
+
+    def drop(self, photo: str) -> list[Attempt]:
+        """A photo that is done, or not ours: forget it. Returns its attempts that still run."""
+        state = self._photos.pop(photo, None)
+        return [] if state is None else list(state.attempts)
+
+    def knows(self, photo: str) -> bool:
+        """Whether a photo waits or runs."""
+        return photo in self._photos
+
+    @property
+    def remaining(self) -> int:
+        """Photos that wait or run."""
+        return len(self._photos)
+
+    def up(self, url: str, jobs: int) -> None:
+        """A host answered. jobs: how many it has, ours among them."""
+        host = self.hosts[url]
+        host.up, host.others = True, max(0, jobs - len(host.running))
+
+    def down(self, url: str) -> None:
+        """A host does not answer."""
+        self.hosts[url].up = False
+
+    def next(self, now: float) -> Attempt | None:
+        """Begin a photo, or a second copy of a late one; None when there is nothing to begin, or nowhere."""
+        while self._later and self._later[0][0] <= now:
+            self._ready.append(heapq.heappop(self._later)[2])
+        free = [host for host in self.hosts.values() if self._is_free(host, now)]
+        if not free:
+            return None
+        for _ in range(len(self._ready)):
+            photo = self._ready.popleft()
+            if photo not in self._photos:
+                continue
+            if (host := self._choose(self._photos[photo], free)) is not None:
+                return self._begin(photo, host, now)
+            self._ready.append(photo)
+        return self._second(free, now)
+
+    def _is_free(self, host: HostState, now: float) -> bool:
+        # After a failure one photo at a time, until one comes back.
+        jobs = 1 if host.troubles else self.jobs
+        return host.up and host.rests_until <= now and len(host.running) < jobs
+
+    def _choose(self, photo: PhotoState, free: list[HostState]) -> HostState | None:
+        """The host that should be through with it first; None to wait for a better one than those that are free.
+
+        A host where it failed gets it again only where there is no other.
+        """
+        usual = self._usual_seconds() or 1.0
+
+        def expected(host: HostState) -> float:
+            return (len(host.running) + host.others + 1) * (host.seconds or usual)
+
+        for host in free:
+            if host.url == photo.prefers:
+                return host
+        others = [host for host in free if host.url not in photo.avoid]
+        if not others and any(host.up and host.url not in photo.avoid for host in self.hosts.values()):
+            return None
+        return min(others or free, key=expected)
+
+    def _second(self, free: list[HostState], now: float) -> Attempt | None:
+        usual = self._usual_seconds()
+        if not usual:
+            return None
+        for attempt in sorted(self._alone(), key=lambda attempt: attempt.begun):
+            if now - attempt.begun <= SLOW * usual:
+                break
+            elsewhere = [host for host in free if host is not attempt.host]
+            host = self._choose(self._photos[attempt.photo], elsewhere) if elsewhere else None
+            if host is not None:
+                return self._begin(attempt.photo, host, now)
+        return None
+
+    def _alone(self) -> list[Attempt]:
+        """What runs without a second copy."""
+        running = (attempt for host in self.hosts.values() for attempt in host.running)
+        return [each for each in running if each.photo in self._photos and len(self._photos[each.photo].attempts) == 1]
+
+    def _usual_seconds(self) -> float:
+        known = sorted(host.seconds for host in self.hosts.values() if host.finished)
+        return known[(len(known) - 1) // 2] if known else 0.0
+
+    def _begin(self, photo: str, host: HostState, now: float) -> Attempt:
+        state = self._photos[photo]
+        attempt = Attempt(photo, host, now, state.troubles)
+        state.attempts.append(attempt)
+        host.running.add(attempt)
+        return attempt
+
+    def _end(self, attempt: Attempt) -> PhotoState | None:
+        attempt.host.running.discard(attempt)
+        state = self._photos.get(attempt.photo)
+        if state is None or attempt not in state.attempts:
+            return None
+        state.attempts.remove(attempt)
+        return state
+
+    def finished(self, attempt: Attempt, now: float) -> list[Attempt]:
+        """An attempt made the result. Returns those at the same photo that are of no use any more."""
+        host = attempt.host
+        self._end(attempt)
+        took = now - attempt.begun
+        host.seconds = took if not host.finished else MEMORY * host.seconds + (1 - MEMORY) * took
+        host.finished += 1
+        host.troubles, host.rests_until = 0, 0.0
+        return self.drop(attempt.photo)
+
+    def withdrawn(self, attempt: Attempt) -> None:
+        """An attempt was called off."""
+        self._end(attempt)
+
+    def host_failed(self, attempt: Attempt, now: float, counts: bool) -> bool:
+        """The host failed, which rests now. counts: against the photo too, which may be what ended the host.
+
+        Returns whether the photo has failed for good.
+        """
+        host = attempt.host
+        host.troubles += 1
+        host.rests_until = now + self._rest(host.troubles)
+        state = self._photos.get(attempt.photo)
+        if counts or (state is not None and state.waits >= MOST_WAITS):
+            return self._photo_failed(attempt, now, "")
+        if (state := self._end(attempt)) is not None and not state.attempts:
+            state.avoid.add(host.url)
+            state.waits += 1
+            self._again(attempt.photo, now + FIRST_REST)
+        return False
+
+    def photo_failed(self, attempt: Attempt, now: float, reason: str) -> bool:
+        """The host is well and the photo failed. Returns whether for good: by the same reason twice, or too often."""
+        attempt.host.troubles = 0
+        return self._photo_failed(attempt, now, reason)
+
+    def _photo_failed(self, attempt: Attempt, now: float, reason: str) -> bool:
+        if (state := self._end(attempt)) is None:
+            return False
+        state.troubles += 1
+        state.avoid.add(attempt.host.url)
+        again = bool(reason) and reason in state.reasons
+        state.reasons.add(reason)
+        if state.attempts:  # the other copy may still come through
+            return False
+        if again or state.troubles >= self.retries:
+            return True
+        self._again(attempt.photo, now + self._rest(state.troubles))
+        return False
+
+    def _rest(self, times: int) -> float:
+        """Doubling, with a quarter of chance, so that clients do not come back all at once."""
+        return min(LONGEST_REST, FIRST_REST * 2 ** min(times - 1, 16)) * self._random.uniform(0.75, 1.25)
+
+    def _again(self, photo: str, at: float) -> None:
+        self._order += 1
+        heapq.heappush(self._later, (at, self._order, photo))
+
+    def wake(self, now: float) -> float:
+        """When something will be due by itself: a time, or infinity."""
+        due = [self._later[0][0]] if self._later else []
+        due += [host.rests_until for host in self.hosts.values() if host.up and host.rests_until > now]
+        if usual := self._usual_seconds():
+            # A little later: `next` asks for more than that.
+            late = (attempt.begun + SLOW * usual + 0.001 for attempt in self._alone())
+            due += [at for at in late if at > now]
+        return min(due, default=math.inf)
