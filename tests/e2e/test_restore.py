@@ -8,7 +8,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+import tifffile
 from PIL import Image
 
 import restore
@@ -186,3 +188,44 @@ def test_the_default_workflow_is_shipped():
     job = read_job(DEFAULT_WORKFLOW, [setting], "LoadImage", "SaveImage")
     (sampler,) = find_nodes(job.graph, "RealISR_RestorationCFGSampler")
     assert job.graph[sampler]["inputs"]["resize.scale"] == 4
+
+
+def test_a_server_and_a_client_that_are_killed(server, start_server, workflow: Path, tmp_path: Path):
+    """Nothing is lost or doubled, and every result is what one server makes."""
+    photos = tmp_path / "many"
+    photos.mkdir()
+    for index in range(12):
+        Image.effect_noise((16 + index, 12), 60).convert("RGB").save(photos / f"{index:02}.png")
+    assert restore.main([str(photos), str(tmp_path / "one"), "--server", server.url, "--workflow", str(workflow)]) == 0
+    with start_server() as other:
+        arguments = [str(photos), str(tmp_path / "out"), "--workflow", str(workflow), "--jobs", "1"]
+        arguments += ["--server", other.url, "--server", server.url]
+        script = str(ROOT / "scripts" / "restore.py")
+        with subprocess.Popen([sys.executable, script, *arguments], stdout=subprocess.PIPE, text=True) as client:
+            assert client.stdout is not None
+            assert "[" in client.stdout.readline()
+            client.kill()
+        assert other.process is not None
+        other.process.kill()
+        other.process.wait()
+        assert restore.main(arguments) == 0
+    assert names(tmp_path / "out") == names(tmp_path / "one")
+    for name in names(tmp_path / "one"):
+        assert pixels(tmp_path / "out" / name) == pixels(tmp_path / "one" / name)
+    assert list((tmp_path / "out" / ".realisr").glob("*.partial")) == []
+
+
+def pixels(path: Path) -> bytes:
+    with Image.open(path) as image:
+        return image.tobytes()
+
+
+def test_sixteen_bits_of_a_real_server(server, capsys, workflow: Path, photos: Path, tmp_path: Path):
+    """A slope that is enlarged has values between those of 8 bits."""
+    Image.linear_gradient("L").resize((5, 9)).convert("RGB").save(photos / "blue.jpg", quality=95)
+    arguments = (photos, tmp_path / "out", "--server", server.url, "--workflow", workflow, "--format", "tiff")
+    status, _, err = run(capsys, *arguments, "--set", "2.upscale_method=bilinear")
+    assert (status, err) == (0, "")
+    values = tifffile.imread(tmp_path / "out" / "blue.tif")
+    assert (values.shape, values.dtype) == ((18, 10, 3), np.uint16)
+    assert (values % 257 != 0).any()
