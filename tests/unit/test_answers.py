@@ -137,7 +137,8 @@ def test_the_help_pages_show_and_name_the_packs_instructions(language: str):
     pages = ROOT / "js" / "docs"
     shown = (pages / "RealISR_AgentPromptRefiner" / f"{language}.md").read_text(encoding="utf-8")
     refine = (ROOT / "services" / "vlm" / "instructions" / "refine.txt").read_text(encoding="utf-8")
-    assert f"```\n{refine.strip()}\n```" in shown
+    quoted = "\n".join(f"> {line}".rstrip() for line in refine.strip().splitlines())
+    assert quoted in shown
     text = "".join(page.read_text(encoding="utf-8") for page in pages.glob(f"*/{language}.md"))
     named = set(re.findall(r"`(services/[\w/]+\.txt)`", text))
     assert named

@@ -13,7 +13,12 @@ PAGE = "docs/open-decisions.md"
 ADDRESS = f"https://github.com/realisr/RealISR/blob/main/{PAGE}"
 LANGUAGES = ("en", "zh")
 NODES = json.loads((ROOT / "locales" / "en" / "nodeDefs.json").read_text(encoding="utf-8"))
-IDS = {texts["display_name"]: node_id for node_id, texts in NODES.items()}
+# "VOSR Restore (Restoration-CFG Sampler)" goes by either.
+IDS = {
+    name: node_id
+    for node_id, texts in NODES.items()
+    for name in filter(None, re.split(r" \(|\)", texts["display_name"]))
+}
 
 
 def sections() -> dict[str, str]:
