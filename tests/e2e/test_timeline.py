@@ -190,6 +190,9 @@ def test_rounds_appear_as_they_finish_and_the_artist_steers(canvas, chat: ChatSe
 
 def test_a_loop_in_a_subgraph_that_runs_behind_another_tab(canvas, chat: ChatServer, agent: HeldAgent):
     graph = of_photo(tint(chat.url, 2), "an old barn")
+    # A page of its own: subgraphs of an earlier one would be found again.
+    canvas.page.reload(wait_until="domcontentloaded")
+    canvas.page.wait_for_function("() => window.app?.vueAppReady", timeout=120_000)
     canvas.open_api(graph)
     canvas.page.evaluate(
         """() => {
