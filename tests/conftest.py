@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -87,6 +88,21 @@ def server(start_server: Callable[..., AbstractContextManager[ComfyServer]]) -> 
     """A running ComfyUI with the pack and the test nodes, shared by the whole session."""
     with start_server() as running:
         yield running
+
+
+@pytest.fixture
+def bare_models(server: ComfyServer) -> Iterator[None]:
+    """Model folders of `server` with nothing in them for one test: others leave files there."""
+    names = ("clip_vision", "controlnet", "diffusion_models", "LLM", "loras", "model_patches", "text_encoders", "vae")
+    folders = [server.models / name for name in names]
+    for folder in folders:
+        folder.mkdir(exist_ok=True)
+        folder.rename(folder.with_suffix(".aside"))
+        folder.mkdir()
+    yield
+    for folder in folders:
+        shutil.rmtree(folder)
+        folder.with_suffix(".aside").rename(folder)
 
 
 @pytest.fixture(scope="session")

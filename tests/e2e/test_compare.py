@@ -35,7 +35,7 @@ def entries_of(result, node: str = "3") -> list[dict]:
     return shown["entries"]
 
 
-def test_methods_without_files_are_cards_that_name_them(server):
+def test_methods_without_files_are_cards_that_name_them(bare_models, server):
     result = server.client.run(GRAPH)
     entries = entries_of(result)
     assert [entry["label"] for entry in entries] == [
@@ -86,7 +86,7 @@ def test_the_bundled_model_gives_what_its_own_workflow_gives(server):
     assert not any(node.endswith(".5") for node in ran), "the sampler of a branch that did not change ran again"
 
 
-def test_the_shipped_workflow_makes_a_sheet(server):
+def test_the_shipped_workflow_makes_a_sheet(bare_models, server):
     """As shipped but for the picture, which a CPU would take long over."""
     graph = json.loads((ROOT / "workflows" / "api" / f"{WORKFLOW}.json").read_text(encoding="utf-8"))
     graph["1"] = PHOTO

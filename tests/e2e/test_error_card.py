@@ -157,7 +157,7 @@ REDDENED = """() => Object.fromEntries(Object.entries(window.app.lastNodeErrors 
     ([id, { errors }]) => [id, errors.map(({ extra_info }) => extra_info.input_name)]))"""
 
 
-def test_what_is_missing_is_told_before_the_run(canvas):
+def test_what_is_missing_is_told_before_the_run(bare_models, canvas):
     """Of two loaders: link and folder to copy, and a hostile file name is text. Choosing another file ends it."""
     open_graph(canvas, LOADERS)
     refused(canvas)

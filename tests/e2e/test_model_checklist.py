@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
 from typing import Any
-
-import pytest
 
 from harness.checkpoints import save_vosr_folder, vosr_config
 
@@ -45,21 +42,7 @@ def lists(canvas, first: str, mark: str = "") -> list[dict[str, Any]]:
     return canvas.page.evaluate(LISTS)
 
 
-@pytest.fixture
-def bare(server) -> Iterator[None]:
-    """Model folders with nothing in them: other tests leave files in the server's."""
-    folders = [server.models / name for name in ("clip_vision", "controlnet", "diffusion_models", "loras", "vae")]
-    for folder in folders:
-        folder.mkdir(exist_ok=True)
-        folder.rename(folder.with_suffix(".aside"))
-        folder.mkdir()
-    yield
-    for folder in folders:
-        shutil.rmtree(folder)
-        folder.with_suffix(".aside").rename(folder)
-
-
-def test_the_list_follows_the_choice_and_the_files(bare, canvas, server):
+def test_the_list_follows_the_choice_and_the_files(bare_models, canvas, server):
     """Absent, in part, here; as chosen in the loader; after a tab switch, an undo and a reload of the file."""
     canvas.open_api(GRAPH)
     sizes = canvas.page.evaluate(SIZES)
