@@ -160,6 +160,7 @@ class CompareBranch(io.ComfyNode):
     async def execute(
         cls, image: torch.Tensor, method: str, scale: float, seed: int, prompt: str, upscale_model: str
     ) -> io.NodeOutput:
+        checked_image(image, f"{NAME}: ")
         label = LABELS.get(method, upscale_model)
         branch = make_branch(method, scale, seed, prompt, upscale_model)
         missing = await obstacles(branch)

@@ -323,9 +323,9 @@ class EditPatchPrompts(io.ComfyNode):
         captions: TileCaptions | None = None,
     ) -> io.NodeOutput:
         """Raises ValueError for a text or captions that do not fit the grid, and for an image that is none."""
-        rows, columns = len(tile_grid.grid.rows), len(tile_grid.grid.columns)
         if image is not None:
             image = checked_image(image, f"{EDIT_NAME}: ")
+        rows, columns = len(tile_grid.grid.rows), len(tile_grid.grid.columns)
         try:
             prompts = read_prompts(checked(text, captions is not None), rows, columns, captions)
         except ValueError as error:
