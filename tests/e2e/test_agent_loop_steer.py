@@ -134,7 +134,9 @@ def test_an_edited_prompt_keeps_the_rounds_before_it(server: ComfyServer, chat: 
 def test_edits_that_cannot_be_used_are_told_before_anything_is_restored(
     server: ComfyServer, chat: ChatServer, edits: str, complaint: str
 ):
-    graph = steered(chat, 3, f"unusable {edits[:20]}", edited_prompts=edits)
+    # Without a preview beside the loop, which the host may run first.
+    graph = tint(chat.url, 3, edited_prompts=edits)
+    graph["start"]["inputs"]["prompt"] = f"unusable {edits[:20]}"
     seen: list[str] = []
     with pytest.raises(PromptError, match=complaint):
         server.client.run(graph, on_message=lambda kind, data: seen.append(data.get("node", "")))

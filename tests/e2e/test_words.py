@@ -80,6 +80,8 @@ def test_help_fits_the_panel(canvas: Frontend):
     page = canvas.page
     names = {"RealISR_LoadARRestorer": "Load PURE Model", "RealISR_RestorationCFGSampler": VOSR}
     canvas.open_api({str(id): {"class_type": name, "inputs": {}} for id, name in enumerate(names, 1)})
+    # The button floats over the node, which a view left by another test may have put out of the window.
+    page.evaluate("() => { app.canvas.ds.scale = 0.8; app.canvas.ds.offset = [100, 150]; app.canvas.setDirty(true); }")
     for id, title in enumerate(names.values(), 1):
         page.evaluate("(id) => { app.canvas.deselectAll(); app.canvas.selectNode(app.graph.getNodeById(id)); }", id)
         page.get_by_test_id("info-button").click()
