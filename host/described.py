@@ -66,7 +66,7 @@ def described_tensors(path: str | Path) -> tuple[dict[str, Any], dict[str, str]]
 def described_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     tensors: dict[str, Tensor] = {}
     with safe_open(path, framework="pt", device="cpu") as file:
-        for name in file.keys():  # noqa: SIM118: it is no mapping
+        for name in file.keys():
             part = file.get_slice(name)
             shape, dtype = part.get_shape(), DTYPES[part.get_dtype()]
             if dtype == torch.uint8 and len(shape) == 1 and shape[0] <= TEXT_BYTES:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Protocol
 
 import latent_preview
 import numpy as np
@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ..models.image import to_bytes
 from ..models.tiles.grid import ONE_PANE, Box, Panes
+from .graph_expansion import running_item
 from .progress import TileProgress, show_on_node
 from .types import Model
 
@@ -239,11 +240,8 @@ def refused() -> bool:
 
 def chosen_with_prompt() -> str | None:
     """The preview method in the browser's settings, which comes with what it queues."""
-    from server import PromptServer
-
-    queue = getattr(getattr(PromptServer, "instance", None), "prompt_queue", None)
-    running: list[Any] = [] if queue is None else queue.get_current_queue()[0]
-    return next((item[3].get("preview_method") for item in running), None)
+    item = running_item()
+    return None if item is None else item[3].get("preview_method")
 
 
 def previewer_for(model: Model) -> latent_preview.LatentPreviewer | None:

@@ -1,9 +1,10 @@
-"""Small pictures of images for the browser, in the host's folder for temporary files, which each start empties."""
+"""Pictures of images for the browser, in the host's folder for temporary files, which each start empties."""
 
 from __future__ import annotations
 
 import logging
 import os
+import uuid
 from pathlib import Path
 
 import folder_paths
@@ -15,31 +16,30 @@ from ..models.image import LANCZOS, to_bytes
 log = logging.getLogger(__name__)
 
 SUBFOLDER = "realisr"
-SIDES = {"large": 1024, "small": 256}
-"""Longest side in pixels: to compare, and to choose from."""
 QUALITY = 95
 
 
-def write_previews(image: Tensor, content: str) -> dict[str, dict[str, str]]:
-    """Files of an image `[H, W, C]` in 0..1 by size, as the host's `/view` names them; alpha is left out.
+def save_preview(image: Tensor, side: int, content: str = "", lossless: bool = False) -> dict[str, str] | None:
+    """Write a picture of an image `[H, W, C]` in 0..1, alpha left out; returns what the host's `/view` asks for.
 
-    content: its name, the same for the same pixels: what is there is not written again. Nothing where the folder cannot
-    be written to: a run does not fail for a preview.
+    side: its longest side in pixels, at most. content: a name, the same for the same pixels: what is there is not
+    written again. Without one the name comes only once, so that a workflow opened later never shows another run's
+    picture. lossless: PNG in place of JPEG. None where the folder cannot be written to: no run fails for a preview.
     """
     folder = Path(folder_paths.get_temp_directory()) / SUBFOLDER
-    names = {size: f"{content}_{side}.jpg" for size, side in SIDES.items()}
+    name = f"{content or uuid.uuid4().hex}_{side}.{'png' if lossless else 'jpg'}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        picture: Image.Image | None = None
-        for size, side in SIDES.items():
-            if (folder / names[size]).is_file():
-                continue
-            picture = picture or Image.fromarray(to_bytes(image[..., :3]).cpu().numpy())
+        if not (folder / name).is_file():
+            picture = Image.fromarray(to_bytes(image[..., :3].float().nan_to_num()).cpu().numpy())
             picture.thumbnail((side, side), LANCZOS)
-            part = folder / f"{names[size]}.part"
-            picture.save(part, "JPEG", quality=QUALITY, subsampling=0)
-            os.replace(part, folder / names[size])
+            part = folder / f"{name}.{uuid.uuid4().hex}.part"
+            if lossless:
+                picture.save(part, "PNG", compress_level=1)
+            else:
+                picture.save(part, "JPEG", quality=QUALITY, subsampling=0)
+            os.replace(part, folder / name)
     except OSError as error:
-        log.warning("RealISR: no previews of the candidates, for %s cannot be written to: %s", folder, error)
-        return {}
-    return {size: {"filename": name, "subfolder": SUBFOLDER, "type": "temp"} for size, name in names.items()}
+        log.warning("RealISR: no picture for the browser, for %s cannot be written to: %s", folder, error)
+        return None
+    return {"filename": name, "subfolder": SUBFOLDER, "type": "temp"}

@@ -10,8 +10,11 @@ from typing import Any
 from torch import Tensor
 
 from ..host.images import checked_image
-from ..host.preview_files import write_previews
+from ..host.preview_files import save_preview
 from ..models.drift import measure_drift, vetoed
+
+SIDES = {"large": 1024, "small": 256}
+"""Longest side in pixels of a card's pictures: to compare, and to choose from."""
 
 MOST_PICTURES = 200
 """Candidates that the browser gets pictures of; of more it shows the numbers."""
@@ -29,7 +32,8 @@ def cards_of(
     """
     cards: list[dict[str, Any]] = [{"content": content} for content in contents]
     for card, candidate in zip(cards[:MOST_PICTURES], candidates, strict=False):
-        card["pictures"] = write_previews(candidate, card["content"])
+        pictures = {size: save_preview(candidate, side, card["content"]) for size, side in SIDES.items()}
+        card["pictures"] = pictures if all(pictures.values()) else {}
     for card, drift, veto in zip(cards, chain(*drifts), chain(*vetoes), strict=False):
         card |= {"drift": drift if math.isfinite(drift) else None, "vetoed": veto}
     return cards

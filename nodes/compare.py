@@ -9,13 +9,15 @@ from typing import Any
 import folder_paths
 import torch
 from comfy_api.latest import io
+from comfy_execution.graph import DynamicPrompt
 from comfy_execution.graph_utils import GraphBuilder
 
-from ..host.agent.graph_expansion import input_link
-from ..host.compare.branches import METHODS, PHOTO, UPSCALE_MODEL, Branch, make_branch, obstacles
+from ..host.compare.branches import METHODS, PHOTO, UPSCALE_MODEL, make_branch, obstacles
 from ..host.compare.watch import start_watch, stop_watch
+from ..host.graph_expansion import copy_nodes, input_link
 from ..host.images import checked_image
 from ..host.iqa import score_all
+from ..host.preview_files import save_preview
 from ..models.compare.places import most_different, parse_places
 from ..models.compare.sheet import Entry, draw_sheet
 from ..models.image import resize
@@ -167,9 +169,13 @@ class CompareBranch(io.ComfyNode):
         if missing:
             return io.NodeOutput((Entry(label, None, card="\n".join(["Not run. Missing:", *missing])),))
         token = cls.hidden.unique_id
-        nodes = placed(branch, photo_link(cls), token, label)
+        builder = GraphBuilder()
+        photo = {(PHOTO, 0): photo_link(cls)}
+        copies = copy_nodes(builder, DynamicPrompt(branch.graph), branch.graph, photo, shown_on_originals=False)
+        made, output = branch.result
+        end = builder.node(END_ID, id="end", image=copies[made].out(output), token=token, label=label)
         start_watch(token)
-        return io.NodeOutput([f"{token}.end", 0], expand=nodes)
+        return io.NodeOutput(end.out(0), expand=builder.finalize())
 
 
 def photo_link(node: type[io.ComfyNode]) -> list[Any]:
@@ -183,25 +189,6 @@ def photo_link(node: type[io.ComfyNode]) -> list[Any]:
 LABELS = {method.name: method.label for method in METHODS}
 IN_ORDER = (*LABELS, UPSCALE_MODEL)
 Entries = tuple[Entry, ...]
-
-
-def placed(branch: Branch, photo: list[Any], token: str, label: str) -> dict[str, Any]:
-    """The branch's nodes under ids of their own, with the photo's link for PHOTO, and the node that ends the watch."""
-
-    def relinked(value: Any) -> Any:
-        if not (isinstance(value, list) and len(value) == 2):
-            return value
-        return photo if value[0] == PHOTO else [f"{token}.{value[0]}", value[1]] if value[0] in branch.graph else value
-
-    nodes = {
-        f"{token}.{node_id}": {
-            "class_type": node["class_type"],
-            "inputs": {name: relinked(value) for name, value in node["inputs"].items()},
-        }
-        for node_id, node in branch.graph.items()
-    }
-    end = {"image": relinked(branch.result), "token": token, "label": label}
-    return {**nodes, f"{token}.end": {"class_type": END_ID, "inputs": end}}
 
 
 class CompareEnd(io.ComfyNode):
@@ -354,7 +341,7 @@ class CompareSheet(io.ComfyNode):
         sheet = draw_sheet(entries, chosen, crop_size, cell, columns)
         lines = ["\t".join([entry.label, *(entry.notes or [" ".join(entry.card.split())])]) for entry in entries]
         shown = {
-            "entries": [shown_entry(entry, number) for number, entry in enumerate(entries)],
+            "entries": [shown_entry(entry) for entry in entries],
             "places": [list(place) for place in chosen],
         }
         return io.NodeOutput(sheet[None], "\n".join(lines), ui={"compare": [shown]})
@@ -417,16 +404,11 @@ PREVIEW_SIDE = 2048
 """Longest side in pixels of the pictures that the node's slider shows."""
 
 
-def shown_entry(entry: Entry, number: int) -> dict[str, Any]:
+def shown_entry(entry: Entry) -> dict[str, Any]:
     """An entry for the browser, its picture as a temporary file."""
-    from nodes import PreviewImage
-
     shown: dict[str, Any] = {"label": entry.label, "notes": list(entry.notes), "card": entry.card}
-    if entry.image is not None:
-        height, width = entry.image.shape[:2]
-        shrink = min(1.0, PREVIEW_SIDE / max(height, width))
-        image = resize(entry.image[None], max(1, round(width * shrink)), max(1, round(height * shrink)))
-        (shown["file"],) = PreviewImage().save_images(image, f"realisr.compare.{number}")["ui"]["images"]
+    if entry.image is not None and (file := save_preview(entry.image, PREVIEW_SIDE, lossless=True)):
+        shown["file"] = file
     return shown
 
 

@@ -17,8 +17,8 @@ from typing import Any, NamedTuple
 from comfy_execution.graph import DynamicPrompt
 from torch import Tensor
 
+from ..graph_expansion import upstream
 from .edits import NO_EDITS, Edits
-from .graph_expansion import upstream
 from .timeline import Row
 
 

@@ -9,8 +9,8 @@ from typing import Any
 from comfy_execution.graph import DynamicPrompt
 from comfy_execution.graph_utils import GraphBuilder
 
+from ..graph_expansion import Link, between, copy_nodes, input_link, output_nodes, siblings
 from .edits import Edits
-from .graph_expansion import Link, between, copy_nodes, input_link, output_nodes, siblings
 from .history import RoundResult, Run
 from .timeline import Row
 

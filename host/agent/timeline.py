@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import math
-import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
-import folder_paths
-import torch.nn.functional as F
 from comfy_execution.progress import get_progress_state
 from comfy_execution.utils import get_executing_context
-from PIL import Image
 from torch import Tensor
 
-from .graph_expansion import running_item
+from ..graph_expansion import running_item
+from ..preview_files import save_preview
 
 MESSAGE = "realisr.timeline"
 
@@ -27,7 +23,7 @@ State = Literal["running", "done", "stopped"]
 
 Row = dict[str, Any]
 """round, image (1 for the first) of images, prompt, changes, reason, edited, drift and seconds (None: not known), and
-picture: {filename, subfolder, type} for /view."""
+picture: {filename, subfolder, type} for /view, or None."""
 
 
 @dataclass(frozen=True)
@@ -99,21 +95,7 @@ def rows_of(
             "edited": edited,
             "drift": round(drifts[index], 3) if drifts and math.isfinite(drifts[index]) else None,
             "seconds": None if seconds is None else round(seconds, 1),
-            "picture": saved_picture(image),
+            "picture": save_preview(image[0], PICTURE),
         }
         for index, image in enumerate(images)
     ]
-
-
-def saved_picture(image: Tensor) -> dict[str, str]:
-    """A small copy of an image `[1, H, W, C]`, without the workflow in it; under a name that comes only once, so that
-    a workflow opened later never shows another run's picture."""
-    colours = image[:1, ..., :3].movedim(-1, 1).float()
-    scale = min(1.0, PICTURE / max(colours.shape[-2:]))
-    size = [max(1, round(side * scale)) for side in colours.shape[-2:]]
-    small = F.interpolate(colours, size, mode="bilinear", antialias=True)[0].movedim(0, -1)
-    pixels = (small.nan_to_num().clamp(0, 1) * 255).round().byte().cpu().numpy()
-    folder, name = Path(folder_paths.get_temp_directory()), f"realisr_round_{uuid.uuid4().hex}.jpg"
-    folder.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(pixels).save(folder / name, quality=90)
-    return {"filename": name, "subfolder": "", "type": "temp"}

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from comfy_execution.graph import DynamicPrompt
+
+from ..graph_expansion import Link, as_link, upstream
 
 WORKFLOWS = Path(__file__).resolve().parent.parent.parent / "workflows" / "api"
 
@@ -53,7 +56,7 @@ class Branch:
     """Nodes in API form in which the node PHOTO gives the photo, and the output that holds the result."""
 
     graph: Graph
-    result: list[Any]
+    result: Link
 
 
 def shipped_branch(workflow: str, scale: float, seed: int, prompt: str) -> Branch:
@@ -64,36 +67,24 @@ def shipped_branch(workflow: str, scale: float, seed: int, prompt: str) -> Branc
     whole: Graph = json.loads((WORKFLOWS / f"{workflow}.json").read_text(encoding="utf-8"))
     photos = {node_id for node_id, node in whole.items() if node["class_type"] == "LoadImage"}
     (save,) = (node for node in whole.values() if node["class_type"] == "SaveImage")
-    result = save["inputs"]["images"]
+    made, output = save["inputs"]["images"]
     graph: Graph = {}
-    waiting = [result[0]]
-    while waiting:
-        node_id = waiting.pop()
-        if node_id in graph or node_id in photos:
-            continue
-        node = copy.deepcopy(whole[node_id])
-        graph[node_id] = {"class_type": node["class_type"], "inputs": node["inputs"]}
-        for name, value in list(node["inputs"].items()):
-            if not is_link(value, whole):
-                continue
-            if value[0] in photos and value[1] == 0:
-                node["inputs"][name] = [PHOTO, 0]
-            elif value[0] in photos:
-                # The photo's mask: a comparison is of opaque pictures.
-                del node["inputs"][name]
-            else:
-                waiting.append(value[0])
-    for node in graph.values():
-        adjust(node, scale, seed, prompt)
-    return Branch(graph, list(result))
+    for node_id in upstream(DynamicPrompt(whole), [made]).keys() - photos:
+        node = whole[node_id]
+        inputs = {}
+        for name, value in node["inputs"].items():
+            link = as_link(value)
+            if link is None or link[0] not in photos:
+                inputs[name] = value
+            elif link[1] == 0:  # The other is its mask: a comparison is of opaque pictures.
+                inputs[name] = [PHOTO, 0]
+        adjust(node["class_type"], inputs, scale, seed, prompt)
+        graph[node_id] = {"class_type": node["class_type"], "inputs": inputs}
+    return Branch(graph, (made, output))
 
 
-def is_link(value: Any, graph: Mapping[str, Any]) -> bool:
-    return isinstance(value, list) and len(value) == 2 and value[0] in graph
-
-
-def adjust(node: dict[str, Any], scale: float, seed: int, prompt: str) -> None:
-    inputs = node["inputs"]
+def adjust(class_type: str, inputs: dict[str, Any], scale: float, seed: int, prompt: str) -> None:
+    """Set what a comparison has one of, in the inputs of a node that has such a widget."""
     if isinstance(inputs.get("resize"), str):
         for name in [name for name in inputs if name.startswith("resize")]:
             del inputs[name]
@@ -101,13 +92,13 @@ def adjust(node: dict[str, Any], scale: float, seed: int, prompt: str) -> None:
     for name in ("seed", "noise_seed"):
         if isinstance(inputs.get(name), int):
             inputs[name] = seed
-    if prompt.strip() and node["class_type"] == "CLIPTextEncode" and isinstance(inputs.get("text"), str):
+    if prompt.strip() and class_type == "CLIPTextEncode" and isinstance(inputs.get("text"), str):
         inputs["text"] = prompt
 
 
 def bicubic_branch(scale: float) -> Branch:
     inputs = {"image": [PHOTO, 0], "resize": "scale factor", "resize.scale": scale}
-    return Branch({"upscale": {"class_type": "RealISR_UpscaleForRestoration", "inputs": inputs}}, ["upscale", 0])
+    return Branch({"upscale": {"class_type": "RealISR_UpscaleForRestoration", "inputs": inputs}}, ("upscale", 0))
 
 
 def upscale_model_branch(model_name: str) -> Branch:
@@ -120,7 +111,7 @@ def upscale_model_branch(model_name: str) -> Branch:
                 "inputs": {"upscale_model": ["load", 0], "image": [PHOTO, 0]},
             },
         },
-        ["upscale", 0],
+        ("upscale", 0),
     )
 
 

@@ -40,7 +40,7 @@ def prompt_of_start(link: tuple[str, int]) -> bool:
 
 
 def test_between_is_what_depends_on_the_prompt_and_leads_to_the_image(host):
-    from realisr.host.agent.graph_expansion import between
+    from realisr.host.graph_expansion import between
 
     graph = dynamic(diamond())
     assert between(graph, prompt_of_start, ["c"]) == {"a", "b", "c"}
@@ -51,7 +51,7 @@ def test_between_is_what_depends_on_the_prompt_and_leads_to_the_image(host):
 
 
 def test_between_survives_a_long_chain(host):
-    from realisr.host.agent.graph_expansion import between
+    from realisr.host.graph_expansion import between
 
     graph: Graph = {"start": node(), "0": node(x=["start", 0])}
     graph |= {str(number): node(x=[str(number - 1), 0]) for number in range(1, 3000)}
@@ -61,7 +61,7 @@ def test_between_survives_a_long_chain(host):
 def test_copies_are_joined_and_share_the_rest(host):
     from comfy_execution.graph_utils import GraphBuilder
 
-    from realisr.host.agent.graph_expansion import copy_nodes
+    from realisr.host.graph_expansion import copy_nodes
 
     graph = dynamic(diamond())
     builder = GraphBuilder("loop.round_2.")
@@ -83,7 +83,7 @@ def test_copies_are_joined_and_share_the_rest(host):
 def test_a_copy_takes_inputs_of_any_name_and_values_in_place_of_links(host):
     from comfy_execution.graph_utils import GraphBuilder
 
-    from realisr.host.agent.graph_expansion import copy_nodes
+    from realisr.host.graph_expansion import copy_nodes
 
     odd = {"id": 3, "self": None, "class_type": "x", "size.width": 4, "round": ["start", 2], "several": ["a", "b"]}
     graph = dynamic({"start": START, "n": {"class_type": "ImageInvert", "inputs": odd}})

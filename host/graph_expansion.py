@@ -103,12 +103,17 @@ def running_item() -> tuple[Any, ...] | None:
 
 
 def copy_nodes(
-    builder: GraphBuilder, graph: DynamicPrompt, nodes: Iterable[str], replaced: Mapping[Link, Any]
+    builder: GraphBuilder,
+    graph: DynamicPrompt,
+    nodes: Iterable[str],
+    replaced: Mapping[Link, Any],
+    shown_on_originals: bool = True,
 ) -> dict[str, Any]:
     """Put copies of nodes into a builder; returns original id -> the copy.
 
     Links among the nodes join the copies, links in `replaced` become the given link or value, and all others keep
-    their original source, which is shared. Progress and previews of a copy are shown on its original.
+    their original source, which is shared. Progress and previews of a copy are shown on its original, or, where that
+    is on no canvas, on the node that expands.
     """
     copied = frozenset(nodes)
 
@@ -125,6 +130,7 @@ def copy_nodes(
         node = graph.get_node(node_id)
         copy = builder.node(node["class_type"], id=node_id)
         copy.inputs.update({name: relinked(value) for name, value in node["inputs"].items()})
-        copy.set_override_display_id(node_id)
+        if shown_on_originals:
+            copy.set_override_display_id(node_id)
         copies[node_id] = copy
     return copies
