@@ -74,6 +74,26 @@ async ([subgraph, moments]) => {
 }
 """
 
+# The page's address names a graph, late, and the frontend opens the tab that holds the graph of a late address: what was
+# open before must be gone, and the address must come to rest at the graph on the canvas.
+ONLY_THIS_WORKFLOW = """
+async () => {
+    const { workflow } = window.app.extensionManager;
+    for (const tab of [...workflow.openWorkflows])
+        if (tab !== workflow.activeWorkflow) await workflow.closeWorkflow(tab);
+}
+"""
+COME_TO_REST = """
+async () => {
+    for (let same = 0, i = 0; same < 3 && i < 100; i++) {
+        const { id } = window.app.canvas.graph;
+        same = location.hash.slice(1) === id ? same + 1 : 0;
+        if (!same) location.replace(`#${id}`);
+        await new Promise((resolve) => setTimeout(resolve, 100));
+    }
+}
+"""
+
 QUEUE_REMAINING = """
 async () => (await (await window.app.api.fetchApi("/prompt")).json()).exec_info.queue_remaining
 """
@@ -161,20 +181,26 @@ class Frontend:
             self.page.wait_for_timeout(50)
 
     def open(self, workflow: Mapping[str, Any]) -> OpenedWorkflow:
-        """Load a workflow in UI form, in place of the one that is open."""
+        """Load a workflow in UI form, in place of all that are open."""
         self.errors.clear()
         missing = self.page.evaluate(NODE_TYPES_WITHOUT_CLASS, workflow)
+        self.page.evaluate(ONLY_THIS_WORKFLOW)
         self.page.evaluate("async (graph) => { await window.app.loadGraphData(graph); }", workflow)
-        self.page.wait_for_timeout(300)
+        self._settle()
         return OpenedWorkflow(missing, list(self.errors))
+
+    def _settle(self) -> None:
+        self.page.evaluate(ONLY_THIS_WORKFLOW)
+        self.page.evaluate(COME_TO_REST)
 
     def open_file(self, path: Path) -> OpenedWorkflow:
         return self.open(json.loads(path.read_text(encoding="utf-8")))
 
     def open_api(self, workflow: Mapping[str, Any], name: str = "workflow") -> None:
-        """Lay out a workflow that is given in API form."""
+        """Lay out a workflow that is given in API form, in place of all that are open."""
+        self.page.evaluate(ONLY_THIS_WORKFLOW)
         self.page.evaluate("async ([graph, name]) => { await window.app.loadApiJson(graph, name); }", [workflow, name])
-        self.page.wait_for_timeout(300)
+        self._settle()
 
     def switch_tab_and_back(self) -> None:
         """Open an empty workflow in a tab of its own and return to this one."""

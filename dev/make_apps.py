@@ -7,6 +7,7 @@ the nodes whose pictures it shows. Run it after changing one of those templates.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from uuid import NAMESPACE_URL, uuid5
 
 from export_workflows import write_json
 from templates import WORKFLOWS, read, template
@@ -55,6 +56,8 @@ def main() -> None:
     for name, app in APPS.items():
         drawn = read(template(app.of).path)
         ids = {node["type"]: str(node["id"]) for node in drawn["nodes"]}
+        # Its own, or ComfyUI takes its tab for that of the template it shows.
+        drawn["id"] = str(uuid5(NAMESPACE_URL, f"realisr/{name}"))
         drawn["extra"] |= {
             "realisr": {"name": name},
             "linearMode": True,

@@ -40,7 +40,7 @@ def inside(inner: Rectangle, outer: Rectangle) -> bool:
 def test_nothing_covers_anything_and_data_flows_to_the_right(frontend: Frontend, path: Path, renderer: str):
     workflow = json.loads(path.read_text(encoding="utf-8"))
     frontend.use_renderer(renderer)
-    frontend.open(workflow)
+    assert not frontend.open(workflow).errors
     problems = []
     for graph_id, graph in graphs(workflow):
         boxes = {node: Rectangle(*box) for node, box in frontend.node_boxes(graph_id).items()}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import uuid
 from typing import Any
 
 import pytest
@@ -61,6 +62,12 @@ def test_the_gallery_shows_titles_in_one_order_with_pictures():
 )
 def test_stamps_say_what_is_needed(name: str, stamp: str):
     assert template(name).stamp == stamp
+
+
+def test_every_workflow_has_an_id_of_its_own():
+    # Two tabs of one id are one to the frontend: it shows the other's graph.
+    ids = [str(uuid.UUID(json.loads(each.path.read_text(encoding="utf-8"))["id"])) for each in TEMPLATES]
+    assert len({*ids, str(uuid.UUID(int=0))}) == len(TEMPLATES) + 1
 
 
 @pytest.mark.parametrize("each", [each for each in TEMPLATES if each.is_app], ids=lambda each: each.name)
