@@ -74,8 +74,8 @@ async ([subgraph, moments]) => {
 }
 """
 
-# The page's address names a graph, late, and the frontend opens the tab that holds the graph of a late address: what was
-# open before must be gone, and the address must come to rest at the graph on the canvas.
+# The page's address comes to name the graph on the canvas a moment late, and the frontend opens the tab that holds the
+# graph so named: what was open before must be gone, and the address must come to rest.
 ONLY_THIS_WORKFLOW = """
 async () => {
     const { workflow } = window.app.extensionManager;
