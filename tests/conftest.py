@@ -28,6 +28,9 @@ USED_BY_FIXTURE = {"host": "host", "server": "e2e", "start_server": "e2e", "fron
 
 SCREENSHOTS = Path(os.environ.get("REALISR_SCREENSHOTS", ROOT / "test_output" / "screenshots"))
 
+OTHER_FRONTEND = os.environ.get("REALISR_FRONTEND")
+"""Folder `static` of a comfyui-frontend-package, in place of the one that ComfyUI brings."""
+
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark tests by the fixtures they use, so that `-m "not browser"` needs no upkeep."""
@@ -77,8 +80,10 @@ def start_server(
 ) -> Callable[..., AbstractContextManager[ComfyServer]]:
     """Makes servers of their own for tests that need other arguments: `with start_server("--lowvram") as server:`."""
 
+    frontend = ("--front-end-root", OTHER_FRONTEND) if OTHER_FRONTEND else ()
+
     def start(*arguments: str) -> AbstractContextManager[ComfyServer]:
-        return ComfyServer(comfyui, tmp_path_factory.mktemp("server"), CUSTOM_NODES, arguments)
+        return ComfyServer(comfyui, tmp_path_factory.mktemp("server"), CUSTOM_NODES, (*frontend, *arguments))
 
     return start
 
