@@ -75,21 +75,15 @@ async ([subgraph, moments]) => {
 """
 
 # The page's address comes to name the graph on the canvas a moment late, and the frontend opens the tab that holds the
-# graph so named: what was open before must be gone, and the address must come to rest.
-ONLY_THIS_WORKFLOW = """
-async () => {
-    const { workflow } = window.app.extensionManager;
-    for (const tab of [...workflow.openWorkflows])
-        if (tab !== workflow.activeWorkflow) await workflow.closeWorkflow(tab);
-}
-"""
+# graph so named: before another workflow is loaded, and after it, the address must be that of the canvas.
 COME_TO_REST = """
 async () => {
+    const { canvas, rootGraph } = window.app;
+    if (canvas.graph !== rootGraph) canvas.setGraph(rootGraph);
     for (let same = 0, i = 0; same < 3 && i < 100; i++) {
-        const { id } = window.app.canvas.graph;
-        same = location.hash.slice(1) === id ? same + 1 : 0;
-        if (!same) location.replace(`#${id}`);
-        await new Promise((resolve) => setTimeout(resolve, 100));
+        same = location.hash.slice(1) === rootGraph.id ? same + 1 : 0;
+        if (!same) location.replace(`#${rootGraph.id}`);
+        await new Promise((resolve) => setTimeout(resolve, 70));
     }
 }
 """
@@ -181,26 +175,22 @@ class Frontend:
             self.page.wait_for_timeout(50)
 
     def open(self, workflow: Mapping[str, Any]) -> OpenedWorkflow:
-        """Load a workflow in UI form, in place of all that are open."""
+        """Load a workflow in UI form, in place of the one that is open."""
         self.errors.clear()
         missing = self.page.evaluate(NODE_TYPES_WITHOUT_CLASS, workflow)
-        self.page.evaluate(ONLY_THIS_WORKFLOW)
-        self.page.evaluate("async (graph) => { await window.app.loadGraphData(graph); }", workflow)
-        self._settle()
-        return OpenedWorkflow(missing, list(self.errors))
-
-    def _settle(self) -> None:
-        self.page.evaluate(ONLY_THIS_WORKFLOW)
         self.page.evaluate(COME_TO_REST)
+        self.page.evaluate("async (graph) => { await window.app.loadGraphData(graph); }", workflow)
+        self.page.evaluate(COME_TO_REST)
+        return OpenedWorkflow(missing, list(self.errors))
 
     def open_file(self, path: Path) -> OpenedWorkflow:
         return self.open(json.loads(path.read_text(encoding="utf-8")))
 
     def open_api(self, workflow: Mapping[str, Any], name: str = "workflow") -> None:
-        """Lay out a workflow that is given in API form, in place of all that are open."""
-        self.page.evaluate(ONLY_THIS_WORKFLOW)
+        """Lay out a workflow that is given in API form, in place of the one that is open."""
+        self.page.evaluate(COME_TO_REST)
         self.page.evaluate("async ([graph, name]) => { await window.app.loadApiJson(graph, name); }", [workflow, name])
-        self._settle()
+        self.page.evaluate(COME_TO_REST)
 
     def switch_tab_and_back(self) -> None:
         """Open an empty workflow in a tab of its own and return to this one."""

@@ -58,6 +58,17 @@ def open_search(page: Page) -> None:
     raise AssertionError("a double click on the canvas opens no search")
 
 
+def lay_down(page: Page) -> None:
+    """Click, so that the new node no longer hangs at the pointer."""
+    page.wait_for_timeout(300)
+    for _ in range(10):
+        page.mouse.click(700, 500)
+        page.wait_for_timeout(200)
+        if page.evaluate("() => window.app.canvas.state.ghostNodeId == null"):
+            return
+    raise AssertionError("the node still hangs at the pointer")
+
+
 def test_the_search_finds_and_places_each(frontend: Frontend):
     page = frontend.page
     for name in NAMES:
@@ -72,7 +83,7 @@ def test_the_search_finds_and_places_each(frontend: Frontend):
         ((title, widgets),) = page.evaluate(WIDGETS)
         assert title == name
         assert EXPOSED[name] <= set(widgets)
-        page.mouse.click(700, 500)
+        lay_down(page)
         inside = json.loads((SUBGRAPHS / f"{name}.json").read_text(encoding="utf-8"))["definitions"]["subgraphs"][0]
         assert len(frontend.export_api()) == len(inside["nodes"])
 

@@ -6,6 +6,7 @@ import json
 import re
 
 import pytest
+from PIL import ImageChops
 
 from _pack import ROOT
 from comfy_client import PromptError
@@ -78,7 +79,9 @@ def test_the_bundled_model_gives_what_its_own_workflow_gives(server):
     alone = server.client.run(own)
     result = server.client.run({"1": PHOTO, "2": NANO_ONLY, "3": SHEET})
     shown = server.client.image(entries_of(result)[1]["file"])
-    assert shown.tobytes() == server.client.image(alone.images(expected)[0]).tobytes()
+    difference = ImageChops.difference(shown, server.client.image(alone.images(expected)[0]))
+    # Pictures for the browser are rounded, saved ones cut off.
+    assert max(high for _, high in difference.getextrema()) <= 1
 
     again = {**NANO_ONLY, "inputs": {**NANO_ONLY["inputs"], "bicubic": False}}
     result = server.client.run({"1": PHOTO, "2": again, "3": SHEET})
