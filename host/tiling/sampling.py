@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, partial
 from itertools import groupby
 from threading import Lock
 from typing import Any
@@ -249,8 +249,8 @@ class TilingRun:
         self.own = OwnCondsMemo(int(comfy.model_management.get_free_memory(device) * KEPT_SHARE))
 
     def make_room(self) -> bool:
-        """Keep no conditions of tiles any more, as memory is short; says whether there were any."""
-        kept = bool(self.own.memo.kept)
+        """Keep no conditions of tiles any more, as memory is short; says whether they took any."""
+        kept = any(nbytes for _, nbytes in self.own.memo.kept.values())
         self.own = OwnCondsMemo(0)
         return kept
 
@@ -334,9 +334,10 @@ class _Evaluation:
     def predict(self, first: int, boxes: Sequence[Box]) -> list[Tensor]:
         """Per tile, denoised panes `[conditions, B, C, panes, h, w]`."""
         out: list[Tensor] = []
-        for alike in self.alike(list(enumerate(boxes, first))):
+        numbered = list(enumerate(boxes, first))
+        for tiles in self.alike(numbered) if self.devices is None else [numbered]:
             try:
-                denoised = self.within_memory(alike)
+                denoised = self.within_memory(tiles)
             except Exception as error:
                 comfy.model_management.raise_non_oom(error)
                 cell = self.model.latent_format.spacial_downscale_ratio
@@ -347,29 +348,31 @@ class _Evaluation:
                     "ComfyUI with --lowvram."
                 ) from None
             out += [torch.stack(self.tiling.panes.split(tile), dim=-3) for tile in denoised]
-            self.run.progress.advance(len(alike))
+            self.run.progress.advance(len(tiles))
             if self.run.live is not None:
                 told = next(index for index, entries in enumerate(self.conds) if entries is not None)
-                self.run.live.finished(alike, [tile[told, 0] for tile in denoised])
+                self.run.live.finished(tiles, [tile[told, 0] for tile in denoised])
         return out
 
-    def alike(self, tiles: Sequence[tuple[int, Box]]) -> Iterator[list[tuple[int, Box]]]:
+    def alike(self, tiles: Numbered) -> Iterator[Numbered]:
         """Runs of numbered tiles whose own options have equal shapes (texts of different length do not batch)."""
         own = [options for entries in self.conds for cond in entries or () if (options := tile_options(cond))]
         for _, group in groupby(tiles, lambda tile: [options.signature(tile[0]) for options in own]):
             yield list(group)
 
     def within_memory(self, numbered: Numbered) -> list[Tensor]:
-        """Denoised `[conditions, B, C, h, w]` of each of some neighbouring tiles."""
+        """Denoised `[conditions, B, C, h, w]` of each of some neighbouring tiles; alike, where there is one device."""
         if self.devices is None:
             return within_memory(self.announced, numbered, self.run.most, self.run.make_room)
         self.announce(numbered)
 
         def on_device(device: torch.device, part: Numbered) -> list[Tensor]:
-            def forward(tiles: Numbered) -> list[Tensor]:
-                return self.forward(tiles, device)
-
-            return within_memory(forward, part, self.run.most, self.run.make_room)
+            forward, run = partial(self.forward, device=device), self.run
+            return [
+                denoised
+                for tiles in self.alike(part)
+                for denoised in within_memory(forward, tiles, run.most, run.make_room)
+            ]
 
         return self.devices.run(on_device, numbered)
 

@@ -22,7 +22,7 @@ FIRST, SECOND = torch.device("cpu"), torch.device("cpu", 1)
 """Two devices to the host, which tells them apart by their names; to torch both are the CPU."""
 
 EMPTY = torch.device("meta")
-"""A second device that really is another one: torch refuses to mix its tensors, which hold no numbers, with the CPU's."""
+"""A second device that really is one: torch refuses to mix its tensors, which hold no numbers, with the CPU's."""
 
 
 def free_memory(device: Any = None, torch_free_too: bool = False) -> Any:
@@ -46,11 +46,11 @@ def two_devices(second: torch.device = SECOND) -> Iterator[None]:
 
 def split(model: Any, gpus: int = 2) -> Any:
     """The MODEL behind the host's own node."""
-    import comfy.model_management
+    import comfy.model_management as management
     from comfy_extras.nodes_multigpu import MultiGPUCFGSplitNode
 
-    # As before every prompt: the node looks through what is loaded, and trips over what is gone.
-    comfy.model_management.cleanup_models()
+    # The node looks through what is loaded, and trips over what earlier tests left to the garbage.
+    management.current_loaded_models[:] = [each for each in management.current_loaded_models if each.model is not None]
     return InProcessHost.run(MultiGPUCFGSplitNode, model=model, max_gpus=gpus)[0]
 
 
@@ -93,5 +93,7 @@ class Calls:
 
 
 def with_numbers(executor: Any, *args: Any, **kwargs: Any) -> Tensor:
+    # A new thread begins with the machine's number of them, and sums then round otherwise.
+    torch.set_num_threads(1)
     out = executor(*args, **kwargs)
     return torch.zeros(out.shape, dtype=out.dtype) if out.is_meta else out

