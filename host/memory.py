@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
+from threading import Lock
 from typing import Generic, TypeVar
 
 import comfy.model_management
@@ -49,10 +50,14 @@ def within_memory(
 
 
 class BoundedMemo(Generic[T]):
-    """Values kept by key until they take `budget` bytes; further ones are not, so that memory does not grow."""
+    """Values kept by key until they take `budget` bytes; further ones are not, so that memory does not grow.
+
+    Threads may share one.
+    """
 
     def __init__(self, budget: int):
         self.budget = budget
+        self.changing = Lock()
         self.kept: dict[Hashable, tuple[T, int]] = {}
 
     def get(self, key: Hashable) -> T | None:
@@ -61,7 +66,8 @@ class BoundedMemo(Generic[T]):
 
     def put(self, key: Hashable, value: T, nbytes: int) -> None:
         """Keep a value if there is room for its `nbytes`; the key's former one is let go."""
-        self.budget += self.kept.pop(key, (None, 0))[1]
-        if nbytes <= self.budget:
-            self.budget -= nbytes
-            self.kept[key] = (value, nbytes)
+        with self.changing:
+            self.budget += self.kept.pop(key, (None, 0))[1]
+            if nbytes <= self.budget:
+                self.budget -= nbytes
+                self.kept[key] = (value, nbytes)

@@ -15,7 +15,8 @@ import comfy.lora_convert
 import comfy.model_management
 import comfy.ops
 import folder_paths
-from comfy.model_patcher import CoreModelPatcher
+import torch
+from comfy.model_patcher import CoreModelPatcher, ModelPatcher
 from comfy.patcher_extension import PatcherInjection
 from comfy.weight_adapter import LoRAAdapter
 from torch import Tensor, nn
@@ -109,6 +110,7 @@ class ForwardLoRA(nn.Module):
         super().__init__()
         self.targets = [target.layer for target in updates]
         self.updates = nn.ModuleList(updates.values())
+        self.replaced: list[tuple[nn.Module, Callable[..., Tensor], Callable[..., Tensor] | None]] = []
 
     def by_layer(self) -> Iterator[tuple[str, list[LowRankUpdate]]]:
         layers: dict[str, list[LowRankUpdate]] = {}
@@ -116,30 +118,25 @@ class ForwardLoRA(nn.Module):
             layers.setdefault(layer, []).append(update)
         yield from layers.items()
 
-    def injection(self, network: nn.Module) -> PatcherInjection:
-        """Puts the updates behind the forwards of `network`'s layers, and takes them out again."""
-        replaced: list[tuple[nn.Module, Callable[..., Tensor], Callable[..., Tensor] | None]] = []
+    def put_on(self, network: nn.Module) -> None:
+        """Put the updates behind the forwards of `network`'s layers."""
+        for name, updates in self.by_layer():
+            layer = network.get_submodule(name)
+            before = vars(layer).get("forward")
+            ours = with_updates(layer.forward, updates)
+            layer.forward = ours
+            self.replaced.append((layer, ours, before))
 
-        def inject(_: Model) -> None:
-            for name, updates in self.by_layer():
-                layer = network.get_submodule(name)
-                before = vars(layer).get("forward")
-                ours = with_updates(layer.forward, updates)
-                layer.forward = ours
-                replaced.append((layer, ours, before))
-
-        def eject(_: Model) -> None:
-            for layer, ours, before in replaced:
-                # Not ours any more: an injection from before ours was ejected first and put the layer's own back.
-                if layer.forward is not ours:
-                    continue
-                if before is None:
-                    del layer.forward
-                else:
-                    layer.forward = before
-            replaced.clear()
-
-        return PatcherInjection(inject=inject, eject=eject)
+    def take_off(self) -> None:
+        for layer, ours, before in self.replaced:
+            # Not ours any more: an injection from before ours was ejected first and put the layer's own back.
+            if layer.forward is not ours:
+                continue
+            if before is None:
+                del layer.forward
+            else:
+                layer.forward = before
+        self.replaced.clear()
 
 
 def with_updates(forward: Callable[..., Tensor], updates: list[LowRankUpdate]) -> Callable[..., Tensor]:
@@ -204,15 +201,34 @@ def with_forward_lora(model: Model, lora: AccelerationLoRA) -> Model:
 
     Raises ValueError as `read_adapters` does.
     """
-    updates = ForwardLoRA(
-        {
-            target: LowRankUpdate(adapter, lora.strength, target.features)
-            for target, adapter in read_adapters(model, lora).items()
-        }
-    )
     patched = model.clone()
-    patched.set_injections(KEY, [updates.injection(patched.model)])
-    patched.set_additional_models(
-        KEY, [CoreModelPatcher(updates, model.load_device, comfy.model_management.unet_offload_device())]
-    )
+    patched.set_injections(KEY, [PatcherInjection(inject=inject, eject=eject)])
+    patched.set_additional_models(KEY, [managed(read_adapters(model, lora), lora.strength, model.load_device)])
     return patched
+
+
+def managed(
+    adapters: Mapping[Target, LoRAAdapter], strength: float, device: torch.device, disable_dynamic: bool = False
+) -> Model:
+    """A LoRA's updates under the host's memory management, which copies them to other devices by this function."""
+    updates = ForwardLoRA(
+        {target: LowRankUpdate(adapter, strength, target.features) for target, adapter in adapters.items()}
+    )
+    patcher_class = ModelPatcher if disable_dynamic else CoreModelPatcher
+    patcher = patcher_class(updates, device, comfy.model_management.unet_offload_device())
+    patcher.cached_patcher_init = (managed, (adapters, strength, device))
+    return patcher
+
+
+def updates_of(model: Model) -> ForwardLoRA:
+    """The LoRA of a MODEL, or of one of its copies on other devices."""
+    (patcher,) = model.get_additional_models_with_key(KEY)
+    return patcher.model
+
+
+def inject(model: Model) -> None:
+    updates_of(model).put_on(model.model)
+
+
+def eject(model: Model) -> None:
+    updates_of(model).take_off()

@@ -70,5 +70,6 @@ def remove_degradation(
         )
     finally:
         # The host ejects when it next loads another clone; what holds this network until then must not see the LoRA.
-        model.eject_model()
+        for patcher in (model, *model.get_additional_models_with_key("multigpu")):
+            patcher.eject_model()
     return samples

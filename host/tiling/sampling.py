@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, partial
 from itertools import groupby
+from threading import Lock
 from typing import Any
 
 import comfy.model_base
 import comfy.model_management
 import comfy.utils
 import torch
+from comfy.controlnet import ControlBase
 from comfy.model_base import BaseModel
 from comfy.patcher_extension import WrappersMP
 from torch import Tensor
@@ -19,12 +21,13 @@ from torch import Tensor
 from ...models.tiles.grid import ONE_PANE, Box, Panes, TileGrid
 from ...models.tiles.merge import merge_tiles
 from ...models.tiles.weights import Weights, tile_weight
-from ..live_tiles import LIVE, LiveTiles, live_tiles
+from ..live_tiles import LIVE, LiveTiles, Numbered, live_tiles
 from ..memory import MostTogether, within_memory
 from ..progress import TileProgress, begin
 from ..types import Model
 from .conditions import MODEL_CONDS, TILE, OwnCondsMemo, TileBatch, canvas_conds, tile_cond, tile_options
 from .controls import TileControls
+from .devices import Devices, needs_one_device, without_devices
 
 KEY = "realisr_tiling"
 
@@ -200,7 +203,7 @@ class Tiling:
         run = model_options.get(KEY) or TilingRun()
         run.lay(tiling, x.device)
         call = _Evaluation(tiling, run, executor, model, conds, x, timestep, model_options)
-        return call.untiled() if len(tiling.laid) == 1 else call.tiled()
+        return call.untiled() if len(tiling.laid) == 1 else call.on_all_devices().tiled()
 
     def check(self, x: Tensor) -> None:
         """Raises ValueError unless the latent is the one that the tiles were laid over."""
@@ -223,6 +226,8 @@ class TilingRun:
     def __init__(self, steps: int = 1, live: LiveTiles | None = None):
         self.progress = TileProgress(1, steps)
         self.live = live
+        self.preparing = Lock()
+        """Held while a tile is cut out of what the whole run shares, which several devices' threads do."""
 
     def finish_step(self, step: int, denoised: Tensor, show: bool) -> None:
         """So many steps are done, and the whole has come to `denoised`. show: move the bar, which nobody else does."""
@@ -244,8 +249,8 @@ class TilingRun:
         self.own = OwnCondsMemo(int(comfy.model_management.get_free_memory(device) * KEPT_SHARE))
 
     def make_room(self) -> bool:
-        """Keep no conditions of tiles any more, as memory is short; says whether there were any."""
-        kept = bool(self.own.memo.kept)
+        """Keep no conditions of tiles any more, as memory is short; says whether they took any."""
+        kept = any(nbytes for _, nbytes in self.own.memo.kept.values())
         self.own = OwnCondsMemo(0)
         return kept
 
@@ -275,6 +280,8 @@ class _Evaluation:
     x: Tensor
     timestep: Tensor
     model_options: dict[str, Any]
+    devices: Devices | None = None
+    """That run tiles side by side; None for the one of x."""
 
     def batch_of(self, first: int, boxes: Sequence[Box]) -> TileBatch:
         return TileBatch(first, boxes, self.tiling.panes, self.tiling.canvas_size, self.x.shape[0])
@@ -297,11 +304,28 @@ class _Evaluation:
 
         return self.executor(self.model, self.with_conds(change), self.x, self.timestep, self.model_options)
 
+    def on_all_devices(self) -> _Evaluation:
+        """This, shared by all devices the run has, or on its own one where the conditions cannot be shared."""
+        devices = Devices.of(self.model_options)
+        if devices is None:
+            return self
+        if any(needs_one_device(cond) for entries in self.conds for cond in entries or ()):
+            return replace(self, model_options=without_devices(self.model_options))
+        return replace(self, devices=devices)
+
+    def together(self) -> int:
+        """Tiles that are run at a time, on all devices."""
+        tile_shape = [*self.x.shape[:-2], *self.tiling.tile_size]
+        devices = [self.x.device] if self.devices is None else list(self.devices.copies)
+        most = min(self.run.tiles_per_forward(self.tiling, self.model, tile_shape, device) for device in devices)
+        if self.devices is None:
+            return most
+        return self.devices.together(len(self.tiling.laid), most) * len(devices)
+
     def tiled(self) -> list[Tensor]:
         grid, panes, x = self.tiling.laid, self.tiling.panes, self.x
         self.run.progress.start_evaluation(self.timestep)
-        tile_shape = [*x.shape[:-2], *self.tiling.tile_size]
-        together = self.run.tiles_per_forward(self.tiling, self.model, tile_shape, x.device)
+        together = self.together()
         weight = tile_weight(self.tiling.weights, grid.tile_height, grid.tile_width, x.device)
         field = x.new_empty(1).expand(len(self.conds), *x.shape[:-2], panes.count, grid.height, grid.width)
         merged = merge_tiles(grid, field, self.predict, together, weight)
@@ -310,9 +334,10 @@ class _Evaluation:
     def predict(self, first: int, boxes: Sequence[Box]) -> list[Tensor]:
         """Per tile, denoised panes `[conditions, B, C, panes, h, w]`."""
         out: list[Tensor] = []
-        for alike in self.alike(list(enumerate(boxes, first))):
+        numbered = list(enumerate(boxes, first))
+        for tiles in self.alike(numbered) if self.devices is None else [numbered]:
             try:
-                denoised = within_memory(self.forward, alike, self.run.most, self.run.make_room)
+                denoised = self.within_memory(tiles)
             except Exception as error:
                 comfy.model_management.raise_non_oom(error)
                 cell = self.model.latent_format.spacial_downscale_ratio
@@ -323,35 +348,67 @@ class _Evaluation:
                     "ComfyUI with --lowvram."
                 ) from None
             out += [torch.stack(self.tiling.panes.split(tile), dim=-3) for tile in denoised]
-            self.run.progress.advance(len(alike))
+            self.run.progress.advance(len(tiles))
             if self.run.live is not None:
                 told = next(index for index, entries in enumerate(self.conds) if entries is not None)
-                self.run.live.finished(alike, [tile[told, 0] for tile in denoised])
+                self.run.live.finished(tiles, [tile[told, 0] for tile in denoised])
         return out
 
-    def alike(self, tiles: Sequence[tuple[int, Box]]) -> Iterator[list[tuple[int, Box]]]:
+    def alike(self, tiles: Numbered) -> Iterator[Numbered]:
         """Runs of numbered tiles whose own options have equal shapes (texts of different length do not batch)."""
         own = [options for entries in self.conds for cond in entries or () if (options := tile_options(cond))]
         for _, group in groupby(tiles, lambda tile: [options.signature(tile[0]) for options in own]):
             yield list(group)
 
-    def forward(self, numbered: Sequence[tuple[int, Box]]) -> list[Tensor]:
-        """Denoised `[conditions, B, C, h, w]` of each of some neighbouring tiles."""
-        comfy.model_management.throw_exception_if_processing_interrupted()
+    def within_memory(self, numbered: Numbered) -> list[Tensor]:
+        """Denoised `[conditions, B, C, h, w]` of each of some neighbouring tiles; alike, where there is one device."""
+        if self.devices is None:
+            return within_memory(self.announced, numbered, self.run.most, self.run.make_room)
+        self.announce(numbered)
+
+        def on_device(device: torch.device, part: Numbered) -> list[Tensor]:
+            forward, run = partial(self.forward, device=device), self.run
+            return [
+                denoised
+                for tiles in self.alike(part)
+                for denoised in within_memory(forward, tiles, run.most, run.make_room)
+            ]
+
+        return self.devices.run(on_device, numbered)
+
+    def announce(self, numbered: Numbered) -> None:
+        """These tiles are run next."""
         if self.run.live is not None:
             self.run.live.running(numbered, self.run.progress)
+
+    def announced(self, numbered: Numbered) -> list[Tensor]:
+        self.announce(numbered)
+        return self.forward(numbered)
+
+    def forward(self, numbered: Numbered, device: torch.device | None = None) -> list[Tensor]:
+        """Denoised `[conditions, B, C, h, w]` of tiles, by one call of the host. device: one of the devices."""
+        comfy.model_management.throw_exception_if_processing_interrupted()
         first, boxes = numbered[0][0], [box for _, box in numbered]
         tiles = self.batch_of(first, boxes)
         x = tiles.crop(self.x)
+
         # One object for one control: the host runs only conditions with the same control together.
-        cut_control = cache(lambda control: self.run.controls.cut(control, first, boxes, tiles.batch))
+        @cache
+        def cut_control(control: ControlBase) -> ControlBase:
+            own = control if device is None else control.get_instance_for_device(device)
+            return self.run.controls.cut(own, first, boxes, tiles.batch)
 
         def change(cond: dict[str, Any], prompt_type: str) -> dict[str, Any] | None:
             own = self.run.own.own_conds(self.model, cond, tiles, x, prompt_type)
             return tile_cond(cond, tiles, own, x.device, cut_control)
 
+        with self.run.preparing:
+            conds = self.with_conds(change)
         timestep = comfy.utils.repeat_to_batch_size(self.timestep, tiles.items)
-        out = self.executor(self.model, self.with_conds(change), x, timestep, self.options_of(boxes[0]))
+        options = self.options_of(boxes[0])
+        if self.devices is not None and device is not None:
+            options = self.devices.options_on(device, options)
+        out = self.executor(self.model, conds, x, timestep, options)
         return list(torch.stack(out).chunk(len(boxes), dim=1))
 
     def options_of(self, box: Box) -> dict[str, Any]:

@@ -15,8 +15,8 @@ from ...models.vosr.dit import ContextKV, VOSRDiT
 from ..memory import BoundedMemo
 
 ContextMemo: TypeAlias = BoundedMemo[tuple[Tensor, ContextKV]]
-"""By tile, the features and what was made of them. Each entry of a CONDITIONING has one for the length of a run; past
-its budget, further tiles' contexts are made at every step."""
+"""By tile and network, the features and what was made of them. Each entry of a CONDITIONING has one for the length of a
+run; past its budget, further tiles' contexts are made at every step."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,12 +32,14 @@ class Context:
 
     def encode(self, network: VOSRDiT, device: torch.device, dtype: torch.dtype, keep: bool) -> list[ContextKV]:
         """Keys and values for the items, in order; remembered when `keep`."""
-        found = self.memo.get(self.tile) if keep else None
+        # Devices that share a run have a network each.
+        key = (self.tile, network)
+        found = self.memo.get(key) if keep else None
         if found is None or found[0] is not self.features:
             features = comfy.model_management.cast_to_device(self.features, device, dtype)
             found = (self.features, network.encode_context(features))
             if keep:
-                self.memo.put(self.tile, found, found[1].nbytes)
+                self.memo.put(key, found, found[1].nbytes)
         own = found[1]
         return [own.expand(self.items)] if own.batch == 1 else [own] * (self.items // own.batch)
 

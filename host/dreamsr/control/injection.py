@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import comfy.ldm.common_dit
@@ -33,9 +33,14 @@ def add_control(model: Model, control: MMControl) -> Model:
     if not model.get_wrappers(WrappersMP.DIFFUSION_MODEL, KEY):
         model.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, KEY, run_controls)
         model.add_wrapper_with_key(WrappersMP.APPLY_MODEL, KEY, leave_out_of_range)
+        model.add_wrapper_with_key(WrappersMP.APPLY_MODEL, KEY, take_own_copies)
         model.add_wrapper_with_key(WrappersMP.PREPARE_SAMPLING, KEY, prepare)
     # A new list: clones share theirs.
     model.set_additional_models(KEY, [*model.get_additional_models_with_key(KEY), control.patcher])
+    # The host would load the network again for each of its copies of the MODEL on other devices, and for every run.
+    for copy in model.get_additional_models_with_key("multigpu"):
+        own = control.patcher_on(copy.load_device)
+        copy.set_additional_models(KEY, [*copy.get_additional_models_with_key(KEY), own])
     return model
 
 
@@ -143,6 +148,19 @@ def leave_out_of_range(executor, x: Tensor, t: Tensor, *args, **kwargs):
             continue
         if t[0] > sampling.percent_to_sigma(options.start) or t[0] < sampling.percent_to_sigma(options.end):
             kwargs[keys.run] = None
+    return executor(x, t, *args, **kwargs)
+
+
+def take_own_copies(executor, x: Tensor, t: Tensor, *args, **kwargs):
+    """Around every evaluation (APPLY_MODEL): a copy of the MODEL on another device runs its own control networks."""
+    patcher = executor.class_obj.current_patcher
+    if getattr(patcher, "is_multigpu_base_clone", False):
+        own = {held.clone_base_uuid: held for held in patcher.get_additional_models_with_key(KEY)}
+        for keys in ControlKeys.used(kwargs):
+            run = kwargs[keys.run]
+            if run is not None:
+                held = own[run.control.patcher.clone_base_uuid]
+                kwargs[keys.run] = replace(run, control=replace(run.control, patcher=held))
     return executor(x, t, *args, **kwargs)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -47,6 +47,8 @@ class MMControl:
     injection: Injection
     compute_dtype: torch.dtype
     """What its inputs are cast to."""
+    copies: dict[torch.device, Model] = field(default_factory=dict, repr=False)
+    """Of the patcher, for other devices: loading one takes as long as loading the network."""
 
     @property
     def network(self) -> MMControlNet:
@@ -55,6 +57,12 @@ class MMControl:
     @property
     def config(self) -> MMControlNetConfig:
         return self.network.config
+
+    def patcher_on(self, device: torch.device) -> Model:
+        """The network for another device, which has a copy of the MODEL. Raises ValueError where there is no file."""
+        if device not in self.copies:
+            self.copies[device] = self.patcher.deepclone_multigpu(device)
+        return self.copies[device]
 
 
 def control_choices() -> list[str]:
@@ -115,6 +123,14 @@ def load_patcher(name: str, weight_dtype: str, disable_dynamic: bool = False) ->
     return load_mm_control(name, weight_dtype, disable_dynamic).patcher
 
 
+def refuse_copy(name: str, **_: Any) -> Model:
+    """In place of loading a network again that was never in a file."""
+    raise ValueError(
+        f"The {name} is in no file yet, so it cannot be copied to a second GPU. Save it with Save MM-ControlNet and "
+        "load it with Load MM-ControlNet, or leave out MultiGPU CFG Split."
+    )
+
+
 def build_control(
     name: str,
     config: MMControlNetConfig,
@@ -149,6 +165,7 @@ def build_control(
     patcher = patcher_class(network, load_device=load_device, offload_device=offload_device)
     # Strict except for what only the host's quantised layers know of; the keys were checked by name and shape.
     network.load_state_dict(state_dict, strict=not quantisation, assign=patcher.is_dynamic())
+    patcher.cached_patcher_init = (refuse_copy, (name,))
     return MMControl(name, patcher, injection, manual_cast or dtype)
 
 
