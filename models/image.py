@@ -7,6 +7,8 @@ itself: rounded to 8 bits, resized, back to float. An 8-bit source loses nothing
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -17,6 +19,21 @@ STRIP_ROWS = 256
 BICUBIC = Image.Resampling.BICUBIC
 LANCZOS = Image.Resampling.LANCZOS
 BOX = Image.Resampling.BOX
+
+
+def strips(height: int) -> Iterator[slice]:
+    """Rows of an image, STRIP_ROWS at a time: what makes no copy of a large one works on these."""
+    for top in range(0, height, STRIP_ROWS):
+        yield slice(top, min(top + STRIP_ROWS, height))
+
+
+def extremes(values: Tensor) -> tuple[float, float]:
+    """Least and largest of `[B, H, ...]`, NaN where any is no number.
+
+    torch.aminmax copies what is not contiguous; this works in strips of H.
+    """
+    ends = torch.stack([torch.stack(torch.aminmax(values[:, rows])) for rows in strips(values.shape[1])])
+    return float(ends[:, 0].min()), float(ends[:, 1].max())
 
 
 def to_bytes(images: Tensor) -> Tensor:
@@ -41,12 +58,26 @@ def to_levels(images: Tensor) -> Tensor:
 
 def resize_bytes(image: Tensor, width: int, height: int, resample: Image.Resampling) -> Tensor:
     """Resize one 8-bit image `[H, W, C]` on the CPU; every channel alike, alpha included."""
+    out = torch.empty((height, width, image.shape[-1]), dtype=torch.uint8)
+    for rows, channels, levels in resized_strips(image, width, height, resample):
+        out[rows, :, channels] = levels
+    return out
+
+
+def resized_strips(
+    image: Tensor, width: int, height: int, resample: Image.Resampling
+) -> Iterator[tuple[slice, slice, Tensor]]:
+    """One 8-bit image `[H, W, C]` on the CPU, resized: (rows, channels, `[rows, width, channels]`) by and by."""
     array = image.numpy()
     if array.shape[-1] == 3:
-        return torch.from_numpy(np.array(Image.fromarray(array).resize((width, height), resample)))
-    bands = [Image.fromarray(np.ascontiguousarray(band)) for band in np.moveaxis(array, -1, 0)]
-    resized = [np.array(band.resize((width, height), resample)) for band in bands]
-    return torch.from_numpy(np.stack(resized, axis=-1))
+        parts = [(slice(0, 3), array)]
+    else:
+        parts = [(slice(band, band + 1), array[..., band]) for band in range(array.shape[-1])]
+    for channels, part in parts:
+        resized = Image.fromarray(np.ascontiguousarray(part)).resize((width, height), resample)
+        for rows in strips(height):
+            strip = np.array(resized.crop((0, rows.start, width, rows.stop)))
+            yield rows, channels, torch.from_numpy(strip).view(rows.stop - rows.start, width, -1)
 
 
 def resize(images: Tensor, width: int, height: int, resample: Image.Resampling = BICUBIC) -> Tensor:
@@ -60,7 +91,9 @@ def resize(images: Tensor, width: int, height: int, resample: Image.Resampling =
         return images
     out = torch.empty((images.shape[0], height, width, images.shape[-1]), dtype=images.dtype, device=images.device)
     for source, target in zip(images, out, strict=True):
-        target.copy_(from_bytes(resize_bytes(to_bytes(source).cpu(), width, height, resample)))
+        levels = torch.cat([to_bytes(source[rows]).cpu() for rows in strips(source.shape[0])])
+        for rows, channels, strip in resized_strips(levels, width, height, resample):
+            target[rows, :, channels] = from_bytes(strip).to(target)
     return out
 
 
@@ -96,6 +129,13 @@ def mirror_borders(images: Tensor, radius: int) -> Tensor:
     return images.index_select(2, rows).index_select(3, columns)
 
 
+def gaussian_kernel(sigma: float, radius: int) -> Tensor:
+    """`[2 radius + 1]` in float64, of sum 1."""
+    offsets = torch.arange(-radius, radius + 1, dtype=torch.float64)
+    kernel = torch.exp(-(offsets**2) / (2 * sigma**2))
+    return kernel / kernel.sum()
+
+
 def gaussian_blur(images: Tensor, sigma: float, radius: int) -> Tensor:
     """Blur `[B, C, H, W]` with a (2 radius + 1)-wide Gaussian; borders are mirrored without repeating the edge.
 
@@ -103,15 +143,18 @@ def gaussian_blur(images: Tensor, sigma: float, radius: int) -> Tensor:
     ComfyUI brings, hold several copies of the image and refuse sides that are not longer than the radius.
     """
     height, width = images.shape[-2:]
-    offsets = torch.arange(-radius, radius + 1, dtype=torch.float64)
-    kernel = torch.exp(-(offsets**2) / (2 * sigma**2))
-    kernel = (kernel / kernel.sum()).to(images)
+    kernel = gaussian_kernel(sigma, radius).to(images)
     rows = reflect_indices(height, radius).to(images.device)
     columns = reflect_indices(width, radius).to(images.device)
     planes = images.reshape(-1, 1, height, width)
     out = torch.empty_like(planes)
-    for top in range(0, height, STRIP_ROWS):
-        strip = planes.index_select(2, rows[top : top + STRIP_ROWS + 2 * radius])
-        strip = F.conv2d(strip, kernel.view(1, 1, -1, 1)).index_select(3, columns)
-        out[:, :, top : top + STRIP_ROWS] = F.conv2d(strip, kernel.view(1, 1, 1, -1))
+    for strip in strips(height):
+        around = planes.index_select(2, rows[strip.start : strip.stop + 2 * radius])
+        out[:, :, strip] = blurred_strip(around, kernel, columns)
     return out.view(images.shape)
+
+
+def blurred_strip(around: Tensor, kernel: Tensor, columns: Tensor) -> Tensor:
+    """`[N, 1, rows, W]` of planes `[N, 1, rows + 2 radius, W]`. columns: indices of theirs and of the border's."""
+    strip = F.conv2d(around, kernel.view(1, 1, -1, 1)).index_select(3, columns)
+    return F.conv2d(strip, kernel.view(1, 1, 1, -1))

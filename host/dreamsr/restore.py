@@ -22,7 +22,7 @@ from ...models.tiles.grid import Box, TileGrid
 from ...models.tiles.layout import CELL, TileLayout
 from ...models.tiles.weights import Weights
 from ..families import require_flux_dev, require_vae_of
-from ..images import checked_image, decode_latent, encode_image
+from ..images import Results, checked_image, decode_latent, encode_image, with_alpha_of
 from ..live_tiles import LIVE, LiveTiles, joined, live_tiles, minutes, numbered, tell
 from ..progress import NodeBar, show_on_node
 from ..tile_repair import Pictures, TileRepair, repair_tiles, scale_of, with_nan, without_nan
@@ -161,11 +161,12 @@ def restore_images(
     require_flux_dev(NODE, method.model)
     require_flow(method.model)
     require_vae_of(NODE, method.model, vae)
-    results, bar, started = [], NodeBar(len(images) * (1 if repair is None else 1 + REPAIR_SHARE)), time.monotonic()
+    results, started = Results(len(images)), time.monotonic()
+    bar = NodeBar(len(images) * (1 if repair is None else 1 + REPAIR_SHARE))
     for index, image in enumerate(images.split(1)):
         comfy.model_management.throw_exception_if_processing_interrupted()
         enlarged = upscale(image, *size)
-        rgb, alpha = enlarged[..., :3], enlarged[..., 3:]
+        rgb = enlarged[..., :3]
         run = ItemRun(method, vae, grid, (seed + index) % 2**64, vae_tile, color, repair)
         seen = Seen(rgb, index, len(images)) if preview else None
         with bar.stage():
@@ -173,10 +174,10 @@ def restore_images(
         if repair is not None:
             with bar.stage(REPAIR_SHARE):
                 restored = run.repaired(Pictures(restored, rgb, scale_of(image, *size)), repair)
-        results.append(torch.cat([restored, alpha.to(restored)], dim=-1))
+        results.add(with_alpha_of(enlarged, restored, enlarged is not image))
     if preview and repair is None:
         show_on_node(f"done in {minutes(time.monotonic() - started)}")
-    return torch.cat(results)
+    return results.images
 
 
 @dataclass(frozen=True, eq=False)
@@ -238,7 +239,7 @@ class ItemRun:
         with bar.stage(DECODING_SHARE):
             tell(seen, "decoding the picture")
             decoded = decode_latent(self.vae, restored, self.vae_tile, made_by)[:, :height, :width, :3]
-        return with_nan(align_colors(decoded, rgb.to(decoded), self.color), holes, CELL)
+        return with_nan(align_colors(decoded, rgb.to(decoded), self.color, in_place=True), holes, CELL)
 
     def repaired(self, pictures: Pictures, repair: TileRepair) -> Tensor:
         """The restored image with its bad tiles restored again, each with its surroundings as an image of its own."""

@@ -20,7 +20,7 @@ from ...models.tiles.grid import Box, TileGrid
 from ...models.tiles.layout import TileLayout
 from ...models.vosr.sampling import MULTI_STEP, RestorationGuidance, euler_times
 from ..families import model_in_words
-from ..images import checked_image, decode_latent
+from ..images import Results, checked_image, decode_latent, with_alpha_of
 from ..live_tiles import LIVE, LiveTiles, live_tiles, minutes, numbered, tell
 from ..progress import NodeBar, show_on_node
 from ..tile_repair import Pictures, TileRepair, repair_tiles, scale_of, whole, with_nan, without_nan
@@ -155,7 +155,7 @@ def restore_item(
         pictures = Pictures(restored, upscaled[..., :3], scale_of(image, options.width, options.height))
         with bar.stage(REPAIR_SHARE):
             restored = repaired(model, vae, vision, pictures, options, options.repair)
-    return torch.cat([restored, upscaled[..., 3:].to(restored)], dim=-1)
+    return with_alpha_of(upscaled, restored, upscaled is not image)
 
 
 def restore_enlarged(
@@ -169,12 +169,13 @@ def restore_enlarged(
 ) -> Tensor:
     """One image `[1, H, W, 3]` at the size of the result -> the same restored. redo: of a bad tile."""
     height, width = upscaled.shape[1:3]
-    steps = SAMPLING_SHARE * own_steps(vosr_info(model), options.steps)
+    info = vosr_info(model)
+    steps = SAMPLING_SHARE * own_steps(info, options.steps)
     part = 1.0 if any(True for _ in vae.first_stage_model.parameters()) else PIXEL_SHARE
     bar = NodeBar((ENCODING_SHARE + DECODING_SHARE) * part + steps)
     with bar.stage(ENCODING_SHARE * part):
         tell(live, "reading the picture")
-        conditioning = build_conditioning(upscaled, vae, vision, options.encode)
+        conditioning = build_conditioning(upscaled, vae, vision, options.encode, own_steps(info, options.steps) == 1)
     with bar.stage(steps):
         latent = sample(model, conditioning, options, live)
     holes = None
@@ -182,9 +183,9 @@ def restore_enlarged(
         latent, holes = without_nan(latent, conditioning.full[0][1]["concat_latent_image"], redo)
     with bar.stage(DECODING_SHARE * part):
         tell(live, "decoding the picture")
-        decoded = decode_latent(vae, latent, options.encode.vae_tile, made_by=vosr_info(model).name)
+        decoded = decode_latent(vae, latent, options.encode.vae_tile, made_by=info.name)
     restored = decoded[:, :height, :width, :3]
-    aligned = align_colors(restored, upscaled.to(restored), options.color)
+    aligned = align_colors(restored, upscaled.to(restored), options.color, in_place=True)
     return with_nan(aligned, holes, vae.spacial_compression_decode())
 
 
@@ -237,14 +238,14 @@ def restore(model: Model, vae: VAE, vision: ClipVision | None, images: Tensor, o
     images = checked_image(images)
     check_parts(info, vae, vision)
     tiles = options.tiles or training_tiles(info, vae)
-    results, bar, started = [], NodeBar(len(images)), time.monotonic()
+    results, bar, started = Results(len(images)), NodeBar(len(images)), time.monotonic()
     for index, image in enumerate(images.split(1)):
         comfy.model_management.throw_exception_if_processing_interrupted()
         seed = (options.seed + index) % 2**64
         encode = replace(options.encode, seed=seed, tiles=tiles, node=NODE)
         live = live_tiles(model, numbered(index, len(images)), len(images) - index - 1) if options.preview else None
         with bar.stage():
-            results.append(restore_item(model, vae, vision, image, replace(options, seed=seed, encode=encode), live))
+            results.add(restore_item(model, vae, vision, image, replace(options, seed=seed, encode=encode), live))
     if options.preview and options.repair is None:
         show_on_node(f"done in {minutes(time.monotonic() - started)}")
-    return torch.cat(results)
+    return results.images
