@@ -32,8 +32,8 @@ from host_env import find_host  # noqa: E402
 
 METHODS = ("VOSR", "DreamSR")
 STAGES = {
-    "VOSR": ("upscale", "build_conditioning", "sample", "decode_latent", "align_colors"),
-    "DreamSR": ("upscale", "encode_image", "clean_latent", "add_texture", "decode_latent", "align_colors"),
+    "VOSR": ("upscale", "build_conditioning", "sample", "decode_around", "align_colors"),
+    "DreamSR": ("upscale", "encode_around", "clean_latent", "add_texture", "decode_around", "align_colors"),
 }
 WARM_UP = 1024
 VAE_TILE = 512
@@ -89,7 +89,7 @@ class Watch:
             self.still, self.moved, self.shown = max(self.still, now - self.moved), now, (value, total)
 
 
-def vosr(host: Any) -> Callable[[Any, int], Any]:
+def vosr(host: Any, vision_width: int) -> Callable[[Any, int, str], Any]:
     """A restoration of an image to a side, by VOSR in one step."""
     from harness.autoencoders import patch_vae
     from harness.checkpoints import dinov2
@@ -99,10 +99,10 @@ def vosr(host: Any) -> Callable[[Any, int], Any]:
     from realisr.host.vosr.vision import load_dinov2
 
     tiny = TinyVOSR.create(
-        host, "large_one_step", latent_channels=CHANNELS, depth=1, context_width=VISION_WIDTH, has_end_time=True
+        host, "large_one_step", latent_channels=CHANNELS, depth=1, context_width=vision_width, has_end_time=True
     )
     model, vae = tiny.load(), patch_vae()
-    name = host.save_model("clip_vision", "large_dinov2.safetensors", dinov2(width=VISION_WIDTH, depth=1))
+    name = host.save_model("clip_vision", "large_dinov2.safetensors", dinov2(width=vision_width, depth=1))
     vision = load_dinov2(host.models / "clip_vision" / name, num_heads=1)
 
     def run(image: Any, side: int, color: str) -> Any:
@@ -114,7 +114,7 @@ def vosr(host: Any) -> Callable[[Any, int], Any]:
     return run
 
 
-def dreamsr(host: Any) -> Callable[[Any, int], Any]:
+def dreamsr(host: Any) -> Callable[[Any, int, str], Any]:
     """A restoration by DreamSR: one forward with the acceleration LoRA, and one step of texture."""
     import torch
 
@@ -144,7 +144,7 @@ def dreamsr(host: Any) -> Callable[[Any, int], Any]:
     return run
 
 
-def one(method: str, side: int, scale: int, color: str) -> None:
+def one(method: str, side: int, scale: int, color: str, vision_width: int) -> None:
     """Child process: one restoration, then a line of JSON."""
     found = find_host()
     assert found is not None, "no ComfyUI here: run `make setup` once, or set COMFYUI_PATH"
@@ -159,7 +159,7 @@ def one(method: str, side: int, scale: int, color: str) -> None:
 
     module = {"VOSR": realisr.host.vosr.restore, "DreamSR": realisr.host.dreamsr.restore}[method]
     with torch.inference_mode():
-        run = {"VOSR": vosr, "DreamSR": dreamsr}[method](host)
+        run = vosr(host, vision_width) if method == "VOSR" else dreamsr(host)
         run(torch.rand(1, WARM_UP // scale, WARM_UP // scale, 3), WARM_UP, color)
         image = torch.rand(1, side // scale, side // scale, 3)
         watch = Watch()
@@ -181,16 +181,18 @@ def main() -> None:
     parser.add_argument("--method", choices=METHODS, action="append")
     parser.add_argument("--scale", type=int, default=4)
     parser.add_argument("--color", default="adain", choices=("adain", "wavelet", "none"))
+    parser.add_argument("--vision-width", type=int, default=VISION_WIDTH)
     parser.add_argument("--one", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.one:
-        one(args.method[0], args.sizes[0], args.scale, args.color)
+        one(args.method[0], args.sizes[0], args.scale, args.color, args.vision_width)
         return
     print("| method | side | stage | s | peak / image |\n| --- | --- | --- | --- | --- |")
     for method in args.method or METHODS:
         for side in args.sizes:
             command = [sys.executable, __file__, str(side), "--one", "--method", method]
             command += ["--scale", str(args.scale), "--color", args.color]
+            command += ["--vision-width", str(args.vision_width)]
             done = subprocess.run(command, capture_output=True, text=True, env=os.environ, check=False)
             if done.returncode:
                 sys.exit(done.stderr)

@@ -14,10 +14,12 @@ from torch import Tensor
 
 from .image import (
     LANCZOS,
+    NOT_AROUND,
+    Around,
     blurred_strip,
+    border_indices,
     from_bytes,
     gaussian_kernel,
-    reflect_indices,
     resize,
     strips,
     to_bytes,
@@ -51,28 +53,32 @@ def adain(image: Tensor, reference: Tensor, out: Tensor) -> None:
         out[rows] = aligned.clamp_(0, 1)
 
 
-def swap_low_frequencies(image: Tensor, reference: Tensor, out: Tensor) -> None:
+def swap_low_frequencies(image: Tensor, reference: Tensor, out: Tensor, around: Around = NOT_AROUND) -> None:
     """Replace the low frequencies of `image` `[H, W, 3]` by those of `reference`, resized to it with Lanczos.
 
-    out: `[H, W, 3]`, what it is written to, clamped to 0..1; may be the image itself.
+    out: `[H, W, 3]`, what it is written to, clamped to 0..1; may be the image itself. around: over which edges, (down,
+    across), the picture goes on at its other side.
     """
     height, width, _ = image.shape
-    reference = resize(reference[None], width, height, LANCZOS)[0]
-    rows, columns = (reflect_indices(side, BLUR_RADIUS).to(image.device) for side in (height, width))
-    kernel = gaussian_kernel(BLUR_SIGMA, BLUR_RADIUS).to(image)
-    # Rows above the strip as they were, which the blur still needs where out is the image.
-    kept, kept_from = image[:0], 0
+    radius = BLUR_RADIUS
+    reference = resize(reference[None], width, height, LANCZOS, around)[0]
+    rows = border_indices(height, radius, around[0]).to(image.device)
+    columns = border_indices(width, radius, around[1]).to(image.device)
+    kernel = gaussian_kernel(BLUR_SIGMA, radius).to(image)
+    # Rows as they were that the blur still needs where out is the image: the first ones, and those above the strip.
+    head, kept, kept_from = image[:radius].clone(), image[:0], 0
     for strip in strips(height):
-        around = rows[strip.start : strip.stop + 2 * BLUR_RADIUS]
-        first, last = int(around.min()), int(around.max()) + 1
-        before = torch.cat([kept[first - kept_from :], image[strip.start : last]])
+        taken = rows[strip.start : strip.stop + 2 * radius]
+        whole = image.index_select(0, taken)
+        above, first = (taken < strip.start) & (taken >= kept_from), (taken < kept_from) & (taken < radius)
+        whole[above] = kept[taken[above] - kept_from]
+        whole[first] = head[taken[first]]
         # The blur is linear: one pass over the difference stands for one over each.
-        difference = (reference[first:last] - before).movedim(-1, 0)[:, None]
-        low = blurred_strip(difference.index_select(2, around - first), kernel, columns)
-        kept_from = max(strip.stop - 2 * BLUR_RADIUS, first)
-        kept = before[kept_from - first : strip.stop - first].clone()
-        aligned = before[strip.start - first : strip.stop - first] + low[:, 0].movedim(0, -1)
-        out[strip] = aligned.clamp_(0, 1)
+        difference = (reference.index_select(0, taken) - whole).movedim(-1, 0)[:, None]
+        low = blurred_strip(difference.contiguous(), kernel, columns)
+        size = strip.stop - strip.start
+        kept, kept_from = whole[max(size - radius, 0) : size + radius].clone(), strip.stop - 2 * radius
+        out[strip] = (whole[radius : radius + size] + low[:, 0].movedim(0, -1)).clamp_(0, 1)
 
 
 def dilated_blur(images: Tensor, radius: int) -> Tensor:
@@ -107,20 +113,21 @@ def swap_lowest_band(images: Tensor, reference: Tensor) -> Tensor:
     return (images + low).clamp(0, 1)
 
 
-def align_one(image: Tensor, reference: Tensor, method: Method, out: Tensor) -> None:
-    """Align one image `[H, W, 3]`, both in 0..1, into `out`, clamped; out may be the image itself."""
-    (adain if method == "adain" else swap_low_frequencies)(image, reference, out)
-
-
 def align_colors(
-    images: Tensor, reference: Tensor, method: Method, quantise: bool = False, in_place: bool = False
+    images: Tensor,
+    reference: Tensor,
+    method: Method,
+    quantise: bool = False,
+    in_place: bool = False,
+    around: Around = NOT_AROUND,
 ) -> Tensor:
     """Images `[B, H, W, C]` with the colours of `reference` `[B or 1, H', W', C']`; both float in 0..1.
 
     Colour channels are the first three; further ones (alpha) of `images` are passed through and those of
     `reference` ignored. quantise: truncate to 8 bits before and after, as the reference implementation does.
     Images are done one at a time and in strips, so that beyond the result memory grows with neither batch nor size,
-    unless they are quantised. in_place: write the result into `images`, where they are float32.
+    unless they are quantised. in_place: write the result into `images`. around: over which edges, (down, across),
+    the picture goes on at its other side.
 
     Raises ValueError for an unknown method, a batch that does not fit, or fewer than three channels.
     """
@@ -146,7 +153,10 @@ def align_colors(
         model = reference[index % reference.shape[0], ..., :3].float().to(image.device)
         if quantise:
             image, model = from_bytes(truncate_to_bytes(image)), from_bytes(to_bytes(model))
-        align_one(image, model, method, target[..., :3])
+        if method == "adain":
+            adain(image, model, target[..., :3])
+        else:
+            swap_low_frequencies(image, model, target[..., :3], around)
         if quantise:
             target[..., :3] = from_bytes(truncate_to_bytes(target[..., :3]))
     return out

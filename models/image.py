@@ -7,6 +7,7 @@ itself: rounded to 8 bits, resized, back to float. An 8-bit source loses nothing
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 import numpy as np
@@ -15,7 +16,15 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+Around = tuple[bool, bool]
+"""Whether a picture goes on at its other side: over its top and bottom, over its left and right."""
+
+NOT_AROUND: Around = (False, False)
+
 STRIP_ROWS = 256
+FILTER_REACH = 3
+"""Pixels on either side that Pillow's widest filter, Lanczos, takes in."""
+
 BICUBIC = Image.Resampling.BICUBIC
 LANCZOS = Image.Resampling.LANCZOS
 BOX = Image.Resampling.BOX
@@ -65,25 +74,41 @@ def resize_bytes(image: Tensor, width: int, height: int, resample: Image.Resampl
 
 
 def resized_strips(
-    image: Tensor, width: int, height: int, resample: Image.Resampling
+    image: Tensor, width: int, height: int, resample: Image.Resampling, around: Around = NOT_AROUND
 ) -> Iterator[tuple[slice, slice, Tensor]]:
     """One 8-bit image `[H, W, C]` on the CPU, resized: (rows, channels, `[rows, width, channels]`) by and by."""
+    box = None
+    if any(around):
+        # What the filter reaches beyond the edges; the box is the image itself.
+        reach = [
+            math.ceil(FILTER_REACH * max(1.0, old / new)) + 1 if goes_on else 0
+            for goes_on, old, new in zip(around, image.shape, (height, width), strict=False)
+        ]
+        box = (reach[1], reach[0], reach[1] + image.shape[1], reach[0] + image.shape[0])
+        for dim, beyond in enumerate(reach):
+            image = image.index_select(dim, torch.arange(-beyond, image.shape[dim] + beyond) % image.shape[dim])
     array = image.numpy()
     if array.shape[-1] == 3:
         parts = [(slice(0, 3), array)]
     else:
         parts = [(slice(band, band + 1), array[..., band]) for band in range(array.shape[-1])]
     for channels, part in parts:
-        resized = Image.fromarray(np.ascontiguousarray(part)).resize((width, height), resample)
+        resized = Image.fromarray(np.ascontiguousarray(part)).resize((width, height), resample, box)
         for rows in strips(height):
             strip = np.array(resized.crop((0, rows.start, width, rows.stop)))
             yield rows, channels, torch.from_numpy(strip).view(rows.stop - rows.start, width, -1)
 
 
-def resize(images: Tensor, width: int, height: int, resample: Image.Resampling = BICUBIC) -> Tensor:
+def resize(
+    images: Tensor,
+    width: int,
+    height: int,
+    resample: Image.Resampling = BICUBIC,
+    around: Around = NOT_AROUND,
+) -> Tensor:
     """Resize images `[B, H, W, C]` in 0..1 to `[B, height, width, C]` of 8-bit levels, on the images' device.
 
-    Images already of that size are returned as they are. Raises ValueError for a size below 1.
+    around: over which edges, (down, across), a picture goes on at its other side. Images already of that size are returned as they are. Raises ValueError for a size below 1.
     """
     if width < 1 or height < 1:
         raise ValueError(f"cannot resize to {width}x{height}: both sides must be at least 1 pixel")
@@ -92,14 +117,14 @@ def resize(images: Tensor, width: int, height: int, resample: Image.Resampling =
     out = torch.empty((images.shape[0], height, width, images.shape[-1]), dtype=images.dtype, device=images.device)
     for source, target in zip(images, out, strict=True):
         levels = torch.cat([to_bytes(source[rows]).cpu() for rows in strips(source.shape[0])])
-        for rows, channels, strip in resized_strips(levels, width, height, resample):
+        for rows, channels, strip in resized_strips(levels, width, height, resample, around):
             target[rows, :, channels] = from_bytes(strip).to(target)
     return out
 
 
-def upscale(images: Tensor, width: int, height: int) -> Tensor:
+def upscale(images: Tensor, width: int, height: int, around: Around = NOT_AROUND) -> Tensor:
     """Bicubic `resize`, alpha included: the low-quality image a restoration network is given."""
-    return resize(images, width, height, BICUBIC)
+    return resize(images, width, height, BICUBIC, around)
 
 
 def pad_to_multiple(image: Tensor, multiple: int) -> Tensor:
@@ -118,6 +143,11 @@ def reflect_indices(length: int, radius: int) -> Tensor:
     period = 2 * (length - 1)
     phase = torch.arange(-radius, length + radius) % period
     return torch.minimum(phase, period - phase)
+
+
+def border_indices(length: int, radius: int, around: bool) -> Tensor:
+    """The same, or where a side goes on at its other end, as in `c d a b c d a b`."""
+    return torch.arange(-radius, length + radius) % length if around else reflect_indices(length, radius)
 
 
 def mirror_borders(images: Tensor, radius: int) -> Tensor:

@@ -19,12 +19,13 @@ import torch
 from torch import Tensor
 
 from ...models.image import pad_to_multiple
-from ...models.tiles.grid import Box, TileGrid, vosr_tile_grid
+from ...models.tiles.grid import Box, TileGrid, Wrap, vosr_tile_grid, wrapped_axes
 from ...models.tiles.layout import CELL, TileLayout, require_tile
-from ..images import check_vae_tile, checked_image, encode_image, require_image_latent
+from ..images import check_vae_tile, checked_image, require_image_latent
 from ..progress import NodeBar, unseen
 from ..tiling.conditions import TileOptions, with_tile_options
 from ..types import VAE, ClipVision, Conditioning
+from ..vae_wrap import closed, continued, encode_around, padded_for
 from .vae import encode_moments
 from .vision import encode_vosr_features
 
@@ -40,9 +41,12 @@ PATCH_SIZE = 2
 FEATURE_TILES = 8
 """Tiles cut and encoded together: bounds the copies of the image that exist at one time."""
 
-STREAMED_TILES = 64
-"""Tiles whose features are held at a time in a run that reads them once. All together they are as large as the image,
-or larger."""
+HELD_TILES = 64
+"""Of a run that reads features once, more tiles than these do not have all of theirs held: together they are as large
+as the image, or larger."""
+
+STREAMED_TILES = 2 * FEATURE_TILES
+"""Tiles whose features are then held at a time."""
 
 NODE = "VOSR Conditioning"
 
@@ -61,11 +65,16 @@ class SquareTiles:
         if self.size:
             require_tile(self.size, self.overlap)
 
-    def grid(self, height: int, width: int, downscale: int) -> TileGrid | None:
-        """Tiles over a latent of height x width; None for no tiles, or when one holds it all."""
+    def grid(self, height: int, width: int, downscale: int, wrap: Wrap = "none") -> TileGrid | None:
+        """Tiles over a latent of height x width; None for no tiles, or when one holds it all.
+
+        Raises ValueError where there are to be none and they are to go on around the edge.
+        """
         if not self.size:
+            if wrap != "none":
+                raise ValueError("Going on around the edge needs tiles: set tiling to auto or custom, or wrap to none.")
             return None
-        return vosr_tile_grid(height, width, self.size, self.overlap, downscale, PATCH_SIZE)
+        return vosr_tile_grid(height, width, self.size, self.overlap, downscale, PATCH_SIZE, wrap)
 
 
 def grid_of_layout(layout: TileLayout, height: int, width: int, downscale: int, node: str) -> TileGrid | None:
@@ -107,6 +116,8 @@ class EncodeOptions:
     """Side in pixels of the tiles the VAE works in, a multiple of 64; 0 to decide by free memory."""
     node: str = NODE
     """For messages."""
+    wrap: Wrap = "none"
+    """Over which edges the picture goes on at its other side; that of a TileLayout comes with it."""
 
     def __post_init__(self):
         check_vae_tile(self.vae_tile)
@@ -114,12 +125,22 @@ class EncodeOptions:
             raise ValueError(
                 f"The weak strength must be between 0 and 1, or -1 for the model's own, got {self.weak_strength:g}."
             )
+        if isinstance(self.tiles, TileLayout) and self.wrap not in ("none", self.tiles.grid.wrap):
+            raise ValueError(
+                f"{self.node}: wrap is {self.wrap}, and the connected Tile Grid's is {self.tiles.grid.wrap}. Set it on "
+                "Tile Grid."
+            )
+
+    @property
+    def edges(self) -> Wrap:
+        """Over which edges the picture goes on."""
+        return self.tiles.grid.wrap if isinstance(self.tiles, TileLayout) else self.wrap
 
     def grid(self, height: int, width: int, downscale: int) -> TileGrid | None:
         """Tiles over a latent of height x width, None for none."""
         if isinstance(self.tiles, TileLayout):
             return grid_of_layout(self.tiles, height, width, downscale, self.node)
-        return self.tiles.grid(height, width, downscale)
+        return self.tiles.grid(height, width, downscale, self.wrap)
 
 
 @dataclass(frozen=True)
@@ -138,8 +159,10 @@ class VOSRConditioning:
 def encode_latent(vae: VAE, image: Tensor, options: EncodeOptions) -> Tensor:
     """LQ latent `[B, C, h, w]` of `[B, H, W, 3]`, as the VAE encodes it (not normalised)."""
     if options.posterior == "mean":
-        return encode_image(vae, image, options.vae_tile)
-    mean, logvar = encode_moments(vae, image, options.vae_tile)
+        return encode_around(vae, image, options.vae_tile, options.edges)
+    around = wrapped_axes(options.edges)
+    seen = continued(image, (1, 2), around, vae.spacial_compression_encode())
+    mean, logvar = (closed(part, (2, 3), around) for part in encode_moments(vae, seen, options.vae_tile))
     generator = torch.Generator().manual_seed(options.seed)
     noise = torch.randn(mean.shape, generator=generator).to(mean)
     latent = mean + torch.exp(0.5 * logvar) * noise
@@ -147,25 +170,30 @@ def encode_latent(vae: VAE, image: Tensor, options: EncodeOptions) -> Tensor:
     return latent
 
 
-def cut(image: Tensor, box: Box, downscale: int) -> Tensor:
-    """A tile's part `[B, 3, h, w]` of `[B, H, W, 3]`, whose right and bottom border is repeated where a tile is beyond.
+def cut(image: Tensor, box: Box, downscale: int, wrap: Wrap = "none") -> Tensor:
+    """A tile's part `[B, 3, h, w]` of `[B, H, W, 3]`; where it is beyond, the border is repeated, or the picture goes on.
 
     box: in latent cells of `downscale` pixels.
     """
-    height, width = image.shape[1:3]
-    rows = torch.arange(box.top * downscale, (box.top + box.height) * downscale).clamp(max=height - 1)
-    columns = torch.arange(box.left * downscale, (box.left + box.width) * downscale).clamp(max=width - 1)
-    return image.movedim(-1, 1).index_select(2, rows.to(image.device)).index_select(3, columns.to(image.device))
+    part = image.movedim(-1, 1)
+    sides = ((2, box.top, box.height), (3, box.left, box.width))
+    for (dim, start, size), goes_on in zip(sides, wrapped_axes(wrap), strict=True):
+        cells, length = torch.arange(start * downscale, (start + size) * downscale), image.shape[dim - 1]
+        cells = cells % length if goes_on else cells.clamp(max=length - 1)
+        part = part.index_select(dim, cells.to(image.device))
+    return part
 
 
-def tile_features(vision: ClipVision, image: Tensor, boxes: Sequence[Box], downscale: int) -> list[Tensor]:
+def tile_features(
+    vision: ClipVision, image: Tensor, boxes: Sequence[Box], downscale: int, wrap: Wrap = "none"
+) -> list[Tensor]:
     """Vision features `[B, M, E]` of some tiles of images `[B, H, W, 3]`; see cut."""
     per_tile: list[Tensor] = []
     bar = NodeBar(len(boxes))
     for first in range(0, len(boxes), FEATURE_TILES):
         comfy.model_management.throw_exception_if_processing_interrupted()
         some = boxes[first : first + FEATURE_TILES]
-        crops = torch.cat([cut(image, box, downscale) for box in some]).movedim(1, -1)
+        crops = torch.cat([cut(image, box, downscale, wrap) for box in some]).movedim(1, -1)
         with bar.stage(len(some)):
             per_tile += encode_vosr_features(vision, crops).chunk(len(some))
     return per_tile
@@ -176,6 +204,7 @@ class StreamedFeatures(Sequence[dict[str, Any]]):
 
     def __init__(self, vision: ClipVision, image: Tensor, grid: TileGrid, downscale: int):
         self.vision, self.image, self.boxes, self.downscale = vision, image, grid.boxes, downscale
+        self.wrap = grid.wrap
         self.first = 0
         self.held: list[Tensor] = []
         self.hold(0)
@@ -198,7 +227,7 @@ class StreamedFeatures(Sequence[dict[str, Any]]):
         running = comfy.model_management.loaded_models(only_currently_used=True)
         with unseen():
             boxes = self.boxes[first : first + STREAMED_TILES]
-            self.held = tile_features(self.vision, self.image, boxes, self.downscale)
+            self.held = tile_features(self.vision, self.image, boxes, self.downscale, self.wrap)
         if running:
             comfy.model_management.load_models_gpu(running)
 
@@ -240,15 +269,15 @@ def build_conditioning(
     bar, whole = NodeBar(1 if vision is None else 2), None
     tiles: Sequence[Tensor] | StreamedFeatures | None = None
     with bar.stage():
-        latent = encode_latent(vae, pad_to_multiple(image, multiple), options)
+        latent = encode_latent(vae, padded_for(image, multiple, options.edges, options.node), options)
     if vision is not None:
         with bar.stage():
             if grid is None:
                 whole = encode_vosr_features(vision, pad_to_multiple(image, multiple))
-            elif once and len(grid) > STREAMED_TILES:
+            elif once and len(grid) > HELD_TILES:
                 tiles = StreamedFeatures(vision, image, grid, downscale)
             else:
-                tiles = tile_features(vision, image, grid.boxes, downscale)
+                tiles = tile_features(vision, image, grid.boxes, downscale, grid.wrap)
     known = tiles.held[0] if isinstance(tiles, StreamedFeatures) else tiles[0] if tiles else whole
     # All-zero features give equal context tokens, so one stands for all.
     blank = image.new_zeros(image.shape[0], 1, 0) if known is None else torch.zeros_like(known[:, :1])

@@ -16,15 +16,16 @@ from torch import Tensor
 
 from ...models.color import Method, align_colors
 from ...models.image import upscale
-from ...models.tiles.grid import Box, TileGrid
+from ...models.tiles.grid import Box, TileGrid, Wrap, wrapped_axes
 from ...models.tiles.layout import TileLayout
 from ...models.vosr.sampling import MULTI_STEP, RestorationGuidance, euler_times
 from ..families import model_in_words
-from ..images import Results, checked_image, decode_latent, with_alpha_of
+from ..images import Results, checked_image, with_alpha_of
 from ..live_tiles import LIVE, LiveTiles, live_tiles, minutes, numbered, tell
 from ..progress import NodeBar, show_on_node
-from ..tile_repair import Pictures, TileRepair, repair_tiles, scale_of, whole, with_nan, without_nan
+from ..tile_repair import Pictures, TileRepair, repair_tiles, require_no_repair, scale_of, whole, with_nan, without_nan
 from ..types import VAE, ClipVision, Model
+from ..vae_wrap import decode_around
 from .conditioning import PATCH_SIZE, EncodeOptions, SquareTiles, VOSRConditioning, build_conditioning
 from .guider import RestorationGuider
 from .loader import TILING
@@ -72,6 +73,14 @@ class VOSRRestoreOptions:
     """What happens to bad tiles; None to look for none."""
     preview: bool = True
     """Show the tiles as they are done."""
+
+    def __post_init__(self):
+        require_no_repair(self.repair is not None, self.wrap, NODE)
+
+    @property
+    def wrap(self) -> Wrap:
+        """Over which edges the picture goes on at its other side."""
+        return self.tiles.grid.wrap if isinstance(self.tiles, TileLayout) else self.encode.wrap
 
 
 def vosr_info(model: Model) -> VOSRInfo:
@@ -145,7 +154,7 @@ def restore_item(
     live: LiveTiles | None = None,
 ) -> Tensor:
     """One image `[1, h, w, 3 or 4]` -> `[1, height, width, 3 or 4]`; alpha is resized by itself and rejoined."""
-    upscaled = upscale(image, options.width, options.height)
+    upscaled = upscale(image, options.width, options.height, wrapped_axes(options.wrap))
     bar = NodeBar(1 if options.repair is None else 1 + REPAIR_SHARE)
     with bar.stage():
         if live is not None:
@@ -183,9 +192,10 @@ def restore_enlarged(
         latent, holes = without_nan(latent, conditioning.full[0][1]["concat_latent_image"], redo)
     with bar.stage(DECODING_SHARE * part):
         tell(live, "decoding the picture")
-        decoded = decode_latent(vae, latent, options.encode.vae_tile, made_by=info.name)
+        decoded = decode_around(vae, latent, options.encode.vae_tile, info.name, options.wrap)
     restored = decoded[:, :height, :width, :3]
-    aligned = align_colors(restored, upscaled.to(restored), options.color, in_place=True)
+    around = wrapped_axes(options.wrap)
+    aligned = align_colors(restored, upscaled.to(restored), options.color, in_place=True, around=around)
     return with_nan(aligned, holes, vae.spacial_compression_decode())
 
 
