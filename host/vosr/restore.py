@@ -190,6 +190,8 @@ def restore_enlarged(
     holes = None
     if options.repair is not None:
         latent, holes = without_nan(latent, conditioning.full[0][1]["concat_latent_image"], redo)
+    # Features alone may be as large as the picture.
+    del conditioning
     with bar.stage(DECODING_SHARE * part):
         tell(live, "decoding the picture")
         decoded = decode_around(vae, latent, options.encode.vae_tile, info.name, options.wrap)

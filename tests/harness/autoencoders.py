@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import chain
 from typing import Any
 
 import torch
@@ -71,7 +72,7 @@ def patch_vae(seed: int = 0) -> Any:
     from realisr.host.vosr.autoencoders import ModuleVAE
 
     module = torch.nn.Module()
-    weights = fill([*conv("encoder", 3, 16, 8), *conv("decoder", 16, 3 * 64, 1)], seed)
+    weights = fill(chain(conv("encoder", 3, 16, 8), conv("decoder", 16, 3 * 64, 1)), seed)
     module.encoder, module.decoder = torch.nn.Conv2d(3, 16, 8, stride=8), torch.nn.Conv2d(16, 3 * 64, 1)
     module.encode = module.encoder.forward
     module.decode = lambda latent: torch.nn.functional.pixel_shuffle(module.decoder(latent), 8)
