@@ -7,8 +7,8 @@ pixels a side is restored to SIZE x SIZE. For every stage: seconds, and the most
 every few milliseconds) less what it held before, with the picture that went in, in parts of one float32 RGB image of
 the result. Target: 2.5 at most, of which the enlarged picture and the result are two. The widths of the networks are
 tiny, the autoencoder's is one convolution each way, and everything that goes with the size of the picture is real:
-latents of 16 channels, tiles of 512 pixels, a vector of 768 numbers for each of DINOv2's 1024 places in a tile. Standstill: the longest time between two movements of
-the node's bar.
+latents of 16 channels, tiles of 512 pixels, a vector of 768 numbers for each of DINOv2's 1024 places in a tile.
+Standstill: the longest time between two movements of the node's bar.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from _pack import load_pack  # noqa: E402
-from harness.host import start_host  # noqa: E402
-from host_env import find_host  # noqa: E402
+from _pack import load_pack
+from harness.host import start_host
+from host_env import find_host
 
 METHODS = ("VOSR", "DreamSR")
 STAGES = {
@@ -133,9 +133,7 @@ def dreamsr(host: Any) -> Callable[[Any, int, str], Any]:
     lora = checkpoints.fill([(f"{stem}_A.weight", (4, 256)), (f"{stem}_B.weight", (256, 4))], 9)
     text = [[torch.zeros(1, 5, TEXT_WIDTH), {"pooled_output": torch.zeros(1, 768), "guidance": 3.5}]]
     host.save_model("loras", "large_lora.safetensors", lora)
-    method = DreamSR(
-        model, text, control, lora=AccelerationLoRA.load("large_lora.safetensors", 1.0), texture_steps=1
-    )
+    method = DreamSR(model, text, control, lora=AccelerationLoRA.load("large_lora.safetensors", 1.0), texture_steps=1)
 
     def run(image: Any, side: int, color: str) -> Any:
         grid = tiles_over(side, side, 512, 64)

@@ -50,7 +50,7 @@ RestoreWindow = Callable[[Box, Tensor, int], Tensor]
 
 
 def require_no_repair(repair: bool, wrap: Wrap, node: str) -> None:
-    """Raises ValueError, naming `node`, where bad tiles of a picture that goes on around its edges were to be mended."""
+    """Raises ValueError, naming `node`, where bad tiles were to be mended in a picture that goes on."""
     if repair and wrap != "none":
         raise ValueError(f"{node}: tile_check does not look around the edge. Set tile_check to off, or wrap to none.")
 

@@ -108,7 +108,8 @@ def resize(
 ) -> Tensor:
     """Resize images `[B, H, W, C]` in 0..1 to `[B, height, width, C]` of 8-bit levels, on the images' device.
 
-    around: over which edges, (down, across), a picture goes on at its other side. Images already of that size are returned as they are. Raises ValueError for a size below 1.
+    around: over which edges, (down, across), a picture goes on at its other side. Images already of that size are
+    returned as they are. Raises ValueError for a size below 1.
     """
     if width < 1 or height < 1:
         raise ValueError(f"cannot resize to {width}x{height}: both sides must be at least 1 pixel")

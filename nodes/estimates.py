@@ -196,7 +196,13 @@ def dinov2(name: Any) -> VisionSize:
 
 def describe_dreamsr(node: Node, to: tuple[int, int]) -> Described:
     layout = tile_layout(node)
-    grid = tiles_over(*to, int(node.number("tile_size")), int(node.number("overlap")), layout, checked_wrap(node.value("wrap", "none")))
+    grid = tiles_over(
+        *to,
+        int(node.number("tile_size")),
+        int(node.number("overlap")),
+        layout,
+        checked_wrap(node.value("wrap", "none")),
+    )
     removal = node.value("lora_name", NO_LORA) != NO_LORA
     unused = ([] if layout is None else ["tile_size", "overlap"]) + ([] if removal else ["lora_strength"])
     control = node.along("mm_controlnet", "RealISR_LoadMMControlNet")

@@ -171,9 +171,10 @@ def encode_latent(vae: VAE, image: Tensor, options: EncodeOptions) -> Tensor:
 
 
 def cut(image: Tensor, box: Box, downscale: int, wrap: Wrap = "none") -> Tensor:
-    """A tile's part `[B, 3, h, w]` of `[B, H, W, 3]`; where it is beyond, the border is repeated, or the picture goes on.
+    """A tile's part `[B, 3, h, w]` of `[B, H, W, 3]`.
 
-    box: in latent cells of `downscale` pixels.
+    Where it is beyond the picture the border is repeated, or over the edges of `wrap` the picture goes on. box: in
+    latent cells of `downscale` pixels.
     """
     part = image.movedim(-1, 1)
     sides = ((2, box.top, box.height), (3, box.left, box.width))

@@ -13,7 +13,6 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-
 Wrap = Literal["none", "left-right", "both"]
 """Over which of its edges a field goes on at its other side."""
 
