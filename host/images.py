@@ -8,9 +8,10 @@ import comfy.model_management
 import torch
 from torch import Tensor, nn
 
-from ..models.image import to_levels
+from ..models.image import extremes, to_levels
 from .progress import following
 from .types import VAE
+from .vae_tiles import can_stream, decode_streamed
 
 VAE_TILE_STEP = 64
 """The host's tiled encoding also runs half and double sides, which must fall on latent cells."""
@@ -40,7 +41,7 @@ def checked_image(image: Tensor, where: str = "") -> Tensor:
         )
     # Of an IMAGE in fp8, for which torch knows no extremes.
     image = image.float() if image.itemsize == 1 else image
-    low, high = (float(value) for value in torch.aminmax(image))
+    low, high = extremes(image)
     if not (math.isfinite(low) and math.isfinite(high)):
         bad = int((~torch.isfinite(image)).sum())
         raise ValueError(
@@ -88,6 +89,34 @@ def with_transparency(image: Tensor, mask: Tensor | None, where: str = "") -> Te
     own = image[..., 3:] if image.shape[-1] == 4 else torch.ones_like(image[..., :1])
     # Load Image's 1 - alpha and back falls just below a level now and then, and Save Image rounds down.
     return torch.cat([image[..., :3], to_levels(own * (1 - mask[..., None]))], dim=-1)
+
+
+def with_alpha_of(enlarged: Tensor, restored: Tensor, ours: bool) -> Tensor:
+    """A restored image `[1, H, W, 3]` with the alpha of `[1, H, W, 3 or 4]`; ours: that one may be written over."""
+    if enlarged.shape[-1] == 3:
+        return restored
+    if ours and enlarged.dtype == restored.dtype and enlarged.device == restored.device:
+        enlarged[..., :3] = restored
+        return enlarged
+    return torch.cat([restored, enlarged[..., 3:].to(restored)], dim=-1)
+
+
+class Results:
+    """The restored images of a batch, one after another in the memory of the result."""
+
+    def __init__(self, count: int):
+        self.count, self.done = count, 0
+        self.images: Tensor
+
+    def add(self, image: Tensor) -> None:
+        """The next one, `[1, H, W, C]`."""
+        if self.count == 1:
+            self.images = image
+            return
+        if not self.done:
+            self.images = image.new_empty(self.count, *image.shape[1:])
+        self.images[self.done] = image[0]
+        self.done += 1
 
 
 def check_vae_tile(vae_tile: int) -> None:
@@ -140,7 +169,7 @@ def require_image_latent(latent: Tensor) -> None:
 
 def require_finite(values: Tensor, made_by: str) -> None:
     """Raises ValueError naming what made them unless all values are numbers: where a run's error becomes known."""
-    if not all(torch.stack(torch.aminmax(values)).isfinite()):
+    if not all(map(math.isfinite, extremes(values))):
         raise ValueError(
             f"{made_by} made values that are not numbers (NaN or infinite), which would be a black picture. Its "
             "weights are too large for the precision it runs in, or damaged: choose fp32 or bf16 (a loader's "
@@ -165,6 +194,8 @@ def decode_whole_or_tiled(vae: VAE, latent: Tensor, vae_tile: int) -> Tensor:
         with following(half_of(vae, "decoder")):
             return vae.decode(latent)
     side = max(1, tile // vae.spacial_compression_decode())
+    if can_stream(vae, latent):
+        return decode_streamed(vae, latent, side, side // 4)
     return vae.decode_tiled(latent, tile_x=side, tile_y=side, overlap=side // 4)
 
 

@@ -174,8 +174,9 @@ class LiveTiles:
         self.pending = []
         shown = np.array(self.canvas)
         current = np.zeros(shown.shape[:2], dtype=bool)
-        for left, top, right, bottom in (place for box in self.outlined for place in self.places(box)):
-            current[top : max(bottom, top + 1), left : max(right, left + 1)] = True
+        places = [part for box in self.outlined for place in self.places(box) for part in self.around(place)]
+        for left, top, right, bottom in places:
+            current[max(top, 0) : max(bottom, top + 1), max(left, 0) : max(right, left + 1)] = True
         # Tiles that run together lie over one another: one line around them all.
         shown[edge(current, 2 * LINE)] = SHADOW
         shown[edge(current, LINE)] = OUTLINE
@@ -200,7 +201,20 @@ class LiveTiles:
         assert self.canvas is not None
         left, top, right, bottom = place
         size = (max(right - left, 1), max(bottom - top, 1))
-        self.canvas.paste(picture.convert("RGB").resize(size, Image.Resampling.BICUBIC), (left, top))
+        resized = picture.convert("RGB").resize(size, Image.Resampling.BICUBIC)
+        for part in self.around(place):
+            self.canvas.paste(resized, part[:2])
+
+    def around(self, place: tuple[int, int, int, int]) -> list[tuple[int, int, int, int]]:
+        """A place, and again where what is beyond the right and bottom edge comes in at the other side."""
+        assert self.canvas is not None
+        width, height = self.canvas.size
+        left, top, right, bottom = place
+        return [
+            (left - across, top - down, right - across, bottom - down)
+            for down in ((0, height) if bottom > height + 1 else (0,))
+            for across in ((0, width) if right > width + 1 else (0,))
+        ]
 
     def places(self, box: Box) -> list[tuple[int, int, int, int]]:
         """(left, top, right, bottom) of a tile in every pane, in pixels of the canvas."""

@@ -49,6 +49,10 @@ def within_memory(
     return done
 
 
+NOTHING = -1
+"""The budget of a memo that keeps nothing, not even what counts no bytes."""
+
+
 class BoundedMemo(Generic[T]):
     """Values kept by key until they take `budget` bytes; further ones are not, so that memory does not grow.
 

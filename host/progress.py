@@ -58,6 +58,17 @@ class NodeBar:
         self.show(self.passed)
 
 
+@contextmanager
+def unseen() -> Iterator[None]:
+    """Bars that are made within move nothing: for work that is part of another one's step."""
+    outer = comfy.utils.PROGRESS_BAR_HOOK
+    comfy.utils.set_progress_bar_global_hook(None)
+    try:
+        yield
+    finally:
+        comfy.utils.set_progress_bar_global_hook(outer)
+
+
 def begin() -> None:
     """Show that the node works, where it is not known yet how much there is to do."""
     comfy.utils.ProgressBar(FINE).update_absolute(BEGUN)

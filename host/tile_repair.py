@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..models.tile_check.blend import lay_over, window_of
 from ..models.tile_check.check import Thresholds, TileCheck, check_tiles, fitted
-from ..models.tiles.grid import Box, TileGrid
+from ..models.tiles.grid import Box, TileGrid, Wrap
 from ..models.tiles.weights import Weights
 from .images import require_finite
 from .progress import NodeBar, show_on_node
@@ -47,6 +47,12 @@ class Pictures:
 
 RestoreWindow = Callable[[Box, Tensor, int], Tensor]
 """(place, low-quality picture `[1, h, w, 3]` of it, number of the round from 1) -> `[1, h, w, 3]`, all in pixels."""
+
+
+def require_no_repair(repair: bool, wrap: Wrap, node: str) -> None:
+    """Raises ValueError, naming `node`, where bad tiles were to be mended in a picture that goes on."""
+    if repair and wrap != "none":
+        raise ValueError(f"{node}: tile_check does not look around the edge. Set tile_check to off, or wrap to none.")
 
 
 def scale_of(image: Tensor, width: int, height: int) -> float:

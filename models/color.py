@@ -12,7 +12,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .image import LANCZOS, from_bytes, gaussian_blur, resize, to_bytes, truncate_to_bytes
+from .image import (
+    LANCZOS,
+    NOT_AROUND,
+    Around,
+    blurred_strip,
+    border_indices,
+    from_bytes,
+    gaussian_kernel,
+    resize,
+    strips,
+    to_bytes,
+    truncate_to_bytes,
+)
 
 Method = Literal["adain", "wavelet", "none"]
 METHODS: tuple[Method, ...] = get_args(Method)
@@ -29,20 +41,44 @@ def spread(image: Tensor) -> tuple[Tensor, Tensor]:
     return torch.std_mean(image, dim=(0, 1), correction=min(1, pixels - 1))
 
 
-def adain(image: Tensor, reference: Tensor) -> Tensor:
-    """Give `image` `[H, W, 3]` the per-channel mean and (unbiased) standard deviation of `reference`, of any size."""
+def adain(image: Tensor, reference: Tensor, out: Tensor) -> None:
+    """Give `image` `[H, W, 3]` the per-channel mean and (unbiased) standard deviation of `reference`, of any size.
+
+    out: `[H, W, 3]`, what it is written to, clamped to 0..1; may be the image itself.
+    """
     std, mean = spread(image)
     ref_std, ref_mean = spread(reference)
-    return (image - mean) / (std + EPSILON) * (ref_std + EPSILON) + ref_mean
+    for rows in strips(image.shape[0]):
+        aligned = (image[rows] - mean) / (std + EPSILON) * (ref_std + EPSILON) + ref_mean
+        out[rows] = aligned.clamp_(0, 1)
 
 
-def swap_low_frequencies(image: Tensor, reference: Tensor) -> Tensor:
-    """Replace the low frequencies of `image` `[H, W, 3]` by those of `reference`, resized to it with Lanczos."""
+def swap_low_frequencies(image: Tensor, reference: Tensor, out: Tensor, around: Around = NOT_AROUND) -> None:
+    """Replace the low frequencies of `image` `[H, W, 3]` by those of `reference`, resized to it with Lanczos.
+
+    out: `[H, W, 3]`, what it is written to, clamped to 0..1; may be the image itself. around: over which edges, (down,
+    across), the picture goes on at its other side.
+    """
     height, width, _ = image.shape
-    reference = resize(reference[None], width, height, LANCZOS)[0]
-    # The blur is linear: one pass over the difference stands for one over each.
-    low = gaussian_blur((reference - image).movedim(-1, 0)[None], BLUR_SIGMA, BLUR_RADIUS)
-    return image + low[0].movedim(0, -1)
+    radius = BLUR_RADIUS
+    reference = resize(reference[None], width, height, LANCZOS, around)[0]
+    rows = border_indices(height, radius, around[0]).to(image.device)
+    columns = border_indices(width, radius, around[1]).to(image.device)
+    kernel = gaussian_kernel(BLUR_SIGMA, radius).to(image)
+    # Rows as they were that the blur still needs where out is the image: the first ones, and those above the strip.
+    head, kept, kept_from = image[:radius].clone(), image[:0], 0
+    for strip in strips(height):
+        taken = rows[strip.start : strip.stop + 2 * radius]
+        whole = image.index_select(0, taken)
+        above, first = (taken < strip.start) & (taken >= kept_from), (taken < kept_from) & (taken < radius)
+        whole[above] = kept[taken[above] - kept_from]
+        whole[first] = head[taken[first]]
+        # The blur is linear: one pass over the difference stands for one over each.
+        difference = (reference.index_select(0, taken) - whole).movedim(-1, 0)[:, None]
+        low = blurred_strip(difference.contiguous(), kernel, columns)
+        size = strip.stop - strip.start
+        kept, kept_from = whole[max(size - radius, 0) : size + radius].clone(), strip.stop - 2 * radius
+        out[strip] = (whole[radius : radius + size] + low[:, 0].movedim(0, -1)).clamp_(0, 1)
 
 
 def dilated_blur(images: Tensor, radius: int) -> Tensor:
@@ -77,18 +113,21 @@ def swap_lowest_band(images: Tensor, reference: Tensor) -> Tensor:
     return (images + low).clamp(0, 1)
 
 
-def align_one(image: Tensor, reference: Tensor, method: Method) -> Tensor:
-    """Align one image `[H, W, 3]`; both in 0..1, clamped result."""
-    aligned = adain(image, reference) if method == "adain" else swap_low_frequencies(image, reference)
-    return aligned.clamp(0, 1)
-
-
-def align_colors(images: Tensor, reference: Tensor, method: Method, quantise: bool = False) -> Tensor:
+def align_colors(
+    images: Tensor,
+    reference: Tensor,
+    method: Method,
+    quantise: bool = False,
+    in_place: bool = False,
+    around: Around = NOT_AROUND,
+) -> Tensor:
     """Images `[B, H, W, C]` with the colours of `reference` `[B or 1, H', W', C']`; both float in 0..1.
 
     Colour channels are the first three; further ones (alpha) of `images` are passed through and those of
     `reference` ignored. quantise: truncate to 8 bits before and after, as the reference implementation does.
-    Images are done one at a time, so memory does not grow with the batch.
+    Images are done one at a time and in strips, so that beyond the result memory grows with neither batch nor size,
+    unless they are quantised. in_place: write the result into `images`. around: over which edges, (down, across),
+    the picture goes on at its other side.
 
     Raises ValueError for an unknown method, a batch that does not fit, or fewer than three channels.
     """
@@ -106,12 +145,18 @@ def align_colors(images: Tensor, reference: Tensor, method: Method, quantise: bo
         )
     if method == "none":
         return images
-    out = images.clone()
+    out = images if in_place else torch.empty_like(images)
     for index, target in enumerate(out):
+        if not in_place:
+            target[..., 3:] = images[index, ..., 3:]
         image = images[index, ..., :3].float()
         model = reference[index % reference.shape[0], ..., :3].float().to(image.device)
         if quantise:
             image, model = from_bytes(truncate_to_bytes(image)), from_bytes(to_bytes(model))
-        aligned = align_one(image, model, method)
-        target[..., :3] = from_bytes(truncate_to_bytes(aligned)) if quantise else aligned
+        if method == "adain":
+            adain(image, model, target[..., :3])
+        else:
+            swap_low_frequencies(image, model, target[..., :3], around)
+        if quantise:
+            target[..., :3] = from_bytes(truncate_to_bytes(target[..., :3]))
     return out

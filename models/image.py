@@ -7,16 +7,42 @@ itself: rounded to 8 bits, resized, back to float. An 8-bit source loses nothing
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
+
 import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+Around = tuple[bool, bool]
+"""Whether a picture goes on at its other side: over its top and bottom, over its left and right."""
+
+NOT_AROUND: Around = (False, False)
+
 STRIP_ROWS = 256
+FILTER_REACH = 3
+"""Pixels on either side that Pillow's widest filter, Lanczos, takes in."""
+
 BICUBIC = Image.Resampling.BICUBIC
 LANCZOS = Image.Resampling.LANCZOS
 BOX = Image.Resampling.BOX
+
+
+def strips(height: int) -> Iterator[slice]:
+    """Rows of an image, STRIP_ROWS at a time: what makes no copy of a large one works on these."""
+    for top in range(0, height, STRIP_ROWS):
+        yield slice(top, min(top + STRIP_ROWS, height))
+
+
+def extremes(values: Tensor) -> tuple[float, float]:
+    """Least and largest of `[B, H, ...]`, NaN where any is no number.
+
+    torch.aminmax copies what is not contiguous; this works in strips of H.
+    """
+    ends = torch.stack([torch.stack(torch.aminmax(values[:, rows])) for rows in strips(values.shape[1])])
+    return float(ends[:, 0].min()), float(ends[:, 1].max())
 
 
 def to_bytes(images: Tensor) -> Tensor:
@@ -41,18 +67,49 @@ def to_levels(images: Tensor) -> Tensor:
 
 def resize_bytes(image: Tensor, width: int, height: int, resample: Image.Resampling) -> Tensor:
     """Resize one 8-bit image `[H, W, C]` on the CPU; every channel alike, alpha included."""
+    out = torch.empty((height, width, image.shape[-1]), dtype=torch.uint8)
+    for rows, channels, levels in resized_strips(image, width, height, resample):
+        out[rows, :, channels] = levels
+    return out
+
+
+def resized_strips(
+    image: Tensor, width: int, height: int, resample: Image.Resampling, around: Around = NOT_AROUND
+) -> Iterator[tuple[slice, slice, Tensor]]:
+    """One 8-bit image `[H, W, C]` on the CPU, resized: (rows, channels, `[rows, width, channels]`) by and by."""
+    box = None
+    if any(around):
+        # What the filter reaches beyond the edges; the box is the image itself.
+        reach = [
+            math.ceil(FILTER_REACH * max(1.0, old / new)) + 1 if goes_on else 0
+            for goes_on, old, new in zip(around, image.shape, (height, width), strict=False)
+        ]
+        box = (reach[1], reach[0], reach[1] + image.shape[1], reach[0] + image.shape[0])
+        for dim, beyond in enumerate(reach):
+            image = image.index_select(dim, torch.arange(-beyond, image.shape[dim] + beyond) % image.shape[dim])
     array = image.numpy()
     if array.shape[-1] == 3:
-        return torch.from_numpy(np.array(Image.fromarray(array).resize((width, height), resample)))
-    bands = [Image.fromarray(np.ascontiguousarray(band)) for band in np.moveaxis(array, -1, 0)]
-    resized = [np.array(band.resize((width, height), resample)) for band in bands]
-    return torch.from_numpy(np.stack(resized, axis=-1))
+        parts = [(slice(0, 3), array)]
+    else:
+        parts = [(slice(band, band + 1), array[..., band]) for band in range(array.shape[-1])]
+    for channels, part in parts:
+        resized = Image.fromarray(np.ascontiguousarray(part)).resize((width, height), resample, box)
+        for rows in strips(height):
+            strip = np.array(resized.crop((0, rows.start, width, rows.stop)))
+            yield rows, channels, torch.from_numpy(strip).view(rows.stop - rows.start, width, -1)
 
 
-def resize(images: Tensor, width: int, height: int, resample: Image.Resampling = BICUBIC) -> Tensor:
+def resize(
+    images: Tensor,
+    width: int,
+    height: int,
+    resample: Image.Resampling = BICUBIC,
+    around: Around = NOT_AROUND,
+) -> Tensor:
     """Resize images `[B, H, W, C]` in 0..1 to `[B, height, width, C]` of 8-bit levels, on the images' device.
 
-    Images already of that size are returned as they are. Raises ValueError for a size below 1.
+    around: over which edges, (down, across), a picture goes on at its other side. Images already of that size are
+    returned as they are. Raises ValueError for a size below 1.
     """
     if width < 1 or height < 1:
         raise ValueError(f"cannot resize to {width}x{height}: both sides must be at least 1 pixel")
@@ -60,13 +117,15 @@ def resize(images: Tensor, width: int, height: int, resample: Image.Resampling =
         return images
     out = torch.empty((images.shape[0], height, width, images.shape[-1]), dtype=images.dtype, device=images.device)
     for source, target in zip(images, out, strict=True):
-        target.copy_(from_bytes(resize_bytes(to_bytes(source).cpu(), width, height, resample)))
+        levels = torch.cat([to_bytes(source[rows]).cpu() for rows in strips(source.shape[0])])
+        for rows, channels, strip in resized_strips(levels, width, height, resample, around):
+            target[rows, :, channels] = from_bytes(strip).to(target)
     return out
 
 
-def upscale(images: Tensor, width: int, height: int) -> Tensor:
+def upscale(images: Tensor, width: int, height: int, around: Around = NOT_AROUND) -> Tensor:
     """Bicubic `resize`, alpha included: the low-quality image a restoration network is given."""
-    return resize(images, width, height, BICUBIC)
+    return resize(images, width, height, BICUBIC, around)
 
 
 def pad_to_multiple(image: Tensor, multiple: int) -> Tensor:
@@ -87,6 +146,11 @@ def reflect_indices(length: int, radius: int) -> Tensor:
     return torch.minimum(phase, period - phase)
 
 
+def border_indices(length: int, radius: int, around: bool) -> Tensor:
+    """The same, or where a side goes on at its other end, as in `c d a b c d a b`."""
+    return torch.arange(-radius, length + radius) % length if around else reflect_indices(length, radius)
+
+
 def mirror_borders(images: Tensor, radius: int) -> Tensor:
     """`[B, C, H, W]` with `radius` more pixels on every side, as in `reflect_indices`.
 
@@ -96,6 +160,13 @@ def mirror_borders(images: Tensor, radius: int) -> Tensor:
     return images.index_select(2, rows).index_select(3, columns)
 
 
+def gaussian_kernel(sigma: float, radius: int) -> Tensor:
+    """`[2 radius + 1]` in float64, of sum 1."""
+    offsets = torch.arange(-radius, radius + 1, dtype=torch.float64)
+    kernel = torch.exp(-(offsets**2) / (2 * sigma**2))
+    return kernel / kernel.sum()
+
+
 def gaussian_blur(images: Tensor, sigma: float, radius: int) -> Tensor:
     """Blur `[B, C, H, W]` with a (2 radius + 1)-wide Gaussian; borders are mirrored without repeating the edge.
 
@@ -103,15 +174,18 @@ def gaussian_blur(images: Tensor, sigma: float, radius: int) -> Tensor:
     ComfyUI brings, hold several copies of the image and refuse sides that are not longer than the radius.
     """
     height, width = images.shape[-2:]
-    offsets = torch.arange(-radius, radius + 1, dtype=torch.float64)
-    kernel = torch.exp(-(offsets**2) / (2 * sigma**2))
-    kernel = (kernel / kernel.sum()).to(images)
+    kernel = gaussian_kernel(sigma, radius).to(images)
     rows = reflect_indices(height, radius).to(images.device)
     columns = reflect_indices(width, radius).to(images.device)
     planes = images.reshape(-1, 1, height, width)
     out = torch.empty_like(planes)
-    for top in range(0, height, STRIP_ROWS):
-        strip = planes.index_select(2, rows[top : top + STRIP_ROWS + 2 * radius])
-        strip = F.conv2d(strip, kernel.view(1, 1, -1, 1)).index_select(3, columns)
-        out[:, :, top : top + STRIP_ROWS] = F.conv2d(strip, kernel.view(1, 1, 1, -1))
+    for strip in strips(height):
+        around = planes.index_select(2, rows[strip.start : strip.stop + 2 * radius])
+        out[:, :, strip] = blurred_strip(around, kernel, columns)
     return out.view(images.shape)
+
+
+def blurred_strip(around: Tensor, kernel: Tensor, columns: Tensor) -> Tensor:
+    """`[N, 1, rows, W]` of planes `[N, 1, rows + 2 radius, W]`. columns: indices of theirs and of the border's."""
+    strip = F.conv2d(around, kernel.view(1, 1, -1, 1)).index_select(3, columns)
+    return F.conv2d(strip, kernel.view(1, 1, 1, -1))

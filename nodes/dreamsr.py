@@ -22,6 +22,7 @@ from ..models.tiles.layout import require_tile
 from .inputs import (
     MAX_SEED,
     TILE_CHECK_OFF,
+    checked_wrap,
     chosen_repair,
     error_of,
     mask_input,
@@ -34,6 +35,7 @@ from .inputs import (
     tile_weights_input,
     tiles_per_batch_input,
     vae_tile_input,
+    wrap_input,
 )
 from .presets import preset_input
 from .sockets import MMControlNetSocket, TileGridSocket
@@ -181,6 +183,7 @@ class DreamSRRestore(io.ComfyNode):
                 preview_input(),
                 mask_input(),
                 preset_input(DREAMSR),
+                wrap_input(),
             ],
             outputs=[io.Image.Output(display_name="image", tooltip="The restored image at the target size.")],
         )
@@ -229,6 +232,7 @@ class DreamSRRestore(io.ComfyNode):
         preview=None,
         mask=None,
         preset=None,
+        wrap=None,
     ) -> io.NodeOutput:
         def one(name: str, values: list[Any] | None) -> Any:
             return only(NAME, name, values)
@@ -252,7 +256,13 @@ class DreamSRRestore(io.ComfyNode):
             weights=one("weights", weights),
             tiles_per_batch=one("tiles_per_batch", tiles_per_batch),
         )
-        grid = tiles_over(*size, one("tile_size", tile_size), one("overlap", overlap), one("tile_grid", tile_grid))
+        grid = tiles_over(
+            *size,
+            one("tile_size", tile_size),
+            one("overlap", overlap),
+            one("tile_grid", tile_grid),
+            checked_wrap(one("wrap", wrap)),
+        )
         require_possible(estimate(method, one("vae", vae), size, grid, one("vae_tile_size", vae_tile_size)))
         return io.NodeOutput(
             restore_images(

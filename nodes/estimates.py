@@ -46,7 +46,7 @@ from . import pure as pure_node
 from . import vosr as vosr_node
 from .dreamsr import NO_LORA
 from .graph import Node, Unknown, picture_size, tile_layout
-from .inputs import resize_input, size_asked
+from .inputs import checked_wrap, resize_input, size_asked
 
 
 @dataclass(frozen=True)
@@ -156,7 +156,11 @@ def vosr_options(node: Node, to: tuple[int, int]) -> VOSRRestoreOptions:
         guidance=RestorationGuidance(
             scale["restoration_scale"], node.number("guidance_start", 0), node.number("guidance_end", 1)
         ),
-        encode=EncodeOptions(strength, vae_tile=int(node.number("vae_tile_size", 0))),
+        encode=EncodeOptions(
+            strength,
+            vae_tile=int(node.number("vae_tile_size", 0)),
+            wrap=checked_wrap(node.value("wrap", "none")),
+        ),
         tiles=tile_layout(node) or vosr_node.chosen_tiles(node.choice("tiling")),
     )
 
@@ -192,7 +196,13 @@ def dinov2(name: Any) -> VisionSize:
 
 def describe_dreamsr(node: Node, to: tuple[int, int]) -> Described:
     layout = tile_layout(node)
-    grid = tiles_over(*to, int(node.number("tile_size")), int(node.number("overlap")), layout)
+    grid = tiles_over(
+        *to,
+        int(node.number("tile_size")),
+        int(node.number("overlap")),
+        layout,
+        checked_wrap(node.value("wrap", "none")),
+    )
     removal = node.value("lora_name", NO_LORA) != NO_LORA
     unused = ([] if layout is None else ["tile_size", "overlap"]) + ([] if removal else ["lora_strength"])
     control = node.along("mm_controlnet", "RealISR_LoadMMControlNet")

@@ -16,7 +16,7 @@ from PIL import ExifTags, Image
 
 from ..models.tiles.layout import TileLayout
 from .image import LOW_RESOLUTION, PHOTOS
-from .inputs import resize_input, size_asked
+from .inputs import checked_wrap, resize_input, size_asked
 
 LONGEST_WAY = 100
 """Nodes that are followed one after another; a ring of links ends here."""
@@ -190,8 +190,8 @@ def tile_layout(node: Node, name: str = "tile_grid") -> TileLayout | None:
     if grid is None:
         raise Unknown(name)
     width, height = picture_size(grid.source("size_of"))
-    sides = (int(grid.number(each)) for each in ("tile_size", "overlap", "align"))
-    return TileLayout.fitted(height, width, *sides)
+    tile, overlap, align = (int(grid.number(each)) for each in ("tile_size", "overlap", "align"))
+    return TileLayout.fitted(height, width, tile, overlap, align, checked_wrap(grid.value("wrap", "none")))
 
 
 SIZES = {

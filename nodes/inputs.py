@@ -11,6 +11,7 @@ from comfy_api.latest import io
 
 from ..host.images import checked_image
 from ..host.tile_repair import TileRepair
+from ..models.tiles.grid import WRAPS, Wrap
 from ..models.tiles.weights import WEIGHTS, Weights
 from .sockets import VLMSocket
 
@@ -246,6 +247,30 @@ def preview_input() -> io.Boolean.Input:
             "Takes at most an eighth of the time and does not change the result."
         ),
     )
+
+
+def wrap_input() -> io.Combo.Input:
+    """Over which edges a picture goes on at its other side; last among a node's inputs."""
+    return io.Combo.Input(
+        "wrap",
+        options=list(WRAPS),
+        default="none",
+        optional=True,
+        advanced=True,
+        tooltip=(
+            "For pictures whose edges meet: left-right for 360° panoramas, both for textures that repeat. Tiles then "
+            "lie over the edge too, so that no line shows where the ends meet. none: an ordinary picture."
+        ),
+    )
+
+
+def checked_wrap(wrap: str | None) -> Wrap:
+    """What the widget asks for, none where it is missing. Raises ValueError for no option."""
+    if wrap is None:
+        return "none"
+    if wrap not in WRAPS:
+        raise ValueError(f"The input wrap is {wrap!r:.60}. It takes {' or '.join(map(repr, WRAPS))}.")
+    return wrap
 
 
 def chosen_repair(tile_check: str, rounds: int) -> TileRepair | None:

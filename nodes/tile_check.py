@@ -180,6 +180,11 @@ def grid_over(layout: TileLayout, height: int, width: int) -> TileGrid:
             f"{NAME}: the tile grid is for {columns}x{rows} pixels, the image is {width}x{height}. Give Tile Grid the "
             f"image at the size of the result, both sides multiples of {CELL}."
         )
+    if layout.grid.wrap != "none":
+        raise ValueError(
+            f"{NAME}: the connected Tile Grid lays tiles around the edge (wrap {layout.grid.wrap}), which this node "
+            "does not look at. Connect a Tile Grid with wrap set to none."
+        )
     return layout.grid.scaled(CELL)
 
 

@@ -17,7 +17,15 @@ from ..host.tiling.sampling import Tiling
 from ..host.tiling.tile_size import largest_tile
 from ..models.tiles.layout import CELL, TileLayout, require_tile
 from ..models.tiles.preview import draw_tiles
-from .inputs import error_of, only, preview_input, tile_weights_input, tiles_per_batch_input
+from .inputs import (
+    checked_wrap,
+    error_of,
+    only,
+    preview_input,
+    tile_weights_input,
+    tiles_per_batch_input,
+    wrap_input,
+)
 from .sockets import TileGridSocket
 
 log = logging.getLogger(__name__)
@@ -84,6 +92,7 @@ class TileGridNode(io.ComfyNode):
                         "rounded down to such multiples."
                     ),
                 ),
+                wrap_input(),
             ],
             outputs=[
                 TileGridSocket.Output(display_name="tile_grid", tooltip="For every node that works in tiles."),
@@ -106,7 +115,9 @@ class TileGridNode(io.ComfyNode):
         return error_of(partial(require_tile, tile_size, overlap or 0, align or 1)) or True
 
     @classmethod
-    def execute(cls, size_of, tile_size: int, overlap: int, align: int, model=None) -> io.NodeOutput:
+    def execute(
+        cls, size_of, tile_size: int, overlap: int, align: int, model=None, wrap: str = "none"
+    ) -> io.NodeOutput:
         image = size_of if isinstance(size_of, torch.Tensor) else None
         if image is not None:
             height, width = image.shape[1:3]
@@ -116,7 +127,7 @@ class TileGridNode(io.ComfyNode):
             if model is None:
                 raise ValueError("Tile Grid: tile_size 0 chooses by free memory, for which model must be connected.")
             tile_size = largest_tile(model)
-        layout = TileLayout.fitted(height, width, tile_size, overlap, align)
+        layout = TileLayout.fitted(height, width, tile_size, overlap, align, checked_wrap(wrap))
         if overlap == 0 and len(layout) > 1:
             log.warning("RealISR: Tile Grid has no overlap: the borders of its tiles will show.")
         return io.NodeOutput(layout, draw_tiles(layout, image), len(layout))

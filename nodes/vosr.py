@@ -19,6 +19,7 @@ from ..models.vosr.sampling import DEFAULT_GUIDANCE_SCALE, RestorationGuidance
 from .inputs import (
     MAX_SEED,
     TILE_CHECK_OFF,
+    checked_wrap,
     chosen_repair,
     error_of,
     mask_input,
@@ -29,6 +30,7 @@ from .inputs import (
     target_size,
     tile_check_inputs,
     vae_tile_input,
+    wrap_input,
 )
 from .presets import preset_input
 from .sockets import TileGridSocket
@@ -355,6 +357,7 @@ class RestorationCFGSampler(io.ComfyNode):
                 preview_input(),
                 mask_input(),
                 preset_input(VOSR),
+                wrap_input(),
             ],
             outputs=[io.Image.Output(display_name="image", tooltip="The restored image at the target size.")],
         )
@@ -394,18 +397,22 @@ class RestorationCFGSampler(io.ComfyNode):
         preview: bool = True,
         mask=None,
         preset: str = CUSTOM,
+        wrap: str = "none",
     ) -> io.NodeOutput:
         image = with_transparency(checked_image(image, "Restoration-CFG Sampler: "), mask, "Restoration-CFG Sampler: ")
         width, height = target_size(image, resize)
         scale = applied(VOSR, preset, {"restoration_scale": restoration_scale})["restoration_scale"]
+        tiles = chosen_tiles(tiling) if tile_grid is None else tile_grid
         options = VOSRRestoreOptions(
             width=width,
             height=height,
             seed=seed,
             steps=steps,
             guidance=RestorationGuidance(scale, guidance_start, guidance_end),
-            encode=EncodeOptions(chosen_strength(weak_strength), posterior=posterior, vae_tile=vae_tile_size),
-            tiles=chosen_tiles(tiling) if tile_grid is None else tile_grid,
+            encode=EncodeOptions(
+                chosen_strength(weak_strength), posterior=posterior, vae_tile=vae_tile_size, wrap=checked_wrap(wrap)
+            ),
+            tiles=tiles,
             color=color_alignment,
             repair=chosen_repair(tile_check, check_rounds),
             preview=preview,

@@ -11,23 +11,23 @@ import comfy.sample
 import comfy.samplers
 import comfy.utils
 import latent_preview
-import torch
 from torch import Tensor
 
 from ...models.color import Method, align_colors
 from ...models.dreamsr.schedule import REMOVAL_TIME, TEXTURE_START, TEXTURE_STEPS, texture_sigmas
 from ...models.image import pad_to_multiple, upscale
 from ...models.tile_check.blend import nearest_tiles, part_grid
-from ...models.tiles.grid import Box, TileGrid
+from ...models.tiles.grid import Box, TileGrid, Wrap, wrapped_axes
 from ...models.tiles.layout import CELL, TileLayout
 from ...models.tiles.weights import Weights
 from ..families import require_flux_dev, require_vae_of
-from ..images import checked_image, decode_latent, encode_image
+from ..images import Results, checked_image, with_alpha_of
 from ..live_tiles import LIVE, LiveTiles, joined, live_tiles, minutes, numbered, tell
 from ..progress import NodeBar, show_on_node
-from ..tile_repair import Pictures, TileRepair, repair_tiles, scale_of, with_nan, without_nan
+from ..tile_repair import Pictures, TileRepair, repair_tiles, require_no_repair, scale_of, with_nan, without_nan
 from ..tiling.sampling import Tiling
 from ..types import VAE, Conditioning, Model
+from ..vae_wrap import decode_around, encode_around, require_meeting
 from .control.apply import apply_mm_control
 from .control.conditioning import ApplyOptions
 from .control.loader import MMControl
@@ -120,14 +120,22 @@ def add_texture(
     )
 
 
-def tiles_over(width: int, height: int, tile: int, overlap: int, layout: TileLayout | None = None) -> TileGrid:
+def tiles_over(
+    width: int, height: int, tile: int, overlap: int, layout: TileLayout | None = None, wrap: Wrap = "none"
+) -> TileGrid:
     """Tiles over a result of `width` x `height`, padded to IMAGE_MULTIPLE; all in pixels.
 
-    layout: takes the place of tile and overlap. Raises ValueError when it is over another size.
+    layout: takes the place of tile and overlap. wrap: over which edges the picture goes on at its other side. Raises
+    ValueError when the layout is over another size or wraps in another way, and for sides that cannot meet.
     """
     padded = height + -height % IMAGE_MULTIPLE, width + -width % IMAGE_MULTIPLE
+    if layout is not None and wrap not in ("none", layout.grid.wrap):
+        raise ValueError(
+            f"{NODE}: wrap is {wrap}, and the connected Tile Grid's is {layout.grid.wrap}. Set it on Tile Grid."
+        )
+    require_meeting(width, height, IMAGE_MULTIPLE, wrap if layout is None else layout.grid.wrap, NODE)
     if layout is None:
-        return TileLayout.fitted(*padded, tile, overlap).grid
+        return TileLayout.fitted(*padded, tile, overlap, wrap=wrap).grid
     if layout.image_size != padded:
         raise ValueError(
             f"{NODE}: the tile grid is for {layout.image_size[1]}x{layout.image_size[0]} pixels, the result is "
@@ -161,11 +169,13 @@ def restore_images(
     require_flux_dev(NODE, method.model)
     require_flow(method.model)
     require_vae_of(NODE, method.model, vae)
-    results, bar, started = [], NodeBar(len(images) * (1 if repair is None else 1 + REPAIR_SHARE)), time.monotonic()
+    require_no_repair(repair is not None, grid.wrap, NODE)
+    results, started = Results(len(images)), time.monotonic()
+    bar = NodeBar(len(images) * (1 if repair is None else 1 + REPAIR_SHARE))
     for index, image in enumerate(images.split(1)):
         comfy.model_management.throw_exception_if_processing_interrupted()
-        enlarged = upscale(image, *size)
-        rgb, alpha = enlarged[..., :3], enlarged[..., 3:]
+        enlarged = upscale(image, *size, wrapped_axes(grid.wrap))
+        rgb = enlarged[..., :3]
         run = ItemRun(method, vae, grid, (seed + index) % 2**64, vae_tile, color, repair)
         seen = Seen(rgb, index, len(images)) if preview else None
         with bar.stage():
@@ -173,10 +183,10 @@ def restore_images(
         if repair is not None:
             with bar.stage(REPAIR_SHARE):
                 restored = run.repaired(Pictures(restored, rgb, scale_of(image, *size)), repair)
-        results.append(torch.cat([restored, alpha.to(restored)], dim=-1))
+        results.add(with_alpha_of(enlarged, restored, enlarged is not image))
     if preview and repair is None:
         show_on_node(f"done in {minutes(time.monotonic() - started)}")
-    return torch.cat(results)
+    return results.images
 
 
 @dataclass(frozen=True, eq=False)
@@ -224,7 +234,7 @@ class ItemRun:
         bar = NodeBar(ENCODING_SHARE + STEP_SHARE * (removal + texture) + DECODING_SHARE)
         with bar.stage(ENCODING_SHARE):
             tell(seen, "reading the picture")
-            latent = encode_image(self.vae, pad_to_multiple(rgb, IMAGE_MULTIPLE), self.vae_tile)
+            latent = encode_around(self.vae, pad_to_multiple(rgb, IMAGE_MULTIPLE), self.vae_tile, self.grid.wrap)
         noise = comfy.sample.prepare_noise(latent, self.seed)
         with bar.stage(STEP_SHARE * removal):
             live = seen.of(method, "removing damage", 1, texture) if seen is not None and removal else None
@@ -234,11 +244,14 @@ class ItemRun:
             restored, holes = add_texture(method, self.grid, clean, noise, self.seed, live), None
         if self.repair is not None:
             restored, holes = without_nan(restored, latent, self.redo)
+        # As large as a quarter of the picture together.
+        del latent, noise, clean
         made_by = "FLUX, or its MM-ControlNet or LoRA,"
         with bar.stage(DECODING_SHARE):
             tell(seen, "decoding the picture")
-            decoded = decode_latent(self.vae, restored, self.vae_tile, made_by)[:, :height, :width, :3]
-        return with_nan(align_colors(decoded, rgb.to(decoded), self.color), holes, CELL)
+            decoded = decode_around(self.vae, restored, self.vae_tile, made_by, self.grid.wrap)
+        decoded, around = decoded[:, :height, :width, :3], wrapped_axes(self.grid.wrap)
+        return with_nan(align_colors(decoded, rgb.to(decoded), self.color, in_place=True, around=around), holes, CELL)
 
     def repaired(self, pictures: Pictures, repair: TileRepair) -> Tensor:
         """The restored image with its bad tiles restored again, each with its surroundings as an image of its own."""

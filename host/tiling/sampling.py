@@ -22,7 +22,7 @@ from ...models.tiles.grid import ONE_PANE, Box, Panes, TileGrid
 from ...models.tiles.merge import merge_tiles
 from ...models.tiles.weights import Weights, tile_weight
 from ..live_tiles import LIVE, LiveTiles, Numbered, live_tiles
-from ..memory import MostTogether, within_memory
+from ..memory import NOTHING, MostTogether, within_memory
 from ..progress import TileProgress, begin
 from ..types import Model
 from .conditions import MODEL_CONDS, TILE, OwnCondsMemo, TileBatch, canvas_conds, tile_cond, tile_options
@@ -246,12 +246,14 @@ class TilingRun:
         if self.live is not None:
             self.live.lay(tiling.panes, (tiling.laid.height, tiling.laid.width))
         self.controls = TileControls(tiling.panes, tiling.canvas_size)
-        self.own = OwnCondsMemo(int(comfy.model_management.get_free_memory(device) * KEPT_SHARE))
+        budget = int(comfy.model_management.get_free_memory(device) * KEPT_SHARE)
+        # Of a single step nothing is read again.
+        self.own = OwnCondsMemo(budget if self.progress.steps > 1 else NOTHING)
 
     def make_room(self) -> bool:
         """Keep no conditions of tiles any more, as memory is short; says whether they took any."""
         kept = any(nbytes for _, nbytes in self.own.memo.kept.values())
-        self.own = OwnCondsMemo(0)
+        self.own = OwnCondsMemo(NOTHING)
         return kept
 
     def tiles_per_forward(self, tiling: Tiling, model: BaseModel, tile_shape: list[int], device: torch.device) -> int:

@@ -20,8 +20,9 @@ from torch import Tensor
 from ...models.vosr.config import VOSRConfig, gives_posterior_mean
 from ...models.vosr.dit import Block, VOSRDiT
 from ...models.vosr.sampling import weak_strength_from_args
+from ..memory import NOTHING
 from ..tiling.conditions import TILE
-from .conditioning import STRENGTH
+from .conditioning import ONCE, STRENGTH
 from .conds import Context, ContextMemo, VisionCond
 from .files import ARGS_KEY, args_to_tensor
 
@@ -206,6 +207,8 @@ class VOSRModel(comfy.model_base.BaseModel):
             # A tile's contexts are kept with those of its canvas.
             canvas = kwargs.get("model_conds", {}).get("vision")
             memo = canvas.cond[0].memo if canvas else ContextMemo(self.context_budget())
+            if kwargs.get(ONCE):
+                memo = ContextMemo(NOTHING)
             out["vision"] = VisionCond([Context(features, memo, kwargs.get(TILE))])
         return out
 

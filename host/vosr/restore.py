@@ -11,20 +11,20 @@ import comfy.sample
 import comfy.samplers
 import comfy.utils
 import latent_preview
-import torch
 from torch import Tensor
 
 from ...models.color import Method, align_colors
 from ...models.image import upscale
-from ...models.tiles.grid import Box, TileGrid
+from ...models.tiles.grid import Box, TileGrid, Wrap, wrapped_axes
 from ...models.tiles.layout import TileLayout
 from ...models.vosr.sampling import MULTI_STEP, RestorationGuidance, euler_times
 from ..families import model_in_words
-from ..images import checked_image, decode_latent
+from ..images import Results, checked_image, with_alpha_of
 from ..live_tiles import LIVE, LiveTiles, live_tiles, minutes, numbered, tell
 from ..progress import NodeBar, show_on_node
-from ..tile_repair import Pictures, TileRepair, repair_tiles, scale_of, whole, with_nan, without_nan
+from ..tile_repair import Pictures, TileRepair, repair_tiles, require_no_repair, scale_of, whole, with_nan, without_nan
 from ..types import VAE, ClipVision, Model
+from ..vae_wrap import decode_around
 from .conditioning import PATCH_SIZE, EncodeOptions, SquareTiles, VOSRConditioning, build_conditioning
 from .guider import RestorationGuider
 from .loader import TILING
@@ -72,6 +72,14 @@ class VOSRRestoreOptions:
     """What happens to bad tiles; None to look for none."""
     preview: bool = True
     """Show the tiles as they are done."""
+
+    def __post_init__(self):
+        require_no_repair(self.repair is not None, self.wrap, NODE)
+
+    @property
+    def wrap(self) -> Wrap:
+        """Over which edges the picture goes on at its other side."""
+        return self.tiles.grid.wrap if isinstance(self.tiles, TileLayout) else self.encode.wrap
 
 
 def vosr_info(model: Model) -> VOSRInfo:
@@ -145,7 +153,7 @@ def restore_item(
     live: LiveTiles | None = None,
 ) -> Tensor:
     """One image `[1, h, w, 3 or 4]` -> `[1, height, width, 3 or 4]`; alpha is resized by itself and rejoined."""
-    upscaled = upscale(image, options.width, options.height)
+    upscaled = upscale(image, options.width, options.height, wrapped_axes(options.wrap))
     bar = NodeBar(1 if options.repair is None else 1 + REPAIR_SHARE)
     with bar.stage():
         if live is not None:
@@ -155,7 +163,7 @@ def restore_item(
         pictures = Pictures(restored, upscaled[..., :3], scale_of(image, options.width, options.height))
         with bar.stage(REPAIR_SHARE):
             restored = repaired(model, vae, vision, pictures, options, options.repair)
-    return torch.cat([restored, upscaled[..., 3:].to(restored)], dim=-1)
+    return with_alpha_of(upscaled, restored, upscaled is not image)
 
 
 def restore_enlarged(
@@ -169,22 +177,26 @@ def restore_enlarged(
 ) -> Tensor:
     """One image `[1, H, W, 3]` at the size of the result -> the same restored. redo: of a bad tile."""
     height, width = upscaled.shape[1:3]
-    steps = SAMPLING_SHARE * own_steps(vosr_info(model), options.steps)
+    info = vosr_info(model)
+    steps = SAMPLING_SHARE * own_steps(info, options.steps)
     part = 1.0 if any(True for _ in vae.first_stage_model.parameters()) else PIXEL_SHARE
     bar = NodeBar((ENCODING_SHARE + DECODING_SHARE) * part + steps)
     with bar.stage(ENCODING_SHARE * part):
         tell(live, "reading the picture")
-        conditioning = build_conditioning(upscaled, vae, vision, options.encode)
+        conditioning = build_conditioning(upscaled, vae, vision, options.encode, own_steps(info, options.steps) == 1)
     with bar.stage(steps):
         latent = sample(model, conditioning, options, live)
     holes = None
     if options.repair is not None:
         latent, holes = without_nan(latent, conditioning.full[0][1]["concat_latent_image"], redo)
+    # Features alone may be as large as the picture.
+    del conditioning
     with bar.stage(DECODING_SHARE * part):
         tell(live, "decoding the picture")
-        decoded = decode_latent(vae, latent, options.encode.vae_tile, made_by=vosr_info(model).name)
+        decoded = decode_around(vae, latent, options.encode.vae_tile, info.name, options.wrap)
     restored = decoded[:, :height, :width, :3]
-    aligned = align_colors(restored, upscaled.to(restored), options.color)
+    around = wrapped_axes(options.wrap)
+    aligned = align_colors(restored, upscaled.to(restored), options.color, in_place=True, around=around)
     return with_nan(aligned, holes, vae.spacial_compression_decode())
 
 
@@ -237,14 +249,14 @@ def restore(model: Model, vae: VAE, vision: ClipVision | None, images: Tensor, o
     images = checked_image(images)
     check_parts(info, vae, vision)
     tiles = options.tiles or training_tiles(info, vae)
-    results, bar, started = [], NodeBar(len(images)), time.monotonic()
+    results, bar, started = Results(len(images)), NodeBar(len(images)), time.monotonic()
     for index, image in enumerate(images.split(1)):
         comfy.model_management.throw_exception_if_processing_interrupted()
         seed = (options.seed + index) % 2**64
         encode = replace(options.encode, seed=seed, tiles=tiles, node=NODE)
         live = live_tiles(model, numbered(index, len(images)), len(images) - index - 1) if options.preview else None
         with bar.stage():
-            results.append(restore_item(model, vae, vision, image, replace(options, seed=seed, encode=encode), live))
+            results.add(restore_item(model, vae, vision, image, replace(options, seed=seed, encode=encode), live))
     if options.preview and options.repair is None:
         show_on_node(f"done in {minutes(time.monotonic() - started)}")
-    return torch.cat(results)
+    return results.images

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from .grid import Box, TileGrid
+from .grid import Box, TileGrid, Wrap
 
 CELL = 8
 """Pixels per latent cell."""
@@ -35,7 +35,9 @@ class TileLayout:
     """In latent cells of CELL x CELL pixels."""
 
     @classmethod
-    def fitted(cls, height: int, width: int, tile: int, overlap: int, align: int = 2) -> TileLayout:
+    def fitted(
+        cls, height: int, width: int, tile: int, overlap: int, align: int = 2, wrap: Wrap = "none"
+    ) -> TileLayout:
         """Tiles over an image of `height` x `width`; all but align in pixels, align in latent cells.
 
         Pixels beyond the last whole latent cell have no latent, as in the host's VAE Encode. Raises ValueError for an
@@ -45,7 +47,7 @@ class TileLayout:
             raise ValueError(f"An image of {width}x{height} pixels is smaller than one latent cell ({CELL}x{CELL}).")
         require_tile(tile, overlap, align)
         size, side, shared = (height // CELL, width // CELL), tile // CELL, overlap // CELL
-        return cls(TileGrid.fitted(size, (side, side), (shared, shared), align))
+        return cls(TileGrid.fitted(size, (side, side), (shared, shared), align, wrap))
 
     def __len__(self) -> int:
         return len(self.grid)
@@ -71,4 +73,4 @@ class TileLayout:
                 f"{image.shape[2]}x{image.shape[1]}. Give Tile Grid the image at the size of the result."
             )
         for box in self.pixel_boxes:
-            yield image[:, box.top : box.top + box.height, box.left : box.left + box.width]
+            yield box.crop(image.movedim(-1, 1)[..., :height, :width]).movedim(1, -1)

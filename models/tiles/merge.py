@@ -31,6 +31,6 @@ def merge_tiles(
     weights = torch.zeros((1, 1, grid.height, grid.width), dtype=torch.float32, device=field.device)
     for first, boxes in grid.batches(batch):
         for box, prediction in zip(boxes, predict(first, boxes), strict=True):
-            box.crop(total).add_(prediction.float() * weight)
-            box.crop(weights).add_(weight)
+            box.add_to(total, prediction.float() * weight)
+            box.add_to(weights, weight)
     return total.div_(weights)

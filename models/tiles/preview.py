@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from ..image import from_bytes, to_bytes
-from .grid import Box
+from .grid import Box, wrapped_axes
 from .layout import TileLayout
 
 COLORS = ((255, 99, 71), (64, 150, 255), (70, 190, 110), (245, 190, 40))
@@ -49,13 +49,15 @@ def draw_tiles(layout: TileLayout, image: Tensor | None = None, longest: int = 1
     canvas = Image.fromarray(shaded)
     brush = ImageDraw.Draw(canvas)
     line = max(round(max(size) / 600), 1)
-    for left, top, right, bottom in parts:
+    for left, top, right, bottom in (copy for part in parts for copy in copies(part, layout, size)):
         brush.rectangle((left, top, max(right, left), max(bottom, top)), outline="white", width=line)
-    outline(brush, extent(layout.pixel_boxes[0], scale), 2 * line)
+    for place in copies(extent(layout.pixel_boxes[0], scale), layout, size):
+        outline(brush, place, 2 * line)
     side = NUMBER_SIDE * min(min(right - left, bottom - top) for left, top, right, bottom in parts)
     font = number_font(str(len(parts)), min(side, NUMBER_LIMIT), parts)
-    for index, (left, top, right, bottom) in enumerate(parts):
-        number_at(brush, ((left + right) / 2, (top + bottom) / 2), str(index + 1), font)
+    for index, part in enumerate(parts):
+        for left, top, right, bottom in copies(part, layout, size):
+            number_at(brush, ((left + right) / 2, (top + bottom) / 2), str(index + 1), font)
     return from_bytes(torch.from_numpy(np.array(canvas)))[None]
 
 
@@ -70,10 +72,14 @@ def extent(box: Box, scale: float) -> Rectangle:
 
 
 def own_parts(layout: TileLayout, scale: float) -> list[Rectangle]:
-    """The parts of the picture that are nearest to each tile: they do not overlap."""
+    """The parts of the picture that are nearest to each tile: they do not overlap.
+
+    The first or last one along a side whose ends meet may reach beyond the picture, see copies.
+    """
     grid = layout.grid
-    rows = edges(grid.rows, grid.tile_height, grid.height)
-    columns = edges(grid.columns, grid.tile_width, grid.width)
+    down, across = wrapped_axes(grid.wrap)
+    rows = edges(grid.rows, grid.tile_height, grid.height, down)
+    columns = edges(grid.columns, grid.tile_width, grid.width, across)
     cell = scale * layout.image_size[0] / grid.height
     return [
         (left * cell, top * cell, right * cell - 1, bottom * cell - 1)
@@ -82,28 +88,45 @@ def own_parts(layout: TileLayout, scale: float) -> list[Rectangle]:
     ]
 
 
-def edges(starts: list[int], tile: int, length: int) -> list[float]:
+def edges(starts: list[int], tile: int, length: int, around: bool = False) -> list[float]:
     """Where the own parts of tiles along a side meet: in the middle of what two tiles share."""
     meet = [(before + tile + after) / 2 for before, after in pairwise(starts)]
+    if around:
+        last = (starts[-1] + tile + starts[0] + length) / 2
+        return [last - length, *meet, last]
     return [0.0, *meet, float(length)]
+
+
+def copies(place: Rectangle, layout: TileLayout, size: tuple[int, int]) -> list[Rectangle]:
+    """A place in the picture of `size` (width, height), and again at the other side of edges that it reaches over."""
+    (down, across), (width, height) = wrapped_axes(layout.grid.wrap), size
+    left, top, right, bottom = place
+    return [
+        (left + x, top + y, right + x, bottom + y)
+        for y in ((0, -height, height) if down else (0,))
+        for x in ((0, -width, width) if across else (0,))
+        if right + x >= 0 and bottom + y >= 0 and left + x < width and top + y < height
+    ]
 
 
 def shade(pixels: np.ndarray, layout: TileLayout, parts: list[Rectangle], scale: float) -> np.ndarray:
     """The picture `[h, w, 3]` in bytes, own parts tinted and shared parts darkened."""
     shaded, tiles = pixels.astype(np.float32), np.zeros(pixels.shape[:2], dtype=np.int32)
-    columns = len(layout.grid.columns)
+    columns, size = len(layout.grid.columns), (pixels.shape[1], pixels.shape[0])
     for index, (part, box) in enumerate(zip(parts, layout.pixel_boxes, strict=True)):
         row, column = divmod(index, columns)
-        view = shaded[slices(part)]
-        view += TINT * (np.array(COLORS[(row % 2) * 2 + column % 2], dtype=np.float32) - view)
-        tiles[slices(extent(box, scale))] += 1
+        for place in copies(part, layout, size):
+            view = shaded[slices(place)]
+            view += TINT * (np.array(COLORS[(row % 2) * 2 + column % 2], dtype=np.float32) - view)
+        for place in copies(extent(box, scale), layout, size):
+            tiles[slices(place)] += 1
     shaded[tiles > 1] *= SHARED
     return shaded.round().clip(0, 255).astype(np.uint8)
 
 
 def slices(place: Rectangle) -> tuple[slice, slice]:
     left, top, right, bottom = place
-    return slice(round(top), round(bottom) + 1), slice(round(left), round(right) + 1)
+    return slice(max(round(top), 0), round(bottom) + 1), slice(max(round(left), 0), round(right) + 1)
 
 
 def outline(brush: ImageDraw.ImageDraw, place: Rectangle, line: int) -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from itertools import chain
 from typing import Any
+
+import torch
 
 from .checkpoints import Shapes, StateDict, autoencoder_kl_shapes, conv, fill, linear, norm
 
@@ -59,3 +62,18 @@ def qwen_vae(seed: int = 0, base_dim: int = 8) -> StateDict:
 def randomised(module: Any, seed: int = 0) -> StateDict:
     """Random weights for a module's parameters, also of one on the meta device."""
     return fill(((name, tuple(value.shape)) for name, value in module.named_parameters()), seed)
+
+
+def patch_vae(seed: int = 0) -> Any:
+    """A VAE of 16 channels and 8 pixels a cell, of one convolution each way: for sizes where a deeper one takes long.
+
+    It tells the host that it needs much memory, so that it works in tiles.
+    """
+    from realisr.host.vosr.autoencoders import ModuleVAE
+
+    module = torch.nn.Module()
+    weights = fill(chain(conv("encoder", 3, 16, 8), conv("decoder", 16, 3 * 64, 1)), seed)
+    module.encoder, module.decoder = torch.nn.Conv2d(3, 16, 8, stride=8), torch.nn.Conv2d(16, 3 * 64, 1)
+    module.encode = module.encoder.forward
+    module.decode = lambda latent: torch.nn.functional.pixel_shuffle(module.decoder(latent), 8)
+    return ModuleVAE(module, weights, 16, 8, lambda shape, dtype: 1e15, lambda shape, dtype: 1e15)

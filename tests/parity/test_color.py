@@ -7,7 +7,7 @@ import torch
 
 from parity import golden
 from realisr.models import color
-from realisr.models.image import LANCZOS, from_bytes, resize, to_bytes, truncate_to_bytes, upscale
+from realisr.models.image import LANCZOS, from_bytes, gaussian_blur, resize, to_bytes, truncate_to_bytes, upscale
 
 LQ_TOLERANCE = 1e-6
 BLUR_TOLERANCE = 2e-6
@@ -55,5 +55,5 @@ def test_lanczos_and_blur(case):
         golden.assert_levels(to_bytes(resized)[0], case["mid/lq_resized_u8"], 0, 1.0)
     for key, image in (("mid/blur_lq", resized), ("mid/blur_sr", as_image(case["in/sr"]))):
         if key in case:
-            blurred = color.gaussian_blur(image.movedim(-1, 1), color.BLUR_SIGMA, color.BLUR_RADIUS).movedim(1, -1)[0]
+            blurred = gaussian_blur(image.movedim(-1, 1), color.BLUR_SIGMA, color.BLUR_RADIUS).movedim(1, -1)[0]
             golden.assert_within(blurred, case[key], BLUR_TOLERANCE, key)
