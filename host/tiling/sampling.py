@@ -251,16 +251,24 @@ class TilingRun:
 
     def tiles_per_forward(self, tiling: Tiling, model: BaseModel, tile_shape: list[int], device: torch.device) -> int:
         """tile_shape: `[B, C, ..., h, w]` of one tile."""
-        if tiling.true_positions:
-            return 1
-        if tiling.per_forward:
-            return min(tiling.per_forward, self.most.items)
-        batch, height, width = tile_shape[0], *tile_shape[-2:]
-        wanted = min(max(CELLS_PER_FORWARD // (batch * height * width), 1), self.most.items)
-        if wanted == 1:
-            return 1
-        one = model.memory_required(tile_shape) * MEMORY_MARGIN
-        return max(min(wanted, int(comfy.model_management.get_free_memory(device) / one)), 1)
+        free = comfy.model_management.get_free_memory
+        return tiles_together(tiling, self.most.items, model, tile_shape, lambda: free(device))
+
+
+def tiles_together(
+    tiling: Tiling, most: int, model: BaseModel, tile_shape: Sequence[int], free: Callable[[], float]
+) -> int:
+    """How many of at most `most` tiles of `[B, C, ..., h, w]` run in one forward. free: asks for bytes of memory."""
+    if tiling.true_positions:
+        return 1
+    if tiling.per_forward:
+        return min(tiling.per_forward, most)
+    batch, height, width = tile_shape[0], *tile_shape[-2:]
+    wanted = min(max(CELLS_PER_FORWARD // (batch * height * width), 1), most)
+    if wanted == 1:
+        return 1
+    one = model.memory_required(tile_shape) * MEMORY_MARGIN
+    return max(min(wanted, int(free() / one)), 1)
 
 
 @dataclass(frozen=True)
