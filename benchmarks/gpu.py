@@ -7,10 +7,11 @@
 Needs no network and no model: weights are random, made on the device in bfloat16. Rows run through what the nodes run,
 from picture to picture, and are printed as they finish, a Markdown table for RESULTS.md and the README. What the
 memory or the time left does not allow is a named gap. "bound" is what the chip needs at least, counted on the same
-networks without weights (host/cost.py, which the estimate before a run is from, too): every operation by its arithmetic
-or by its memory traffic, at the rates of the maker's data sheet; for an unknown chip at rates measured first. "share" is
-the useful part of the time by one of the two alone, whichever is larger. By default all weights stay on the GPU; with
---offload ComfyUI keeps elsewhere what does not fit.
+networks without weights (host/cost.py, which the estimate before a run is from, too): every operation by its
+arithmetic or by its memory traffic, at the rates of the maker's data sheet; for an unknown chip at rates measured
+first. "share" is what the chip would need for the arithmetic alone, or for the traffic alone, of the time it took:
+whichever is more. By default all weights stay on the GPU; with --offload ComfyUI keeps elsewhere what does not fit. On
+a CPU the peak counts pictures, too. --bounds runs nothing: it prints the bounds on all cards whose data sheet is known.
 """
 
 from __future__ import annotations
@@ -21,14 +22,15 @@ import json
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from _pack import load_pack
 from gpu_networks import REAL, TINY, Networks, Sizes
+
+from _pack import load_pack
 from harness.host import start_host
 from host_env import find_host
 
@@ -194,9 +196,9 @@ class Bench:
 
     def vicr(self, panel: int) -> Plan:
         import comfy.model_management
-
         from gpu_vicr import VICRRun
-        from realisr.host.forwards import flux_forward, vae_forward
+
+        from realisr.host.forwards import flux_forward, for_cards, vae_forward
 
         def build(device: torch.device) -> Any:
             return self.networks.flux(True, device), self.networks.flux_vae(device)
@@ -212,7 +214,8 @@ class Bench:
             model, decoder = self.of("VICR", build)
             return VICRRun(self.networks, model, decoder).restore(panel, self.sizes.vicr_steps)
 
-        return Plan(forward.times(self.sizes.vicr_steps) + coding[0] + coding[1], peak, restored)
+        sampling = for_cards(forward.times(self.sizes.vicr_steps), described.model.get_dtype_inference())
+        return Plan(sampling + coding[0] + coding[1], peak, restored)
 
     def pure(self) -> Plan:
         from realisr.host.cost import Cost
@@ -274,7 +277,7 @@ class Bench:
             return gap("out of memory")
         arithmetic = plan.cost.flop / (card.tflops * 1e12) / seconds
         traffic = plan.cost.bytes / (card.bandwidth * 1e9) / seconds
-        share = f"{arithmetic:.0%} of FLOP" if arithmetic > traffic or not plan.units else f"{traffic:.0%} of bytes"
+        share = f"{arithmetic:.0%} of FLOP" if arithmetic > traffic else f"{traffic:.0%} of bytes"
         notes = [f"{plan.units / seconds:.0f} tokens/s"] if plan.units else []
         notes += [said for method, said in PAPERS.items() if row.name.startswith(method)]
         return Result(row.name, seconds, bound, share, peak, plan.peak, "; ".join(notes))
@@ -304,28 +307,44 @@ def card_here(device: torch.device) -> Any:
     return Card(f"{name}, rates measured", rate / 1e12, traffic / 1e9, round(memory))
 
 
+def bounds(rows: Sequence[Row]) -> None:
+    """Print what rows come to, and the seconds that each card needs at least."""
+    from realisr.host.cost import CARDS
+
+    print(f"| row | TFLOP | {' | '.join(card.name for card in CARDS)} |\n|{' --- |' * (2 + len(CARDS))}")
+    for row in rows:
+        cost = row.plan().cost
+        seconds = " | ".join(f"{cost.seconds(card):.3g}" for card in CARDS)
+        print(f"| {row.name} | {cost.flop / 1e12:,.0f} | {seconds} |", flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", default="", help="only rows whose name contains one of these, with commas between")
     parser.add_argument("--budget", type=float, default=BUDGET, help="seconds")
     parser.add_argument("--json", type=Path, help="a file for the figures")
     parser.add_argument("--offload", action="store_true", help="let ComfyUI keep weights elsewhere")
-    parser.add_argument("--smoke", action="store_true", help="tiny networks on the CPU: tries the script, not a machine")
+    parser.add_argument(
+        "--smoke", action="store_true", help="tiny networks on the CPU: tries the script, not a machine"
+    )
+    parser.add_argument("--bounds", action="store_true", help="the least that each card needs, by count alone")
     args = parser.parse_args()
     began = time.perf_counter()
-    folder = prepare(args.smoke, args.offload)
+    folder = prepare(args.smoke or args.bounds, args.offload)
     torch.manual_seed(0)
     dtype = torch.float32 if args.smoke else torch.bfloat16
     bench = Bench(TINY if args.smoke else REAL, folder, dtype)
+    wanted = [part.strip().lower() for part in args.rows.split(",")]
+    rows = [row for row in bench.rows() if any(part in row.name.lower() for part in wanted)]
+    if args.bounds:
+        bounds(rows)
+        return
     card = card_here(bench.device)
     sizes = "tiny networks: says nothing of a machine" if args.smoke else "real sizes, random weights"
     print(f"{card.name}: {card.tflops:.4g} TFLOP/s, {card.bandwidth:.0f} GB/s; torch {torch.__version__}; {sizes}\n")
     print(f"| {' | '.join(HEADS)} |\n|{' --- |' * len(HEADS)}", flush=True)
     results, pace = [], FIRST_GUESS
-    wanted = [part.strip().lower() for part in args.rows.split(",")]
-    for row in bench.rows():
-        if not any(part in row.name.lower() for part in wanted):
-            continue
+    for row in rows:
         left = args.budget - (time.perf_counter() - began)
         result = bench.result(row, card, left, 0 if args.smoke else pace, not args.offload and not args.smoke)
         if result.seconds is not None:

@@ -81,7 +81,7 @@ TINY = Sizes(
         for name, channels in (("0.5B", 4), ("1.4B", 16))
     },
     vision={"0.5B": 1, "1.4B": 1},
-    images={"1K": 128, "2K": 192, "4K": 256, "8K": 320},
+    images={"1K": 64, "2K": 128, "4K": 144, "8K": 160},
     steps=2,
     flux={"heads": 1, "double_blocks": 1, "single_blocks": 1, "context_width": 32, "pooled_width": 768},
     control={
@@ -233,7 +233,7 @@ class Networks:
         from realisr.host.pure.model import ARRestorer, Backbone
         from realisr.models.pure.transformer import Chameleon
         from realisr.models.pure.vocabulary import Vocabulary
-        from realisr.models.pure.vqgan import VQGAN, VQConfig
+        from realisr.models.pure.vqgan import VQGAN
 
         device = comfy.model_management.get_torch_device()
         network = answering(filled(Chameleon(self.pure_config(), self.dtype, device))).eval().requires_grad_(False)

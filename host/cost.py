@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import weakref
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -84,8 +84,9 @@ class Cost:
 
     def __add__(self, other: Cost) -> Cost:
         """One after the other."""
-        work: Counter[Operation] = Counter(self.work)
-        work.update(other.work)
+        work = dict(self.work)
+        for operation, count in other.work.items():
+            work[operation] = work.get(operation, 0) + count
         return Cost(work, max(self.peak, other.peak))
 
     def times(self, count: float) -> Cost:
@@ -93,9 +94,10 @@ class Cost:
 
     def halved(self) -> Cost:
         """The same in half precision, for what was counted in float32."""
-        work: Counter[Operation] = Counter()
+        work: dict[Operation, float] = {}
         for operation, count in self.work.items():
-            work[Operation(operation.flop, operation.bytes / HALF, False)] += count
+            half = Operation(operation.flop, operation.bytes / HALF, False)
+            work[half] = work.get(half, 0) + count
         return Cost(work, self.peak // HALF)
 
     def seconds(self, card: Card) -> float:
@@ -154,10 +156,7 @@ class Meter(TorchDispatchMode):
             return
         count = flop_registry.get(func._overloadpacket)
         flop = 0 if count is None else count(*args, **kwargs, out_val=out)
-        # What an operation changes in place it has also been given.
-        moved = sum(leaf.nbytes for leaf in (*given, *fresh)) + sum(
-            leaf.nbytes for leaf in written if leaf is not fresh and not fresh
-        )
+        moved = moved_bytes(func._overloadpacket, given, written)
         self.work[Operation(float(flop), float(moved), is_wide(written[0]))] += 1
 
     def hold(self, tensor: Tensor) -> None:
@@ -177,9 +176,24 @@ class Meter(TorchDispatchMode):
         self.peak = max(self.peak, self.live)
 
 
-ALLOCATIONS = {
-    getattr(torch.ops.aten, name) for name in ("empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided")
-}
+def packets(*names: str) -> frozenset[Any]:
+    return frozenset(getattr(torch.ops.aten, name) for name in names)
+
+
+ALLOCATIONS = packets("empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided")
+LOOK_UPS = packets("embedding", "index", "index_select", "gather")
+"""They read as much of their table as they give."""
+PLACEMENTS = packets("index_copy_", "index_put_", "scatter_", "copy_")
+"""They write as much of their target as they are given."""
+
+
+def moved_bytes(operation: Any, given: Sequence[Tensor], written: Sequence[Tensor]) -> int:
+    """What an operation reads of the tensors it is given, and writes."""
+    if operation in LOOK_UPS:
+        return 2 * sum(leaf.nbytes for leaf in written)
+    if operation in PLACEMENTS:
+        return 2 * sum(leaf.nbytes for leaf in given[1:])
+    return sum(leaf.nbytes for leaf in (*given, *written))
 
 
 def is_wide(tensor: Tensor) -> bool:

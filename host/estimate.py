@@ -10,7 +10,7 @@ from typing import Literal
 import comfy.model_management
 import torch
 
-from .cost import SHOWN_CARDS, CARDS, Cost, is_described
+from .cost import CARDS, SHOWN_CARDS, Cost, is_described
 
 log = logging.getLogger(__name__)
 
@@ -186,7 +186,9 @@ def vae_stages(vae, width: int, height: int, vae_tile: int = 0) -> list[Stage]:
         sides = (min(height, tile), min(width, tile)) if tile else (height, width)
         stage = Stage(name, int(vae.model_size()), int(used(shape(*sides), vae.vae_dtype)))
         if is_described(vae.first_stage_model):
-            cost = sum((vae_forward(vae, name, *part).times(count) for part, count in vae_parts(height, width, tile)), Cost())
+            cost = sum(
+                (vae_forward(vae, name, *part).times(count) for part, count in vae_parts(height, width, tile)), Cost()
+            )
             stage = replace(stage, peak=cost.peak, cost=cost)
         stages.append(stage)
     return stages

@@ -116,10 +116,7 @@ def vae_forward(vae: VAE, name: str, height: int, width: int) -> Cost:
     frames = (1,) if vae.latent_dim == 3 else ()
     cell = max(1, vae.spacial_compression_encode())
     # The host's choice for a machine without fused kernels asks how much memory is free on the device.
-    for module in vae.first_stage_model.modules():
-        for attribute in ("optimized_attention", "attention"):
-            if callable(vars(module).get(attribute)):
-                setattr(module, attribute, pytorch_attention)
+    attend_fused(vae.first_stage_model)
 
     def run() -> Tensor:
         if name == "encoding":
@@ -128,6 +125,14 @@ def vae_forward(vae: VAE, name: str, height: int, width: int) -> Cost:
         return vae.first_stage_model.decode(torch.empty(1, vae.latent_channels, *frames, *sides, dtype=vae.vae_dtype))
 
     return cost_of(run)
+
+
+def attend_fused(autoencoder: nn.Module) -> None:
+    """Let an autoencoder of the host or of the pack attend with torch's own kernels, as on GPUs."""
+    for module in autoencoder.modules():
+        for attribute in ("optimized_attention", "attention"):
+            if callable(vars(module).get(attribute)):
+                setattr(module, attribute, pytorch_attention)
 
 
 def vision_forward(network: nn.Module, images: int, side: int, layer: int) -> Cost:
@@ -180,6 +185,13 @@ def vqgan_forward(config: VQConfig, side: int, decode: bool) -> Cost:
         return network.decode(torch.empty(1, codes, codes, dtype=torch.long))
 
     return cost_of(run)
+
+
+def for_cards(cost: Cost, dtype: torch.dtype) -> Cost:
+    """What a network costs on a graphics card, which runs it in half precision where a CPU takes float32."""
+    device = comfy.model_management.get_torch_device()
+    on_cpu = comfy.model_management.is_device_cpu(device)
+    return cost.halved() if on_cpu and dtype == torch.float32 else cost
 
 
 def free_beside(weights: int) -> int:

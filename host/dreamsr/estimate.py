@@ -7,7 +7,7 @@ from dataclasses import replace
 from ...models.tiles.grid import TileGrid
 from ..cost import is_described
 from ..estimate import RunEstimate, Stage, sampling_stage, vae_stages
-from ..forwards import flux_forward, free_beside
+from ..forwards import flux_forward, for_cards, free_beside
 from ..tiling.sampling import Tiling, tiles_together
 from ..types import VAE, Model
 from .control.injection import feature_size, with_room
@@ -63,7 +63,8 @@ def counted(
     forward = flux_forward(model, together, *tile[-2:], control)
     canvases = CANVASES if len(grid) > 1 else CANVASES_OF_ONE_TILE
     peak = forward.peak + 4 * channels * grid.height * grid.width * canvases
-    return replace(stage, peak=peak, cost=forward.times(steps * len(grid) / together))
+    cost = forward.times(steps * len(grid) / together)
+    return replace(stage, peak=peak, cost=for_cards(cost, model.model.get_dtype_inference()))
 
 
 def estimate(method: DreamSR, vae: VAE, size: tuple[int, int], grid: TileGrid, vae_tile: int = 0) -> RunEstimate:

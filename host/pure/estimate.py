@@ -12,7 +12,7 @@ from ...models.pure.options import cache_bytes
 from ...models.pure.prompt import image_block, prompt_ids
 from ...models.pure.vqgan import VQConfig
 from ..estimate import RunEstimate, Stage
-from ..forwards import free_beside, pure_forwards, vqgan_forward
+from ..forwards import for_cards, free_beside, pure_forwards, vqgan_forward
 from .model import ARRestorer, codes_memory
 from .restore import MAX_TOGETHER, NODE, TOKEN_PIXELS, PURERestoreOptions, sized
 from .tokenizer import TextTokenizer
@@ -57,7 +57,10 @@ def estimate_run(parts: Parts, options: PURERestoreOptions) -> RunEstimate:
     drawing = Stage("drawing", weights, caches[0] + preview, caches[1] + preview)
     codes = Stage("image codes", parts.vqgan, vq_memory)
     if parts.vq is not None:
-        drawing, codes = counted(drawing, parts, parts.vq, options, tiles, prompt), encoded(codes, parts.vq, options, tiles)
+        drawing, codes = (
+            counted(drawing, parts, parts.vq, options, tiles, prompt),
+            encoded(codes, parts.vq, options, tiles),
+        )
     return RunEstimate(
         NODE,
         options.width,
@@ -68,9 +71,7 @@ def estimate_run(parts: Parts, options: PURERestoreOptions) -> RunEstimate:
     )
 
 
-def counted(
-    stage: Stage, parts: Parts, vq: VQConfig, options: PURERestoreOptions, tiles: int, prompt: int
-) -> Stage:
+def counted(stage: Stage, parts: Parts, vq: VQConfig, options: PURERestoreOptions, tiles: int, prompt: int) -> Stage:
     """The stage with what its forwards come to, the text that the model writes left out: its length is its own."""
     generation = sized(options)
     one = cache_bytes(parts.config, generation, 1, prompt, parts.dtype)
@@ -85,7 +86,7 @@ def counted(
     read, draw = pure_forwards(parts.config, parts.dtype, together, prompt, lengths, capacity)
     runs = tiles / together
     caches = cache_bytes(parts.config, generation, together, prompt, parts.dtype)
-    cost = read.times(tiles) + draw.times(runs * image.tokens)
+    cost = for_cards(read.times(tiles) + draw.times(runs * image.tokens), parts.dtype)
     pixels = vqgan_forward(vq, options.tiles.side, decode=True)
     shown = pixels.peak if options.preview else 0
     return replace(stage, peak=caches + max(read.peak, draw.peak, shown), cost=cost + pixels.times(tiles))

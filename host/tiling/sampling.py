@@ -17,7 +17,7 @@ from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
 from ...models.tiles.grid import ONE_PANE, Box, Panes, TileGrid
-from ...models.tiles.merge import merge_tiles
+from ...models.tiles.merge import merge_tiles, sum_of_weights
 from ...models.tiles.weights import Weights, tile_weight
 from ..live_tiles import LIVE, LiveTiles, live_tiles
 from ..memory import MostTogether, within_memory
@@ -219,6 +219,7 @@ class TilingRun:
     """Tiles that memory has turned out to hold."""
     controls: TileControls
     own: OwnCondsMemo
+    weights: tuple[Tensor, Tensor] | None = None
 
     def __init__(self, steps: int = 1, live: LiveTiles | None = None):
         self.progress = TileProgress(1, steps)
@@ -240,8 +241,18 @@ class TilingRun:
         self.progress = TileProgress(len(tiling.laid), self.progress.steps, self.progress.step)
         if self.live is not None:
             self.live.lay(tiling.panes, (tiling.laid.height, tiling.laid.width))
+        self.weights = None
         self.controls = TileControls(tiling.panes, tiling.canvas_size)
         self.own = OwnCondsMemo(int(comfy.model_management.get_free_memory(device) * KEPT_SHARE))
+
+    def weights_on(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """A tile's weights, and the sum of all tiles', which no step changes."""
+        assert self.tiling is not None, "lay first"
+        if self.weights is None or self.weights[0].device != device:
+            grid = self.tiling.laid
+            weight = tile_weight(self.tiling.weights, grid.tile_height, grid.tile_width, device)
+            self.weights = weight, sum_of_weights(grid, weight)
+        return self.weights
 
     def make_room(self) -> bool:
         """Keep no conditions of tiles any more, as memory is short; says whether there were any."""
@@ -310,9 +321,9 @@ class _Evaluation:
         self.run.progress.start_evaluation(self.timestep)
         tile_shape = [*x.shape[:-2], *self.tiling.tile_size]
         together = self.run.tiles_per_forward(self.tiling, self.model, tile_shape, x.device)
-        weight = tile_weight(self.tiling.weights, grid.tile_height, grid.tile_width, x.device)
+        weight, weights = self.run.weights_on(x.device)
         field = x.new_empty(1).expand(len(self.conds), *x.shape[:-2], panes.count, grid.height, grid.width)
-        merged = merge_tiles(grid, field, self.predict, together, weight)
+        merged = merge_tiles(grid, field, self.predict, together, weight, weights)
         return [panes.join(denoised.unbind(-3)).to(x.dtype) for denoised in merged]
 
     def predict(self, first: int, boxes: Sequence[Box]) -> list[Tensor]:

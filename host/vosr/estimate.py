@@ -7,7 +7,7 @@ from dataclasses import replace
 from ...models.vosr.sampling import guidance_branches
 from ..cost import Cost, is_described
 from ..estimate import RunEstimate, Stage, sampling_stage, vae_stages
-from ..forwards import VISION_TOKENS, free_beside, vosr_context, vosr_forward
+from ..forwards import VISION_TOKENS, for_cards, free_beside, vosr_context, vosr_forward
 from ..tiling.sampling import tiles_together
 from ..types import VAE, ClipVision, Model
 from .conditioning import PATCH_SIZE
@@ -65,12 +65,12 @@ def counted(
         context, encoding = vosr_context(model, VISION_TOKENS)
         budget = int(min(stage.weights / 2, free / 4))
         held = min(tiles, budget // max(context.nbytes, 1))
-        kept = held * context.nbytes
-        # Those that are not kept are made at every step.
+        # Those that are not kept are made at every step, and are there for their forward.
+        kept = min(tiles, held + together) * context.nbytes
         made = encoding.times(held + (tiles - held) * steps)
     latent = 4 * shape[1] * cells
     canvases = (CANVASES + CANVASES_OF_BRANCH * sum(branches) * (tiles > 1)) * latent
-    cost = forward.times(steps * tiles / together) + made
+    cost = for_cards(forward.times(steps * tiles / together) + made, model.model.get_dtype_inference())
     return replace(stage, peak=canvases + kept + max(forward.peak, made.peak), cost=cost)
 
 

@@ -77,36 +77,43 @@ def fused(model: Any) -> Any:
     return model
 
 
+def fused_vae(vae: Any) -> Any:
+    from realisr.host.forwards import attend_fused
+
+    attend_fused(vae.first_stage_model)
+    return vae
+
+
 def described(build: Callable[[], Any]) -> Any:
     with torch.device("meta"), torch.no_grad():
         return build()
 
 
 def vosr_parts(host, steps: int):
-    """(the MODEL, the VAE, DINOv2, the three as their files describe them): 256 wide, tiles of 256 pixels."""
+    """(the MODEL, the VAE, DINOv2, the three as their files describe them): 128 wide, tiles of 256 pixels."""
     from harness.autoencoders import qwen_vae
     from harness.checkpoints import dinov2, save_vosr_folder, vosr_config
     from realisr.host.described import described_tensors
     from realisr.host.vosr.loader import load_vosr_model
-    from realisr.host.vosr.vae import load_vosr_vae
+    from realisr.host.vosr.vae import NO_DECODER, load_vosr_vae
     from realisr.host.vosr.vision import VisionSize, find_vision_encoder, load_vision_encoder
 
-    sizes = {"hidden_size": 256, "num_heads": 4, "mlp_hidden": 682, "latent_channels": 16, "context_width": 32}
-    config = vosr_config(**sizes, context_hidden=768, train_grid=16, has_end_time=steps == 1)
+    sizes = {"hidden_size": 128, "num_heads": 2, "mlp_hidden": 340, "latent_channels": 16, "context_width": 32}
+    config = vosr_config(**sizes, context_hidden=384, train_grid=16, has_end_time=steps == 1)
     name = f"peak_{steps}"
     save_vosr_folder(host.models / "diffusion_models" / name, config)
-    vae = host.save_model("vae", "peak_qwen.safetensors", qwen_vae(base_dim=32))
+    vae = host.save_model("vae", "peak_qwen.safetensors", qwen_vae(base_dim=16))
     vision = host.save_model("clip_vision", "peak_dinov2.safetensors", dinov2(width=32))
-    loaded = load_vosr_model(name), load_vosr_vae(vae, "auto"), load_vision_encoder(vision)
+    loaded = load_vosr_model(name), load_vosr_vae(vae, NO_DECODER), load_vision_encoder(vision)
     seen = (
         described(lambda: load_vosr_model(name, disable_dynamic=True, read=described_tensors)),
-        described(lambda: load_vosr_vae(vae, "auto", described_tensors)),
+        described(lambda: load_vosr_vae(vae, NO_DECODER, described_tensors)),
         VisionSize.of_file(find_vision_encoder(vision), described_tensors),
     )
     return loaded, seen
 
 
-@pytest.mark.parametrize(("steps", "side", "vae_tile"), [(1, 640, 256), (3, 640, 0), (2, 256, 0)])
+@pytest.mark.parametrize(("steps", "side", "vae_tile"), [(1, 384, 256), (2, 384, 0), (2, 256, 0)])
 def test_vosr(host, peaks, steps, side, vae_tile):
     from realisr.host.vosr.conditioning import EncodeOptions
     from realisr.host.vosr.estimate import estimate_run
@@ -121,7 +128,7 @@ def test_vosr(host, peaks, steps, side, vae_tile):
         peaks.watch_network(stage, vae.first_stage_model, name)
     peaks.watch_network("vision features", vision.model, "get_intermediate_layers")
     with torch.inference_mode(), peaks.measured():
-        restore(fused(model), vae, vision, torch.rand(1, side // 4, side // 4, 3), options)
+        restore(fused(model), fused_vae(vae), vision, torch.rand(1, side // 4, side // 4, 3), options)
     peaks.require(run, "sampling", "encoding", "decoding", "vision features")
     assert run.peak == max(stage.weights + stage.peak for stage in run.stages)
     assert all(0 < seconds < 1 for seconds in run.seconds.values())
@@ -187,15 +194,15 @@ def test_pure(host, peaks, monkeypatch):
     import realisr.host.pure.restore as pure_restore
     from harness import pure
     from realisr.host.pure.estimate import Parts, estimate_run
-    from realisr.host.pure.restore import PURERestoreOptions, Tiles, restore
     from realisr.host.pure.loader import load_ar_restorer
+    from realisr.host.pure.restore import PURERestoreOptions, Tiles, restore
     from realisr.models.pure.options import GenerationOptions
 
-    sizes = pure.Sizes(hidden=128, layers=4, heads=2, mlp=256)
+    sizes = pure.Sizes(hidden=64, layers=8, heads=2, mlp=128)
     pure.save_pure_folder(host.models / "LLM" / "peak", pure.backbone(sizes=sizes), sizes.config())
     pure.save_released_files(host.models)
     restorer = load_ar_restorer("peak")
-    options = PURERestoreOptions(128, 128, tiles=Tiles(128, 32), generation=GenerationOptions(max_text_tokens=64))
+    options = PURERestoreOptions(64, 64, tiles=Tiles(64, 16), generation=GenerationOptions(max_text_tokens=64))
     parts = Parts(
         restorer.config, restorer.dtype, restorer.tokenizer, 0, 0, restorer.vq.config.base, restorer.vq.config
     )
@@ -203,5 +210,5 @@ def test_pure(host, peaks, monkeypatch):
     peaks.watch("drawing", pure_restore, "generate")
     peaks.watch_network("image codes", restorer.vq, "encode")
     with torch.inference_mode(), peaks.measured():
-        restore(restorer, torch.rand(1, 32, 32, 3), options)
+        restore(restorer, torch.rand(1, 16, 16, 3), options)
     peaks.require(run, "drawing", "image codes")
