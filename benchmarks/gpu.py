@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from gpu_networks import REAL, TINY, Networks, Sizes
+from _gpu_networks import REAL, TINY, Networks, Sizes
 
 from _pack import load_pack
 from harness.host import start_host
@@ -85,9 +85,7 @@ class Result:
 
 
 def prepare(smoke: bool, offload: bool) -> Path:
-    """Import ComfyUI and the pack; returns the folder of models. Raises SystemExit without a GPU."""
-    if not smoke and not torch.cuda.is_available():
-        raise SystemExit("There is no CUDA device here. --smoke runs the same code on a CPU.")
+    """Import ComfyUI and the pack; returns the folder of models."""
     host = find_host()
     if host is None:
         raise SystemExit("There is no ComfyUI here: set COMFYUI_PATH, or run `make setup` once.")
@@ -196,7 +194,7 @@ class Bench:
 
     def vicr(self, panel: int) -> Plan:
         import comfy.model_management
-        from gpu_vicr import VICRRun
+        from _gpu_vicr import VICRRun
 
         from realisr.host.forwards import flux_forward, for_cards, vae_forward
 
@@ -329,6 +327,9 @@ def main() -> None:
     )
     parser.add_argument("--bounds", action="store_true", help="the least that each card needs, by count alone")
     args = parser.parse_args()
+    if not (args.smoke or args.bounds or torch.cuda.is_available()):
+        print("no GPU here: skipped (--smoke runs the same code on a CPU, --bounds counts)")
+        return
     began = time.perf_counter()
     folder = prepare(args.smoke or args.bounds, args.offload)
     torch.manual_seed(0)

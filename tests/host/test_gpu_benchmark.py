@@ -18,6 +18,6 @@ def test_every_row_runs_on_a_cpu(tmp_path):
     assert len(rows) == 2 * 2 * 4 + 4
     assert [row["row"] for row in rows if row["seconds"] is None] == []
     assert all(row["seconds"] > 0 and row["peak"] > 0 and row["bound"] > 0 for row in rows)
-    table = [line for line in done.stdout.splitlines() if line.startswith("| ")]
+    table = [line for line in done.stdout.splitlines() if line.startswith("| ") and "---" not in line]
     assert len(table) == 1 + len(rows)
     assert next(row for row in rows if row["row"].startswith("PURE"))["notes"].startswith(("0", "1", "2", "3", "4"))

@@ -9,8 +9,8 @@ from typing import Any
 import comfy.samplers
 import nodes
 import torch
+from _gpu_networks import Networks
 from comfy_extras.nodes_custom_sampler import BasicGuider, RandomNoise, SamplerCustomAdvanced
-from gpu_networks import Networks
 
 from harness.host import InProcessHost
 from realisr.nodes.vicr import CLIPVisionContextBridge, DiptychBuilder, DiptychCrop, FLUXFillSigmas
