@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import comfy.model_management
 import torch
+
+from .cost import CARDS, SHOWN_CARDS, Cost, is_described
 
 log = logging.getLogger(__name__)
 
@@ -40,6 +42,10 @@ class Stage:
     """What the node asks the host for, beside the weights, when it loads them."""
     least: int = 0
     """What cannot be made less by offloading weights or by running less together."""
+    peak: int | None = None
+    """What is in use at once, beside the weights, counted on the network itself (cost.py); None where it is not."""
+    cost: Cost | None = None
+    """Of all that is done in the run at this stage; None where it is not counted."""
 
     @property
     def total(self) -> int:
@@ -64,6 +70,24 @@ class RunEstimate:
     def memory(self) -> int:
         """Bytes of the largest stage, 0 for not known."""
         return max((stage.total for stage in self.stages), default=0)
+
+    @property
+    def peak(self) -> int:
+        """Bytes in use on the device at the worst moment, weights and all; 0 where a stage is not counted."""
+        counted = [stage.weights + stage.peak for stage in self.stages if stage.peak is not None]
+        return max(counted, default=0) if len(counted) == len(self.stages) else 0
+
+    @property
+    def cost(self) -> Cost | None:
+        """Of all stages; None where one is not counted."""
+        costs = [stage.cost for stage in self.stages if stage.cost is not None]
+        return sum(costs, Cost()) if costs and len(costs) == len(self.stages) else None
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        """By class of card, the least that its data sheet allows; empty where a stage is not counted."""
+        cost = self.cost
+        return {} if cost is None else {card.name: cost.seconds(card) for card in CARDS if card.name in SHOWN_CARDS}
 
     @property
     def least(self) -> int:
@@ -144,6 +168,7 @@ def sampling_stage(memory_of: MemoryOf, weights: int, shape: Sequence[int]) -> S
 
 def vae_stages(vae, width: int, height: int, vae_tile: int = 0) -> list[Stage]:
     """Encoding and decoding of a picture with a VAE, in the tiles that `vae_tile_for` would choose."""
+    from .forwards import vae_forward
     from .images import vae_tile_for
 
     cell = max(1, vae.spacial_compression_encode())
@@ -159,5 +184,31 @@ def vae_stages(vae, width: int, height: int, vae_tile: int = 0) -> list[Stage]:
 
         tile = vae_tile_for(vae, shape(height, width), used, vae_tile)
         sides = (min(height, tile), min(width, tile)) if tile else (height, width)
-        stages.append(Stage(name, int(vae.model_size()), int(used(shape(*sides), vae.vae_dtype))))
+        stage = Stage(name, int(vae.model_size()), int(used(shape(*sides), vae.vae_dtype)))
+        if is_described(vae.first_stage_model):
+            cost = sum(
+                (vae_forward(vae, name, *part).times(count) for part, count in vae_parts(height, width, tile)), Cost()
+            )
+            stage = replace(stage, peak=cost.peak, cost=cost)
+        stages.append(stage)
     return stages
+
+
+def vae_parts(height: int, width: int, tile: int) -> list[tuple[tuple[int, int], float]]:
+    """What a VAE is run on: sides in pixels, and how often. The host averages three passes in tiles of three shapes."""
+    if not tile:
+        return [((height, width), 1)]
+    parts = []
+    for wide, high in ((tile, tile), (tile // 2, tile * 2), (tile * 2, tile // 2)):
+        sides = min(high, height), min(wide, width)
+        # Of the area, since the last tile of a row is narrower.
+        parts.append((sides, covered(height, high, tile // 8) * covered(width, wide, tile // 8)))
+    return parts
+
+
+def covered(side: int, tile: int, overlap: int) -> float:
+    """How many whole tiles' lengths the tiles along a side come to."""
+    if side <= tile:
+        return 1.0
+    starts = range(0, side - overlap, tile - overlap)
+    return sum(min(tile, side - start) for start in starts) / tile

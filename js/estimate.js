@@ -6,6 +6,7 @@ const HEIGHT = 72;
 const LOOK_EVERY = 400;
 
 const gigabytes = (bytes) => (bytes / 1e9).toFixed(bytes < 9.95e9 ? 1 : 0);
+const duration = (seconds) => (seconds < 9.95 ? `${seconds.toFixed(1)} s` : `${Math.round(seconds)} s`);
 
 function facts({ from, to, tiles, memory, needs }) {
   const sizes = [from, from && to].filter(Boolean).map((size) => size.join("×"));
@@ -30,7 +31,12 @@ function draw(node, box, found) {
     found.unused.length > 0 && text("estimate.unused", { names: found.unused.map(label).join(", ") }),
   ].filter(Boolean);
   box.dataset.level = found.level;
-  box.title = [found.reason, found.free && text("estimate.free", { n: gigabytes(found.free) })].filter(Boolean).join("\n\n");
+  const cards = Object.entries(found.seconds ?? {}).map(([card, least]) => `${card} ${duration(least)}`);
+  box.title = [
+    found.reason,
+    found.free && text("estimate.free", { n: gigabytes(found.free) }),
+    cards.length > 0 && text("estimate.seconds", { cards: cards.join(" · ") }),
+  ].filter(Boolean).join("\n\n");
   box.replaceChildren(element("div", facts(found)), ...lines.map((line) => element("small", line)));
 }
 

@@ -94,7 +94,9 @@ def answer(graph: Any, node_id: Any, last_size: Any = None) -> dict[str, Any]:
         "reason": verdict.reason,
         "tiles": found.run.tiles,
         "forwards": found.run.forwards,
-        "memory": found.run.memory,
+        "memory": found.run.peak or found.run.memory,
+        "asked": found.run.memory,
+        "seconds": found.run.seconds,
         "free": available_memory(device),
         "stages": [[stage.name, stage.weights, stage.work] for stage in found.run.stages],
     }
@@ -132,8 +134,7 @@ def describe_vosr(node: Node, to: tuple[int, int]) -> Described:
     autoencoder = vosr_vae(vae.value("vae_name"), vae.value("decoder_name"))
     if encoder is not None or not node.connected("vision_encoder"):
         check_parts(info, autoencoder, vision)
-    memory_of, weights = model.model.memory_required, int(model.model_size())
-    run = vosr_estimate.estimate_run(info, memory_of, weights, autoencoder, vision, options)
+    run = vosr_estimate.estimate_run(model, autoencoder, vision, options)
     needs = {0: [], 768: ["DINOv2 ViT-B/14"]}.get(width, ["DINOv2 ViT-L/14"])
     unused = []
     if info.one_step:
@@ -318,7 +319,7 @@ def pure_parts(name: Any, vq_name: Any, weight_dtype: Any) -> pure_estimate.Part
         config, tensors = check_released(vq_file.name, described_tensors(vq_file)[0])
         vqgan = 4 * sum(value.numel() for value in tensors.values())
         return pure_estimate.Parts(
-            read_config(files), computed, TextTokenizer(files.tokenizer), weights, vqgan, config.base
+            read_config(files), computed, TextTokenizer(files.tokenizer), weights, vqgan, config.base, config
         )
 
     watched = (*files.shards, vq_file, files.tokenizer, files.folder / "config.json")

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from ...models.tiles.grid import TileGrid
-from ..estimate import RunEstimate, sampling_stage, vae_stages
+from ..cost import is_described
+from ..estimate import RunEstimate, Stage, sampling_stage, vae_stages
+from ..forwards import flux_forward, for_cards, free_beside
+from ..tiling.sampling import Tiling, tiles_together
 from ..types import VAE, Model
 from .control.injection import feature_size, with_room
 from .control.loader import MMControl
 from .removal import require_flow
 from .restore import IMAGE_MULTIPLE, NODE, DreamSR
+
+CANVASES, CANVASES_OF_ONE_TILE = 9, 6
+"""Latents of the whole image, in float32, that sampling holds: noise, start, state, condition, sums of tiles."""
 
 
 def estimate_run(
@@ -34,11 +42,29 @@ def estimate_run(
     if control is not None:
         weights += int(control.patcher.model_size())
         shape = with_room(model.model, shape, feature_size(control, shape))
-    stages = [sampling_stage(model.model.memory_required, weights, shape)]
+    stage = sampling_stage(model.model.memory_required, weights, shape)
+    if is_described(model.model.diffusion_model):
+        stage = counted(stage, model, control, grid, steps + removal, tiles_per_batch)
+    stages = [stage]
     if vae is not None:
         width, height = (side + -side % IMAGE_MULTIPLE for side in size)
         stages += vae_stages(vae, width, height, vae_tile)
     return RunEstimate(NODE, *size, len(grid), len(grid) * (steps + removal), stages)
+
+
+def counted(
+    stage: Stage, model: Model, control: MMControl | None, grid: TileGrid, steps: int, tiles_per_batch: int
+) -> Stage:
+    """The stage with what its forwards come to."""
+    channels, tiling = model.model.latent_format.latent_channels, Tiling(grid, per_forward=tiles_per_batch)
+    tile = (1, channels, grid.tile_height, grid.tile_width)
+    free = free_beside(stage.weights)
+    together = tiles_together(tiling, len(grid), model.model, tile, lambda: free)
+    forward = flux_forward(model, together, *tile[-2:], control)
+    canvases = CANVASES if len(grid) > 1 else CANVASES_OF_ONE_TILE
+    peak = forward.peak + 4 * channels * grid.height * grid.width * canvases
+    cost = forward.times(steps * len(grid) / together)
+    return replace(stage, peak=peak, cost=for_cards(cost, model.model.get_dtype_inference()))
 
 
 def estimate(method: DreamSR, vae: VAE, size: tuple[int, int], grid: TileGrid, vae_tile: int = 0) -> RunEstimate:

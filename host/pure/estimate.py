@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
 from ...models.pure.config import ChameleonConfig
+from ...models.pure.grid import Grid
 from ...models.pure.options import cache_bytes
 from ...models.pure.prompt import image_block, prompt_ids
+from ...models.pure.vqgan import VQConfig
 from ..estimate import RunEstimate, Stage
+from ..forwards import for_cards, free_beside, pure_forwards, vqgan_forward
 from .model import ARRestorer, codes_memory
 from .restore import MAX_TOGETHER, NODE, TOKEN_PIXELS, PURERestoreOptions, sized
 from .tokenizer import TextTokenizer
@@ -28,6 +31,8 @@ class Parts:
     """The VQGAN's weights."""
     vq_base: int
     """The VQGAN's channels at full resolution."""
+    vq: VQConfig | None = None
+    """The VQGAN's, where the run's forwards are to be counted."""
 
 
 def prompt_length(tokenizer: TextTokenizer, options: PURERestoreOptions) -> int:
@@ -48,17 +53,48 @@ def estimate_run(parts: Parts, options: PURERestoreOptions) -> RunEstimate:
     caches = [cache_bytes(parts.config, sized(options), count, prompt, parts.dtype) for count in (asked, 1)]
     vq_memory = codes_memory(parts.vq_base, options.tiles.side, options.tiles.side)
     preview = vq_memory if options.preview else 0
-    drawing = Stage(
-        "drawing", parts.weights + (parts.vqgan if options.preview else 0), caches[0] + preview, caches[1] + preview
-    )
+    weights = parts.weights + (parts.vqgan if options.preview else 0)
+    drawing = Stage("drawing", weights, caches[0] + preview, caches[1] + preview)
+    codes = Stage("image codes", parts.vqgan, vq_memory)
+    if parts.vq is not None:
+        drawing, codes = (
+            counted(drawing, parts, parts.vq, options, tiles, prompt),
+            encoded(codes, parts.vq, options, tiles),
+        )
     return RunEstimate(
         NODE,
         options.width,
         options.height,
         tiles,
         tokens * -(-tiles // together),
-        [Stage("image codes", parts.vqgan, vq_memory), drawing],
+        [codes, drawing],
     )
+
+
+def counted(stage: Stage, parts: Parts, vq: VQConfig, options: PURERestoreOptions, tiles: int, prompt: int) -> Stage:
+    """The stage with what its forwards come to, the text that the model writes left out: its length is its own."""
+    generation = sized(options)
+    one = cache_bytes(parts.config, generation, 1, prompt, parts.dtype)
+    free = free_beside(stage.weights)
+    together = options.together or max(1, min(MAX_TOGETHER, int(free / (one + stage.work))))
+    together = min(together, tiles)
+    image = Grid(*generation.size)
+    capacity = prompt + generation.max_text_tokens + generation.image_length
+    # Halfway through the picture, which stands for all its tokens; the branch without a prompt sees the picture alone.
+    seen = image.length // 2
+    lengths = (prompt + seen, seen) if generation.guided else (prompt + seen,)
+    read, draw = pure_forwards(parts.config, parts.dtype, together, prompt, lengths, capacity)
+    runs = tiles / together
+    caches = cache_bytes(parts.config, generation, together, prompt, parts.dtype)
+    cost = for_cards(read.times(tiles) + draw.times(runs * image.tokens), parts.dtype)
+    pixels = vqgan_forward(vq, options.tiles.side, decode=True)
+    shown = pixels.peak if options.preview else 0
+    return replace(stage, peak=caches + max(read.peak, draw.peak, shown), cost=cost + pixels.times(tiles))
+
+
+def encoded(stage: Stage, vq: VQConfig, options: PURERestoreOptions, tiles: int) -> Stage:
+    forward = vqgan_forward(vq, options.tiles.side, decode=False)
+    return replace(stage, peak=forward.peak, cost=forward.times(tiles))
 
 
 def estimate(restorer: ARRestorer, options: PURERestoreOptions) -> RunEstimate:

@@ -19,7 +19,7 @@ from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
 from ...models.tiles.grid import ONE_PANE, Box, Panes, TileGrid
-from ...models.tiles.merge import merge_tiles
+from ...models.tiles.merge import merge_tiles, sum_of_weights
 from ...models.tiles.weights import Weights, tile_weight
 from ..live_tiles import LIVE, LiveTiles, Numbered, live_tiles
 from ..memory import NOTHING, MostTogether, within_memory
@@ -222,6 +222,7 @@ class TilingRun:
     """Tiles that memory has turned out to hold."""
     controls: TileControls
     own: OwnCondsMemo
+    weights: tuple[Tensor, Tensor] | None = None
 
     def __init__(self, steps: int = 1, live: LiveTiles | None = None):
         self.progress = TileProgress(1, steps)
@@ -245,10 +246,20 @@ class TilingRun:
         self.progress = TileProgress(len(tiling.laid), self.progress.steps, self.progress.step)
         if self.live is not None:
             self.live.lay(tiling.panes, (tiling.laid.height, tiling.laid.width))
+        self.weights = None
         self.controls = TileControls(tiling.panes, tiling.canvas_size)
         budget = int(comfy.model_management.get_free_memory(device) * KEPT_SHARE)
         # Of a single step nothing is read again.
         self.own = OwnCondsMemo(budget if self.progress.steps > 1 else NOTHING)
+
+    def weights_on(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """A tile's weights, and the sum of all tiles', which no step changes."""
+        assert self.tiling is not None, "lay first"
+        if self.weights is None or self.weights[0].device != device:
+            grid = self.tiling.laid
+            weight = tile_weight(self.tiling.weights, grid.tile_height, grid.tile_width, device)
+            self.weights = weight, sum_of_weights(grid, weight)
+        return self.weights
 
     def make_room(self) -> bool:
         """Keep no conditions of tiles any more, as memory is short; says whether they took any."""
@@ -258,16 +269,24 @@ class TilingRun:
 
     def tiles_per_forward(self, tiling: Tiling, model: BaseModel, tile_shape: list[int], device: torch.device) -> int:
         """tile_shape: `[B, C, ..., h, w]` of one tile."""
-        if tiling.true_positions:
-            return 1
-        if tiling.per_forward:
-            return min(tiling.per_forward, self.most.items)
-        batch, height, width = tile_shape[0], *tile_shape[-2:]
-        wanted = min(max(CELLS_PER_FORWARD // (batch * height * width), 1), self.most.items)
-        if wanted == 1:
-            return 1
-        one = model.memory_required(tile_shape) * MEMORY_MARGIN
-        return max(min(wanted, int(comfy.model_management.get_free_memory(device) / one)), 1)
+        free = comfy.model_management.get_free_memory
+        return tiles_together(tiling, self.most.items, model, tile_shape, lambda: free(device))
+
+
+def tiles_together(
+    tiling: Tiling, most: int, model: BaseModel, tile_shape: Sequence[int], free: Callable[[], float]
+) -> int:
+    """How many of at most `most` tiles of `[B, C, ..., h, w]` run in one forward. free: asks for bytes of memory."""
+    if tiling.true_positions:
+        return 1
+    if tiling.per_forward:
+        return min(tiling.per_forward, most)
+    batch, height, width = tile_shape[0], *tile_shape[-2:]
+    wanted = min(max(CELLS_PER_FORWARD // (batch * height * width), 1), most)
+    if wanted == 1:
+        return 1
+    one = model.memory_required(tile_shape) * MEMORY_MARGIN
+    return max(min(wanted, int(free() / one)), 1)
 
 
 @dataclass(frozen=True)
@@ -328,9 +347,9 @@ class _Evaluation:
         grid, panes, x = self.tiling.laid, self.tiling.panes, self.x
         self.run.progress.start_evaluation(self.timestep)
         together = self.together()
-        weight = tile_weight(self.tiling.weights, grid.tile_height, grid.tile_width, x.device)
+        weight, weights = self.run.weights_on(x.device)
         field = x.new_empty(1).expand(len(self.conds), *x.shape[:-2], panes.count, grid.height, grid.width)
-        merged = merge_tiles(grid, field, self.predict, together, weight)
+        merged = merge_tiles(grid, field, self.predict, together, weight, weights)
         return [panes.join(denoised.unbind(-3)).to(x.dtype) for denoised in merged]
 
     def predict(self, first: int, boxes: Sequence[Box]) -> list[Tensor]:

@@ -250,7 +250,7 @@ class VOSRModel(comfy.model_base.BaseModel):
 
     def check_time(self, t: Tensor) -> None:
         """Raises ValueError where a sampler asks a network that knows pure noise alone for sigma t `[B]` below 1."""
-        if self.info.posterior_mean and float(t.min()) < PURE_NOISE:
+        if self.info.posterior_mean and not t.is_meta and float(t.min()) < PURE_NOISE:
             raise ValueError(
                 f"{self.info.name} is a one-step model, trained for a single step from pure noise: this sampler called "
                 f"it at sigma {float(t.min()):.3g}. Use sampler euler with 1 step at denoise 1, or load a multi-step "

@@ -18,7 +18,9 @@ from ...models.state_dict import require_keys, require_layers, require_tensors, 
 from ...models.vosr.config import strip_wrapper_prefix
 from ...models.vosr.dinov2_names import WANTED_FILES, transformers_names
 from ...models.vosr.vision import IMAGE_MEAN, IMAGE_STD, INPUT_SIZE, feature_block, preprocess
+from ..cost import Cost
 from ..files import Reader, load_state_dict_file
+from ..forwards import vision_forward
 from ..model_catalogue import chosen_file
 from ..model_folders import model_files
 from ..progress import following
@@ -124,6 +126,8 @@ class VisionSize:
     """Bytes."""
     width: int
     patch_size: int
+    config: Mapping[str, Any] | None = None
+    """The host's settings of a network that is known from its file alone."""
 
     @classmethod
     def of(cls, vision: ClipVision) -> VisionSize:
@@ -138,12 +142,20 @@ class VisionSize:
         config = checked_config(path.name, tensors)
         size = tensors["embeddings.cls_token"].dtype.itemsize
         weights = sum(tensor.numel() for tensor in tensors.values()) * size
-        return cls(weights, config["hidden_size"], config["patch_size"])
+        return cls(weights, config["hidden_size"], config["patch_size"], config)
 
     def memory(self, images: int) -> int:
         """Bytes that a forward on so many images takes beside the weights."""
         tokens = (INPUT_SIZE // self.patch_size) ** 2
         return images * tokens * self.width * ACTIVATIONS_PER_TOKEN * 4
+
+    def forward(self, images: int) -> Cost | None:
+        """Of a forward on so many images; None for an encoder that is loaded already."""
+        if self.config is None:
+            return None
+        with torch.device("meta"), torch.no_grad():
+            network = Dinov2Model(dict(self.config), torch.float32, torch.device("meta"), comfy.ops.manual_cast)
+        return vision_forward(network, images, INPUT_SIZE, feature_block(self.config["num_hidden_layers"]))
 
 
 def encode_vosr_features(vision: ClipVision, images: Tensor, layer: int | None = None) -> Tensor:

@@ -336,3 +336,15 @@ def test_a_translation_equivariant_model_gives_no_seam(flux_model, network, weig
     out = evaluate(patched, ramp.float().expand(1, 16, *size).contiguous(), 0.7, text(1))
     ratio = seam_ratio(out, placed.grid)
     assert (ratio <= 1.01) is seamless, ratio
+
+
+def test_weights_are_summed_once_a_run(flux_model, monkeypatch):
+    from realisr.host.tiling import sampling
+
+    sums, summed = [], sampling.sum_of_weights
+    monkeypatch.setattr(sampling, "sum_of_weights", lambda *given: sums.append(given) or summed(*given))
+    patched, _ = tile_model(flux_model, weights="gaussian")
+    x, sigmas = randn(1, 16, *SIZE, seed=1), torch.tensor([1.0, 0.7, 0.4, 0.0])
+    for runs in (1, 2):
+        sample(patched, x, text(3), text(5), sigmas)
+        assert len(sums) == runs

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from realisr.models.tiles.grid import Box, Panes, TileGrid, vosr_tile_grid
-from realisr.models.tiles.merge import merge_tiles
+from realisr.models.tiles.merge import merge_tiles, sum_of_weights
 from realisr.models.tiles.weights import WEIGHTS, gaussian_weight, tile_weight
 
 GRIDS = [(24, 32, 16, 4), (16, 16, 16, 0), (17, 40, 16, 15), (65, 64, 64, 8), (33, 18, 8, 1), (10, 10, 4, 0)]
@@ -45,6 +45,20 @@ def test_merge_is_the_gaussian_quotient():
         box.crop(total).add_(value * weight)
         box.crop(weights).add_(weight)
     torch.testing.assert_close(merged.double(), total / weights)
+
+
+@pytest.mark.parametrize("kind", ["uniform", "gaussian", "linear", "narrow gaussian"])
+def test_weights_summed_once_merge_to_the_same_bits(kind):
+    grid = TileGrid(20, 26, 8, 8, 3)
+    field, weight = torch.randn(1, 4, 20, 26), tile_weight(kind, 8, 8)
+    predict = lambda _, boxes: [box.crop(field).sin() for box in boxes]  # noqa: E731
+    weights = sum_of_weights(grid, weight)
+    summed = weights.clone()
+    for batch in (1, 3):
+        assert torch.equal(
+            merge_tiles(grid, field, predict, batch, weight, weights), merge_tiles(grid, field, predict, batch, weight)
+        )
+    assert torch.equal(weights, summed)
 
 
 def test_wrong_number_of_predictions_is_an_error():
