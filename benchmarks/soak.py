@@ -63,24 +63,30 @@ def main(argv: list[str]) -> int:
                     now = Footprint.of(server, temporary)
                     print(
                         f"{number + 1:5} runs each, {time.monotonic() - start:6.0f} s: {now.megabytes:7.1f} MB, "
-                        f"{now.threads} threads, {now.open_files} open files, {len(now.temporary)} temporary files",
+                        f"{now.tensors:5.1f} MB of tensors, {now.threads} threads, {now.open_files} open files, {len(now.temporary)} temporary files",
                         flush=True,
                     )
             after = Footprint.of(server, temporary)
             kept = soak.digests() == weights
             threads = soak.threads
             soak.again()
+            leaks = soak.warnings()
     assert before is not None
     print(dict(sorted(soak.counts.items())))
-    print(f"memory {before.megabytes:.1f} -> {after.megabytes:.1f} MB; threads {before.threads} -> {after.threads}; ")
-    print(f"open files {before.open_files} -> {after.open_files}; Python's threads: {threads}")
+    print(
+        f"memory {before.megabytes:.1f} -> {after.megabytes:.1f} MB, of tensors {before.tensors:.1f} -> {after.tensors:.1f} MB"
+    )
+    print(
+        f"threads {before.threads} -> {after.threads}; open files {before.open_files} -> {after.open_files}; Python's threads: {threads}"
+    )
     print(f"weights {'bitwise the same' if kept else 'CHANGED'} ({len(weights)} parts)")
     print(f"temporary files left: {sorted(after.temporary - before.temporary)}")
+    print(f"models that the host found not let go: {len(leaks)}")
     for line in soak.wrong:
         print(f"WRONG: {line}")
     grown = after.megabytes - before.megabytes > GROWTH or after.threads > before.threads
     left = after.temporary != before.temporary or any(name.startswith("realisr") for name in threads)
-    return int(bool(soak.wrong) or grown or left or not kept)
+    return int(bool(soak.wrong or leaks) or grown or left or not kept)
 
 
 if __name__ == "__main__":

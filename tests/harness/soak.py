@@ -42,6 +42,9 @@ class Footprint:
     """What a server holds of the machine."""
 
     megabytes: float
+    """Resident, after what is no longer used was given back."""
+    tensors: float
+    """Megabytes of live tensors."""
     threads: int
     open_files: int
     temporary: frozenset[str]
@@ -49,10 +52,12 @@ class Footprint:
     @classmethod
     def of(cls, server: ComfyServer, temporary: Path) -> Footprint:
         assert server.process is not None
+        result = server.client.run({"1": {"class_type": "RealISRTest_GiveBack", "inputs": {}}})
         process = Path(f"/proc/{server.process.pid}")
         left = [*temporary.rglob("*"), *(server.base / "temp").rglob("*")]
         return cls(
             resident_megabytes(server),
+            result.outputs["1"]["bytes"][0] / 2**20,
             len(list((process / "task").iterdir())),
             len(list((process / "fd").iterdir())),
             frozenset(str(path) for path in left if path.is_file() and not path.name.startswith(HOST_PREVIEW)),
@@ -70,7 +75,9 @@ LOADED_NAMES = {
 
 def save_damaged_files(models: Path) -> None:
     """Weights cut short: they are listed, and fail when they are read."""
-    cut_copy(models / "diffusion_models" / "flux1-dev.safetensors", models / "diffusion_models" / f"{DAMAGED}.safetensors")
+    cut_copy(
+        models / "diffusion_models" / "flux1-dev.safetensors", models / "diffusion_models" / f"{DAMAGED}.safetensors"
+    )
     whole = models / "LLM" / pure.FOLDER
     (models / "LLM" / DAMAGED).mkdir()
     for path in whole.iterdir():
@@ -180,6 +187,10 @@ class Soak:
             self.run(method, number)
         # A server's list of what ran grows with every prompt, by design.
         self.server.client.post("/history", {"clear": True})
+
+    def warnings(self) -> list[str]:
+        """Lines in which the host says that a model is not let go."""
+        return [line for line in self.server.log().splitlines() if "memory leak" in line]
 
     def digests(self) -> dict[str, str]:
         """method and loader -> SHA-256 of the weights as they lie in the server, all patches taken back."""

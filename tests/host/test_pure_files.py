@@ -166,6 +166,16 @@ def test_a_config_of_other_weights(copy):
         load()
 
 
+@pytest.mark.parametrize("number", [1, 2])
+def test_a_shard_with_a_misshapen_tensor_is_named(copy, number):
+    shard = copy / pure.shard_name(number, 2)
+    tensors = load_file(shard)
+    name = next(name for name in tensors if name.endswith("proj.weight"))
+    save_file({**tensors, name: tensors[name][:-1].clone()}, shard)
+    with pytest.raises(ValueError, match=rf"{shard.name} of copy does not fit .*{name} is \["):
+        load()
+
+
 def test_image_logits_are_never_masked(copy):
     edit(copy / "config.json", lambda config: config.update(mask_image_logits=True))
     assert pure.run_restorer(load(), pure.picture(), **pure.QUICK)[0].shape == (1, 64, 64, 3)

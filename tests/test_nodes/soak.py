@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import hashlib
+import sys
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -13,6 +16,9 @@ from comfy.patcher_extension import WrappersMP
 from comfy_api.latest import io
 
 from .basic import CATEGORY
+
+
+KEPT: list[Any] = []
 
 
 class FailAtForward(io.ComfyNode):
@@ -42,6 +48,8 @@ class FailAtForward(io.ComfyNode):
 
         clone = model.clone()
         clone.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, "fail", fail)
+        # As the host keeps what a node made: it finds its way from the copies in a run back to what is loaded.
+        KEPT[:] = [clone]
         return io.NodeOutput(clone)
 
 
@@ -80,4 +88,32 @@ class WeightsDigest(io.ComfyNode):
         return io.NodeOutput(ui={"digest": [digest.hexdigest()], "tensors": [count], "threads": threads})
 
 
-NODES = [FailAtForward, WeightsDigest]
+class GiveBack(io.ComfyNode):
+    """Collects garbage and has the allocator give back what it holds in reserve; says how large live tensors are."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="RealISRTest_GiveBack",
+            display_name="Give Back",
+            category=CATEGORY,
+            is_output_node=True,
+            not_idempotent=True,
+            inputs=[],
+            outputs=[],
+        )
+
+    @classmethod
+    def execute(cls) -> io.NodeOutput:
+        gc.collect()
+        if sys.platform == "linux":
+            ctypes.CDLL(None).malloc_trim(0)
+        stores = {}
+        for each in gc.get_objects():
+            if isinstance(each, torch.Tensor) and each.device.type == "cpu":
+                store = each.untyped_storage()
+                stores[store.data_ptr()] = store.nbytes()
+        return io.NodeOutput(ui={"bytes": [sum(stores.values())]})
+
+
+NODES = [FailAtForward, WeightsDigest, GiveBack]
