@@ -1,7 +1,7 @@
 """Every method as a workflow on a running ComfyUI that is done in about a second: the shipped graph, small files.
 
-    save_files(server.models)
-    graph = graphs(server)["PURE"]
+save_files(server.models)
+graph = graphs(server)["PURE"]
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 
 from _pack import ROOT
 from comfy_client import HTTPClient
+from comfy_server import ComfyClient
 from demo import node_of
 
 from . import checkpoints, pure, released
@@ -88,7 +89,9 @@ def with_stand_ins(graph: Graph) -> Graph:
         if node["class_type"] == "CLIPVisionEncode":
             node["class_type"] = "RealISRTest_ProjectedImageEmbedding"
             node["inputs"] = {"image": node["inputs"]["image"], "seed": 0, "width": 768}
-    return {key: node for key, node in graph.items() if node["class_type"] not in ("DualCLIPLoader", "CLIPVisionLoader")}
+    return {
+        key: node for key, node in graph.items() if node["class_type"] not in ("DualCLIPLoader", "CLIPVisionLoader")
+    }
 
 
 def inputs_of(graph: Graph, node: str) -> dict[str, Any]:
@@ -163,6 +166,15 @@ def graphs(client: HTTPClient, width: int = 24, height: int = 16) -> dict[str, G
         inputs_of(graph, "SaveImage")["filename_prefix"] = "".join(filter(str.isalnum, name))
         made[name] = graph
     return made
+
+
+def drop(client: ComfyClient, results: bool = True) -> None:
+    """Have the server unload its models and, with `results`, forget what it made, before anything else runs.
+
+    It looks at such wishes after a prompt, so one that makes nothing follows.
+    """
+    client.post("/free", {"unload_models": True, "free_memory": results})
+    client.run({"1": {"class_type": "RealISRTest_GiveBack", "inputs": {}}})
 
 
 def with_seed(graph: Graph, seed: int) -> Graph:

@@ -16,7 +16,7 @@ from comfy_server import ComfyServer, PromptError, PromptInterrupted
 from demo import node_of
 
 from . import pure
-from .methods import LOADERS, Graph, graphs, inputs_of, with_seed
+from .methods import LOADERS, Graph, drop, graphs, inputs_of, with_seed
 from .server_memory import resident_megabytes
 
 KEPT_RESULTS = 400
@@ -194,7 +194,7 @@ class Soak:
 
     def digests(self) -> dict[str, str]:
         """method and loader -> SHA-256 of the weights as they lie in the server, all patches taken back."""
-        self.server.client.post("/free", {"unload_models": True, "free_memory": False})
+        drop(self.server.client, results=False)
         found = {}
         for method, graph in self.graphs.items():
             loaders = [key for key, node in graph.items() if node["class_type"] in LOADERS]
@@ -210,7 +210,7 @@ class Soak:
 
     def again(self, most: int = 10) -> None:
         """Some of the results once more, with models read anew from their files."""
-        self.server.client.free()
+        drop(self.server.client)
         for method, seed in self.draw.sample(sorted(self.results), min(most, len(self.results))):
             self.run(method, seed)
             self.counts["made again"] += 1
