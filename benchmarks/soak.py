@@ -1,11 +1,11 @@
 """Soak: one server that runs every method again and again, each time after a failure or a cancel.
 
     make soak N=300
-    python3 dev/host_env.py run -- benchmarks/soak.py [--runs 300 --seed 0]
+    python3 dev/host_env.py run -- benchmarks/soak.py [--runs 300 --seed 0 --minutes 60]
 
 Five methods with small random networks under the released names. Before every run the same graph fails (damaged
 weights, an exception in the middle of sampling, one after decoding, a graph that is refused) or is cancelled at a
-random moment; the run after it must end. Measured after a tenth of the rounds and at the end: resident memory,
+random moment; the run after it must end. Measured after a tenth of the rounds, 20 at most, and at the end: resident memory,
 threads, open files, temporary files. Weights are hashed as they lie in memory, before and after; some pictures are made
 once more at the end by models that are read anew, and must be the same byte for byte. Linux only (/proc).
 Exit status 1 when something was wrong or grew. Targets: memory within 50 MB; all else the same.
@@ -34,6 +34,9 @@ def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=20, help="undisturbed runs per method")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--minutes", type=float, default=float("inf"), help="end after so long, however many there were"
+    )
     asked = parser.parse_args(argv)
     load_pack()
     from harness.methods import save_files
@@ -53,7 +56,7 @@ def main(argv: list[str]) -> int:
             for method in soak.graphs:
                 soak.run(method, 9_999_999)
             weights = soak.digests()
-            warm = max(2, asked.runs // 10)
+            warm = max(2, min(asked.runs // 10, 20))
             start, before = time.monotonic(), None
             for number in range(asked.runs):
                 soak.round(number)
@@ -66,6 +69,8 @@ def main(argv: list[str]) -> int:
                         f"{now.tensors:5.1f} MB of tensors, {now.threads} threads, {now.open_files} open files, {len(now.temporary)} temporary files",
                         flush=True,
                     )
+                if time.monotonic() - start > 60 * asked.minutes:
+                    break
             after = Footprint.of(server, temporary)
             kept = soak.digests() == weights
             threads = soak.threads

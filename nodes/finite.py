@@ -38,5 +38,5 @@ def takes_numbers(node: type[io.ComfyNode]) -> type[io.ComfyNode]:
             return execute(cls, *args, **inputs)
 
         checked = checked_at_once
-    node.execute = classmethod(checked)  # type: ignore[assignment, method-assign]
+    node.execute = classmethod(checked)
     return node

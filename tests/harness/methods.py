@@ -25,7 +25,7 @@ from . import checkpoints, pure, released
 from .dreamsr import METADATA_KEY, control_config, control_weights
 
 API = ROOT / "workflows" / "api"
-SIZES = {"double_blocks": 2, "single_blocks": 1, "context_width": 64, "pooled_width": 768}
+SIZES: dict[str, Any] = {"double_blocks": 2, "single_blocks": 1, "context_width": 64, "pooled_width": 768}
 HIDDEN = 256
 
 Graph = dict[str, Any]

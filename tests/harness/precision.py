@@ -21,7 +21,7 @@ STORED = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 WEIGHTS = ("fp32", "bf16", "fp16", "fp8_e4m3fn", "fp8_e4m3fn_fast", "fp8_e5m2")
 
-LIMITS = {"fp32": 1e-4, "bf16": 0.1, "fp16": 0.1, "fp8_e4m3fn": 0.5, "fp8_e4m3fn_fast": 0.5, "fp8_e5m2": 0.7}
+LIMITS = {"fp32": 1e-4, "bf16": 0.03, "fp16": 0.01, "fp8_e4m3fn": 0.35, "fp8_e4m3fn_fast": 0.35, "fp8_e5m2": 0.6}
 """The largest distance from float32 of each precision."""
 
 STORED_FILES = (

@@ -240,7 +240,9 @@ def test_a_tokenizer_that_makes_much_of_little(tmp_path: Path, host: InProcessHo
 
     path = tmp_path / "tokenizer.json"
     path.write_text(tokenizer(**MULTIPLYING[name]))
-    with pytest.raises(ValueError, match=r"tokenizer\.json is not a tokenizer file \((the rules|the templates|.*token of)"):
+    with pytest.raises(
+        ValueError, match=r"tokenizer\.json is not a tokenizer file \((the rules|the templates|.*token of)"
+    ):
         TextTokenizer(path)
 
 

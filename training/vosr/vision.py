@@ -89,9 +89,7 @@ def load_dinov2(path: Path, device: torch.device) -> Any:
         with torch.device("meta"):
             return Dinov2Model(config).eval().requires_grad_(False)
     # transformers' own loading knows its names of every version.
-    network, report = Dinov2Model.from_pretrained(
-        None, config=config, state_dict=tensors, output_loading_info=True
-    )
+    network, report = Dinov2Model.from_pretrained(None, config=config, state_dict=tensors, output_loading_info=True)
     problems = {kind: sorted(map(str, names)) for kind, names in report.items() if names}
     if problems:
         raise ValueError(f"{path.name} does not fit a DINOv2 encoder: {problems}. Use {WANTED_FILES}.")
