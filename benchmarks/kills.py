@@ -29,10 +29,10 @@ def main() -> int:
     assert host is not None, "no ComfyUI here: run `make setup` once, or set COMFYUI_PATH"
     nodes = {"realisr": ROOT, "realisr_test_nodes": ROOT / "tests" / "test_nodes"}
     os.environ["OMP_NUM_THREADS"] = "1"
-    with tempfile.TemporaryDirectory(prefix="realisr-kills-") as folder:
-        with ComfyServer(host, Path(folder), nodes) as server:
-            save_files(server.models)
-            wrong = check_all(server, graphs(server.client), lambda line: print(line, flush=True))
+    folder = tempfile.TemporaryDirectory(prefix="realisr-kills-")
+    with folder, ComfyServer(host, Path(folder.name), nodes) as server:
+        save_files(server.models)
+        wrong = check_all(server, graphs(server.client), lambda line: print(line, flush=True))
     print(f"{len(wrong)} wrong")
     return int(bool(wrong))
 

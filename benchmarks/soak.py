@@ -5,8 +5,8 @@
 
 Five methods with small random networks under the released names. Before every run the same graph fails (damaged
 weights, an exception in the middle of sampling, one after decoding, a graph that is refused) or is cancelled at a
-random moment; the run after it must end. Measured after a tenth of the rounds, 20 at most, and at the end: resident memory,
-threads, open files, temporary files. Weights are hashed as they lie in memory, before and after; some pictures are made
+random moment; the run after it must end. Measured after a tenth of the rounds, 20 at most, and at the end: resident
+memory, threads, open files, temporary files. Weights are hashed as they lie in memory, before and after; some pictures are made
 once more at the end by models that are read anew, and must be the same byte for byte. Linux only (/proc).
 Exit status 1 when something was wrong or grew. Targets: memory within 50 MB; all else the same.
 """
@@ -64,11 +64,7 @@ def main(argv: list[str]) -> int:
                     before = Footprint.of(server, temporary)
                 if (number + 1) % warm == 0:
                     now = Footprint.of(server, temporary)
-                    print(
-                        f"{number + 1:5} runs each, {time.monotonic() - start:6.0f} s: {now.megabytes:7.1f} MB, "
-                        f"{now.tensors:5.1f} MB of tensors, {now.threads} threads, {now.open_files} open files, {len(now.temporary)} temporary files",
-                        flush=True,
-                    )
+                    print(f"{number + 1:5} runs each, {time.monotonic() - start:6.0f} s: {now}", flush=True)
                 if time.monotonic() - start > 60 * asked.minutes:
                     break
             after = Footprint.of(server, temporary)
@@ -78,12 +74,7 @@ def main(argv: list[str]) -> int:
             leaks = soak.warnings()
     assert before is not None
     print(dict(sorted(soak.counts.items())))
-    print(
-        f"memory {before.megabytes:.1f} -> {after.megabytes:.1f} MB, of tensors {before.tensors:.1f} -> {after.tensors:.1f} MB"
-    )
-    print(
-        f"threads {before.threads} -> {after.threads}; open files {before.open_files} -> {after.open_files}; Python's threads: {threads}"
-    )
+    print(f"before: {before}\nafter:  {after}\nPython's threads: {threads}")
     print(f"weights {'bitwise the same' if kept else 'CHANGED'} ({len(weights)} parts)")
     print(f"temporary files left: {sorted(after.temporary - before.temporary)}")
     print(f"models that the host found not let go: {len(leaks)}")

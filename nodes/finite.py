@@ -1,4 +1,4 @@
-"""Numbers that are none: the API carries NaN and infinities, and the host's comparison with a range lets NaN through."""
+"""Numbers that are none: the API carries NaN and infinities, and the host's check of ranges lets NaN through."""
 
 from __future__ import annotations
 

@@ -49,6 +49,12 @@ class Footprint:
     open_files: int
     temporary: frozenset[str]
 
+    def __str__(self) -> str:
+        return (
+            f"{self.megabytes:.1f} MB, {self.tensors:.1f} MB of tensors, {self.threads} threads, "
+            f"{self.open_files} open files, {len(self.temporary)} temporary files"
+        )
+
     @classmethod
     def of(cls, server: ComfyServer, temporary: Path) -> Footprint:
         assert server.process is not None

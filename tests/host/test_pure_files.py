@@ -7,6 +7,7 @@ import shutil
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from harness import checkpoints, pure
 from harness.autoencoders import sd21_vae

@@ -123,6 +123,12 @@ def plain_numbers() -> list[Any]:
     ]
 
 
+def run(node: Any, inputs: dict[str, Any]) -> None:
+    made = node.execute(**inputs)
+    if inspect.isawaitable(made):
+        in_a_thread(made)
+
+
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 def test_what_is_no_number_is_named_by_every_node(host, value):
     assert len(plain_numbers()) > 30
@@ -130,9 +136,7 @@ def test_what_is_no_number_is_named_by_every_node(host, value):
         listed = node.define_schema().is_input_list
         inputs = given_to(node, "image", grey()) | {name: [value] if listed else value}
         with pytest.raises(ValueError, match=rf"^The input {name} is {value}\. It takes a number\.$"):
-            made = node.execute(**inputs)
-            if inspect.isawaitable(made):
-                in_a_thread(made)
+            run(node, inputs)
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])

@@ -17,7 +17,6 @@ from comfy_api.latest import io
 
 from .basic import CATEGORY
 
-
 KEPT: list[Any] = []
 
 
