@@ -6,8 +6,8 @@
 Five methods with small random networks under the released names. Before every run the same graph fails (damaged
 weights, an exception in the middle of sampling, one after decoding, a graph that is refused) or is cancelled at a
 random moment; the run after it must end. Measured after a tenth of the rounds, 20 at most, and at the end: resident
-memory, threads, open files, temporary files. Weights are hashed as they lie in memory, before and after; some pictures are made
-once more at the end by models that are read anew, and must be the same byte for byte. Linux only (/proc).
+memory, threads, open files, temporary files. Weights are hashed as they lie in memory, before and after; some pictures
+are made once more at the end by models that are read anew, and must be the same byte for byte. Linux only (/proc).
 Exit status 1 when something was wrong or grew. Targets: memory within 50 MB; all else the same.
 """
 
