@@ -25,8 +25,6 @@ from host_env import find_host  # noqa: E402
 
 FLAGS = (
     "",
-    "--lowvram",
-    "--novram",
     "--cpu-vae",
     "--fast",
     "--use-pytorch-cross-attention",

@@ -8,7 +8,7 @@ import pytest
 from harness.methods import METHODS, graphs, save_files
 from harness.precision import LIMITS, distance, greedy, in_precision, save_stored_files, unrounded
 
-FLAGS = ("--fast", "--cpu-vae", "--lowvram", "--use-split-cross-attention")
+FLAGS = ("--fast", "--cpu-vae", "--use-split-cross-attention")
 
 
 @pytest.fixture(scope="module")
