@@ -21,6 +21,7 @@ from comfy.weight_adapter import LoRAAdapter
 from torch import Tensor, nn
 
 from ...models.state_dict import first_few, require_tensors
+from ..copies import copy_of
 from ..files import first_line, load_state_dict_file
 from ..types import Model
 
@@ -210,7 +211,7 @@ def with_forward_lora(model: Model, lora: AccelerationLoRA) -> Model:
             for target, adapter in read_adapters(model, lora).items()
         }
     )
-    patched = model.clone()
+    patched = copy_of(model)
     patched.set_injections(KEY, [updates.injection(patched.model)])
     patched.set_additional_models(
         KEY, [CoreModelPatcher(updates, model.load_device, comfy.model_management.unet_offload_device())]
