@@ -6,7 +6,7 @@ ARGS ?=
 N ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast test-hostile test-parity lint apps arrange thumbnails workflows locales bench clean
+.PHONY: help setup demo test test-fast test-hostile test-parity soak lint apps arrange thumbnails workflows locales bench clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -25,6 +25,9 @@ test-fast: ## the tests that need no server and no browser and are not marked sl
 
 test-hostile: ## damaged files, odd pictures and inputs: N=5000 draws as many of each instead of a few
 	REALISR_ATTACKS=$(N) $(HOST) -m pytest tests/hostile --timeout 0 $(ARGS)
+
+soak: ## runs, failures and cancels of every method on one server: N=300 of each method
+	$(HOST) benchmarks/soak.py $(if $(N),--runs $(N)) $(ARGS)
 
 test-parity: ## the golden tensor tests; REALISR_GOLDEN=DIR runs them on another folder of that format
 	$(HOST) -m pytest tests/parity $(ARGS)

@@ -238,6 +238,16 @@ class ComfyServer:
                 time.sleep(0.2)
         raise TimeoutError(f"ComfyUI did not answer within {timeout:.0f} s:\n{self.log()[-4000:]}")
 
+    def kill(self) -> None:
+        """End the server as a crash does, in the middle of whatever it does; it is gone when this returns."""
+        assert self.process is not None
+        os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+
+    def restart(self) -> None:
+        """Start it anew on the same folders, after `kill` or `stop`."""
+        self._start()
+
     def stop(self) -> None:
         """End the server and whatever it started; it is gone when this returns."""
         if self.process is None or self.process.poll() is not None:

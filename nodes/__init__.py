@@ -28,6 +28,7 @@ from . import (
     vosr,
     vosr_loaders,
 )
+from .finite import takes_numbers
 
 # In the order of the frontend's node library: whole methods first, those that run without a download before the others.
 MODULES = (
@@ -54,10 +55,12 @@ MODULES = (
     image,
 )
 
+NODES = [takes_numbers(node) for module in MODULES for node in module.NODES]
+
 
 class RealISRExtension(ComfyExtension):
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        return [node for module in MODULES for node in module.NODES]
+        return list(NODES)
 
     async def on_load(self) -> None:
         routes.add_routes()

@@ -40,12 +40,13 @@ def tokenise(config_file: Path, settings: Sequence[str]) -> int:
     from tqdm import tqdm
 
     from realisr.training.engine.config import read_config
+    from realisr.training.engine.engine import accelerator_available
     from realisr.training.pure.config import PUREConfig
     from realisr.training.pure.method import make_tokeniser
     from realisr.training.pure.samples import missing, usable
     from realisr.training.pure.start import load_vqgan
 
-    process = PartialState(cpu=not torch.accelerator.is_available())
+    process = PartialState(cpu=not accelerator_available())
     config = read_config(config_file, settings, PUREConfig)
     if config.threads is not None:
         torch.set_num_threads(config.threads)

@@ -22,6 +22,7 @@ from comfy.weight_adapter import LoRAAdapter
 from torch import Tensor, nn
 
 from ...models.state_dict import first_few, require_tensors
+from ..copies import copy_of
 from ..files import first_line, load_state_dict_file
 from ..types import Model
 
@@ -201,7 +202,7 @@ def with_forward_lora(model: Model, lora: AccelerationLoRA) -> Model:
 
     Raises ValueError as `read_adapters` does.
     """
-    patched = model.clone()
+    patched = copy_of(model)
     patched.set_injections(KEY, [PatcherInjection(inject=inject, eject=eject)])
     patched.set_additional_models(KEY, [managed(read_adapters(model, lora), lora.strength, model.load_device)])
     return patched

@@ -14,7 +14,7 @@ from comfy.model_patcher import CoreModelPatcher, ModelPatcher
 from torch import Tensor
 
 from ...models.pure.config import ChameleonConfig
-from ...models.pure.released import IGNORED_PREFIXES, fuse, with_stored_norms
+from ...models.pure.released import IGNORED_PREFIXES, fuse, released_shapes, with_stored_norms
 from ...models.pure.transformer import Chameleon
 from ...models.pure.vocabulary import Vocabulary, check_special_names
 from ...models.pure.vqgan import VQGAN, check_released
@@ -127,6 +127,19 @@ def read_shards(files: RestorerFiles) -> dict[str, Tensor]:
     return tensors
 
 
+def at_fault(files: RestorerFiles, tensors: dict[str, Tensor], config: ChameleonConfig) -> str:
+    """What an error about these tensors should name: the shard whose tensors have other shapes than the others', or
+    that none asked for; else the folder."""
+    expected = released_shapes(config)
+    odd = [key for key, shape in shapes_of(tensors).items() if expected.get(key) != shape]
+    if files.index:
+        shards = {files.index.get(key) for key in odd}
+    else:
+        shards = {shard.name for shard in files.shards} if odd else set()
+    (only,) = shards if len(shards) == 1 else (None,)
+    return f"{only} of {files.name}" if only else files.name
+
+
 def chosen_dtypes(weight_dtype: str, device: torch.device, parameters: int) -> tuple[torch.dtype, torch.dtype]:
     """(kept in, computed in). What the device cannot compute in is cast as it is used, as the host does."""
     management = comfy.model_management
@@ -185,7 +198,7 @@ def load_backbone(
     config = with_stored_norms(config, shapes_of(tensors))
     parameters = sum(value.numel() for value in tensors.values())
     try:
-        fused = fuse(tensors, config, files.name)
+        fused = fuse(tensors, config, at_fault(files, tensors, config))
     except ValueError as error:
         raise ValueError(f"{error} Put the files of one release together ({WHERE_FROM}).") from error
     load_device, offload_device = management.get_torch_device(), management.unet_offload_device()

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ...services.panics import panics_as_errors
+from ...services.tokenizer_rules import require_bounded
 
 
 class TextTokenizer:
@@ -19,6 +20,7 @@ class TextTokenizer:
 
         self.path = path
         with self._errors_named():
+            require_bounded(path)
             self.tokenizer = Tokenizer.from_file(str(path))
             # The file may ask for either; a prompt is neither cut nor filled up.
             self.tokenizer.no_truncation()

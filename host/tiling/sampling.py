@@ -21,6 +21,7 @@ from torch import Tensor
 from ...models.tiles.grid import ONE_PANE, Box, Panes, TileGrid
 from ...models.tiles.merge import merge_tiles, sum_of_weights
 from ...models.tiles.weights import Weights, tile_weight
+from ..copies import copy_of
 from ..live_tiles import LIVE, LiveTiles, Numbered, live_tiles
 from ..memory import NOTHING, MostTogether, within_memory
 from ..progress import TileProgress, begin
@@ -96,7 +97,7 @@ class Tiling:
                 f"{self.node}: ComfyUI cannot shift the positions of this model ({type(model.model).__name__}). Turn "
                 "true_positions off; it is for FLUX and Lumina models."
             )
-        model = model.clone()
+        model = copy_of(model)
         self.attach(model)
         return model
 

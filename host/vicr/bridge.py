@@ -22,6 +22,7 @@ from comfy.patcher_extension import PatcherInjection, WrappersMP
 from torch import Tensor, nn
 
 from ...models.vicr.bridge import NoBridge, VisionContextBridge
+from ..copies import copy_of
 from ..families import model_in_words
 from ..types import Conditioning, Model
 
@@ -221,7 +222,7 @@ def with_pooled(conditioning: Conditioning, change: Callable[[Tensor | None], Te
 
 def patched(model: Model, widths: VectorWidths) -> Model:
     """A clone of a FLUX MODEL that reads tails; one that does already is cloned as it is."""
-    clone = model.clone()
+    clone = copy_of(model)
     if not clone.get_injections(KEY):
         clone.set_injections(KEY, [PatcherInjection(widths.inject, widths.eject)])
         clone.add_wrapper_with_key(WrappersMP.CALC_COND_BATCH, KEY, widths.pad)

@@ -89,16 +89,17 @@ class FaceRestoreHelper:
 
 @contextlib.contextmanager
 def importable() -> Iterator[None]:
-    """Let pyiqa be imported without OpenCV and facexlib, and CLIP's tokenizer without the old setuptools.
+    """Let pyiqa be imported without OpenCV, pandas and facexlib, and CLIP's tokenizer without the old setuptools.
 
-    pyiqa imports OpenCV to read files, and scoring hands it tensors; TOPIQ imports facexlib, which only its face
-    variants use; CLIP takes `packaging` out of `pkg_resources`, which setuptools no longer has. Each gets a stand-in
-    while it is not installed, gone again afterwards.
+    pyiqa imports OpenCV to read files, and 0.1.15 pandas for data sets, and scoring hands it tensors; TOPIQ imports
+    facexlib, which only its face variants use; CLIP takes `packaging` out of `pkg_resources`, which setuptools no
+    longer has. Each gets a stand-in while it is not installed, gone again afterwards.
     """
     import packaging.version  # `import packaging` alone leaves out the submodule that CLIP reads
 
     stand_ins: dict[str, dict[str, Any]] = {
         "cv2": {},
+        "pandas": {},
         "pkg_resources": {"packaging": packaging},
         "facexlib.utils.face_restoration_helper": {"FaceRestoreHelper": FaceRestoreHelper},
     }

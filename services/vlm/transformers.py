@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from ..panics import panics_as_errors
+from ..tokenizer_rules import require_bounded
 from .pictures import to_pil
 from .protocol import Question, SetupError
 
@@ -86,7 +87,7 @@ class LocalVLM:
                 for question, shown in zip(questions, pictures, strict=True)
             ]
             together = [picture for shown in pictures for picture in shown]
-            return self.processor(images=together, text=texts, return_tensors="pt", **padding)
+            return taken_by(self.network, self.processor(images=together, text=texts, return_tensors="pt", **padding))
         # jinja is there where transformers is, and nothing else at start-up needs it.
         from .chat_template import render
 
@@ -98,7 +99,7 @@ class LocalVLM:
             text = render(template, [{"role": "user", "content": said}], self.processor.tokenizer.special_tokens_map)
             conversations.append([{"role": "user", "content": content, "rendered": text}])
         # The text is there already; the library adds what it knows of pictures and of special tokens.
-        return self.processor.apply_chat_template(
+        made = self.processor.apply_chat_template(
             conversations,
             chat_template="{{ messages[0]['rendered'] }}",
             tokenize=True,
@@ -106,6 +107,14 @@ class LocalVLM:
             return_tensors="pt",
             **_template_options(self.processor, padding),
         )
+        return taken_by(self.network, made)
+
+
+def taken_by(network: Any, inputs: Any) -> Any:
+    """The inputs without the token types that some tokenizers number and only networks of BERT's kind read."""
+    if "token_type_ids" in inputs and "token_type_ids" not in signature(network.forward).parameters:
+        del inputs["token_type_ids"]
+    return inputs
 
 
 OF_SETTINGS = (LookupError, TypeError, AttributeError, ZeroDivisionError)
@@ -143,6 +152,7 @@ def load_local_vlm(
         ) from None
     try:
         with panics_as_errors():
+            require_bounded(folder / "tokenizer.json")
             processor = AutoProcessor.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
             network, info = AutoModelForImageTextToText.from_pretrained(
                 folder,

@@ -17,7 +17,8 @@ from comfy_server import ComfyServer
 from demo import node_of
 from harness import checkpoints
 from harness.chat_server import ChatRequest, ChatServer
-from harness.dreamsr import METADATA_KEY, control_config, control_weights
+from harness.dreamsr import METADATA_KEY
+from harness.methods import HIDDEN, SIZES, save_flux_files
 from harness.released import save_released_files
 from harness.vlm import save_tiny_llava
 from templates import template
@@ -33,39 +34,17 @@ WORKFLOWS = (
     "vicr_tile_captions",
     "vosr_dreamsr_hybrid",
 )
-SIZES = {"double_blocks": 2, "single_blocks": 1, "context_width": 64, "pooled_width": 768}
-HIDDEN = 256
 
 
 @pytest.fixture(scope="module")
 def files(server: ComfyServer) -> None:
     """What the workflows' loaders name. Text encoders and CLIP ViT-L have fixed sizes, and test nodes stand in."""
     save_released_files(server.models)
-    control = control_weights(control_config(text_width=64))
-    for path, content, metadata in (
-        ("diffusion_models/flux1-dev.safetensors", checkpoints.flux(5, **SIZES), None),
-        ("diffusion_models/flux1-fill-dev.safetensors", checkpoints.flux(3, fill_model=True, **SIZES), None),
-        ("vae/ae.safetensors", checkpoints.taesd(), None),
-        ("controlnet/dreamsr_mm_controlnet.safetensors", control, {METADATA_KEY: '{"dit_blocks": [0, 1]}'}),
-        ("controlnet/flux1-dev-controlnet-upscaler.safetensors", upscaler_controlnet(), None),
-        ("loras/dreamsr_acceleration_lora.safetensors", checkpoints.fill(lora_shapes(64), 6), None),
-        ("loras/vicr_lora.safetensors", checkpoints.fill(lora_shapes(384), 7), None),
-        ("model_patches/vicr_bridge.safetensors", checkpoints.vision_context_bridge(width=HIDDEN), None),
-    ):
-        # A file that another module made may be in use: loaded models are mapped to it.
-        if not (server.models / path).exists():
-            (server.models / path).parent.mkdir(parents=True, exist_ok=True)
-            save_file(content, server.models / path, metadata)
+    save_flux_files(server.models)
+    path = server.models / "controlnet" / "flux1-dev-controlnet-upscaler.safetensors"
+    if not path.exists():  # as above: it may be in use
+        save_file(upscaler_controlnet(), path)
     save_tiny_llava(server.models / "LLM" / "llava-1.5-7b-hf")
-
-
-def lora_shapes(inputs: int) -> checkpoints.Shapes:
-    for layer, (before, after) in {
-        "x_embedder": (inputs, HIDDEN),
-        "transformer_blocks.0.attn.to_v": (HIDDEN, HIDDEN),
-    }.items():
-        yield f"transformer.{layer}.lora_A.weight", (4, before)
-        yield f"transformer.{layer}.lora_B.weight", (after, 4)
 
 
 def upscaler_controlnet() -> checkpoints.StateDict:

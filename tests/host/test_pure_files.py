@@ -7,6 +7,7 @@ import shutil
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from harness import checkpoints, pure
 from harness.autoencoders import sd21_vae
@@ -163,6 +164,16 @@ def test_a_config_of_other_weights(copy):
         ValueError,
         match=r"copy does not fit .*config.json states it: model.layers.0.mlp.gate_proj.weight is \[48, 32\]",
     ):
+        load()
+
+
+@pytest.mark.parametrize("number", [1, 2])
+def test_a_shard_with_a_misshapen_tensor_is_named(copy, number):
+    shard = copy / pure.shard_name(number, 2)
+    tensors = load_file(shard)
+    name = next(name for name in tensors if name.endswith("proj.weight"))
+    save_file({**tensors, name: tensors[name][:-1].clone()}, shard)
+    with pytest.raises(ValueError, match=rf"{shard.name} of copy does not fit .*{name} is \["):
         load()
 
 

@@ -168,6 +168,8 @@ def copy_of(llava: Path, name: str) -> Path:
 def test_a_missing_file_is_named(llava, file, named):
     folder = copy_of(llava, f"without_{file}")
     (folder / file).unlink()
+    if file == "processor_config.json":  # transformers 4 writes both
+        (folder / "preprocessor_config.json").unlink(missing_ok=True)
     with pytest.raises(ValueError, match=rf"without_{file} is incomplete.*{named}"):
         load(folder.name)
 

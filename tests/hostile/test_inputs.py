@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import json
 import math
 import random
@@ -14,8 +15,9 @@ from typing import Any
 import pytest
 import torch
 
+from comfy_client import PromptError
 from harness.checkpoints import vosr_args
-from harness.schemas import given_to, grey, pack_nodes
+from harness.schemas import given_to, grey, in_a_thread, pack_nodes
 from harness.vosr import TinyVOSR
 
 ODD: list[Any] = [None, "", "no such option", 3, True, math.nan, math.inf, -math.inf, [], [1], {}, {"a": 1}, 1e400]
@@ -107,6 +109,47 @@ def test_an_odd_value_is_named(host, attacks):
             number = given.get(name) == 3 and name != combo.id
             with nullcontext() if number else pytest.raises(ValueError, match=rf"^The input {re.escape(wanted)} is "):
                 readers()[place](given if not number else whole(combo, given[combo.id]))
+
+
+def plain_numbers() -> list[Any]:
+    """Every number widget of every node that is no part of a dynamic input, as (node, its id)."""
+    from comfy_api.latest import io
+
+    return [
+        (node, given.id)
+        for node in pack_nodes()
+        for given in node.define_schema().inputs
+        if isinstance(given, io.Float.Input)
+    ]
+
+
+def run(node: Any, inputs: dict[str, Any]) -> None:
+    made = node.execute(**inputs)
+    if inspect.isawaitable(made):
+        in_a_thread(made)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_what_is_no_number_is_named_by_every_node(host, value):
+    assert len(plain_numbers()) > 30
+    for node, name in plain_numbers():
+        listed = node.define_schema().is_input_list
+        inputs = given_to(node, "image", grey()) | {name: [value] if listed else value}
+        with pytest.raises(ValueError, match=rf"^The input {name} is {value}\. It takes a number\.$"):
+            run(node, inputs)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_server_says_so_too(server, value):
+    """JSON as Python and JavaScript libraries write it has NaN and Infinity, and a range does not hold NaN back."""
+    graph = {
+        "1": {"class_type": "RealISR_FLUXFillSigmas", "inputs": {"steps": 2, "denoise": value, "base_shift": 0.5}},
+        "2": {"class_type": "EmptyLatentImage", "inputs": {"width": 64, "height": 64, "batch_size": 1}},
+        "3": {"class_type": "PreviewAny", "inputs": {"source": ["1", 0]}},
+    }
+    graph["1"]["inputs"] |= {"latent": ["2", 0], "max_shift": 1.15}
+    with pytest.raises(PromptError, match="denoise"):
+        server.client.run(graph)
 
 
 @pytest.mark.parametrize("args", [

@@ -203,6 +203,100 @@ def test_a_tokenizer_that_panics_is_an_error_that_names_it(tmp_path: Path, host:
         TextTokenizer(path).encode("a" * 40 + "! b")
 
 
+def replaced(before: dict[str, str], after: str) -> dict[str, Any]:
+    return {"type": "Replace", "pattern": before, "content": after}
+
+
+TWICE = replaced({"String": "a"}, "aa")
+MULTIPLYING = {
+    "forty that double": {"normalizer": {"type": "Sequence", "normalizers": [TWICE] * 40}},
+    "sequences in sequences": {
+        "normalizer": {
+            "type": "Sequence",
+            "normalizers": [{"type": "Sequence", "normalizers": [TWICE] * 5} for _ in range(8)],
+        }
+    },
+    "one that is long": {"normalizer": replaced({"String": "a"}, "b" * 10**6)},
+    "a pattern": {"normalizer": replaced({"Regex": "[a-z]"}, "b" * 10**6)},
+    "what comes first": {"normalizer": {"type": "Prepend", "prepend": "a" * 10**7}},
+    "before it is cut": {"pre_tokenizer": {"type": "Metaspace", "replacement": "ab" * 999, "prepend_scheme": "always"}},
+    "when it is put together": {"decoder": {"type": "Sequence", "decoders": [TWICE] * 40}},
+    "a template": {
+        "post_processor": {
+            "type": "TemplateProcessing",
+            "single": [{"Sequence": {"id": "A", "type_id": 0}}] * 10**5,
+            "pair": [],
+            "special_tokens": {},
+        }
+    },
+    "a long word": {"model": {"type": "WordLevel", "vocab": {"a" * 10**6: 0}, "unk_token": "a" * 10**6}},
+}
+
+
+@pytest.mark.parametrize("name", MULTIPLYING)
+def test_a_tokenizer_that_makes_much_of_little(tmp_path: Path, host: InProcessHost, name: str):
+    """Refused before the library has it, which neither stops nor says how far it is."""
+    from realisr.host.pure.tokenizer import TextTokenizer
+
+    path = tmp_path / "tokenizer.json"
+    path.write_text(tokenizer(**MULTIPLYING[name]))
+    with pytest.raises(
+        ValueError, match=r"tokenizer\.json is not a tokenizer file \((the rules|the templates|.*token of)"
+    ):
+        TextTokenizer(path)
+
+
+ORDINARY = {
+    "as LLaMA": {
+        "normalizer": {
+            "type": "Sequence",
+            "normalizers": [{"type": "Prepend", "prepend": "\u2581"}, replaced({"String": " "}, "\u2581")],
+        },
+        "decoder": {
+            "type": "Sequence",
+            "decoders": [
+                replaced({"String": "\u2581"}, " "),
+                {"type": "ByteFallback"},
+                {"type": "Fuse"},
+                {"type": "Strip", "content": " ", "start": 1, "stop": 0},
+            ],
+        },
+    },
+    "as BERT": {
+        "normalizer": {
+            "type": "BertNormalizer",
+            "clean_text": True,
+            "handle_chinese_chars": True,
+            "strip_accents": None,
+            "lowercase": True,
+        },
+        "decoder": {"type": "WordPiece", "prefix": "##", "cleanup": True},
+    },
+    "as T5": {
+        "normalizer": {"type": "Sequence", "normalizers": [{"type": "NFKC"}, replaced({"Regex": " {2,}"}, "\u2581")]},
+        "pre_tokenizer": {"type": "Metaspace", "replacement": "\u2581", "prepend_scheme": "always"},
+    },
+}
+
+
+@pytest.mark.parametrize("name", ORDINARY)
+def test_rules_of_released_tokenizers_are_taken(tmp_path: Path, host: InProcessHost, name: str):
+    from realisr.host.pure.tokenizer import TextTokenizer
+
+    path = tmp_path / "tokenizer.json"
+    path.write_text(tokenizer(**ORDINARY[name]))
+    TextTokenizer(path).decode(TextTokenizer(path).encode("a a b"))
+
+
+def test_a_vision_language_model_that_makes_much_of_little(models: Path, llava: Path):
+    folder = Path(shutil.copytree(llava, models / "LLM" / "multiplies"))
+    content = json.loads((folder / "tokenizer.json").read_text())
+    content["normalizer"] = MULTIPLYING["forty that double"]["normalizer"]
+    (folder / "tokenizer.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=r"the rules of the normalizer in tokenizer\.json make 1\.1e\+12 characters"):
+        load("multiplies")
+
+
 def test_a_tokenizer_that_fills_up_or_cuts(tmp_path: Path, host: InProcessHost):
     """The file may ask for prompts of a thousand million tokens."""
     from realisr.host.pure.tokenizer import TextTokenizer

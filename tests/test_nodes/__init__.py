@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from comfy_api.latest import ComfyExtension, io
 
-from . import basic, text, vicr
+from . import basic, soak, text, vicr
 
-MODULES = (basic, text, vicr)
+MODULES = (basic, soak, text, vicr)
 
 
 class RealISRTestExtension(ComfyExtension):

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 
 import comfy.model_management
 import comfy.utils
+import folder_paths
+import numpy as np
 import torch
 from comfy_api.latest import io
 
@@ -96,6 +99,27 @@ class MeasureLatent(io.ComfyNode):
         )
 
 
+class KeepImage(io.ComfyNode):
+    """Writes an image as it is, unrounded, into the output folder: `<name>.npy`."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="RealISRTest_KeepImage",
+            display_name="Keep Image",
+            category=CATEGORY,
+            is_output_node=True,
+            not_idempotent=True,
+            inputs=[io.Image.Input("image"), io.String.Input("name")],
+            outputs=[],
+        )
+
+    @classmethod
+    def execute(cls, image: torch.Tensor, name: str) -> io.NodeOutput:
+        np.save(Path(folder_paths.get_output_directory()) / f"{name}.npy", image.float().cpu().numpy())
+        return io.NodeOutput()
+
+
 class Wait(io.ComfyNode):
     """Takes its time, shows progress, and stops when it is told to."""
 
@@ -125,4 +149,4 @@ class Wait(io.ComfyNode):
         return io.NodeOutput(image)
 
 
-NODES = [RandomConditioning, RandomImage, MeasureLatent, Wait]
+NODES = [RandomConditioning, RandomImage, MeasureLatent, KeepImage, Wait]

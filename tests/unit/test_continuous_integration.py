@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +59,29 @@ def test_the_oldest_comfyui_is_among_those_tested():
     oldest_python = re.search(r'^requires-python = ">=(.+)"$', PYPROJECT, re.MULTILINE)
     assert oldest_python is not None
     assert hosts[0]["python"] == oldest_python[1]
+
+
+def test_the_lowest_versions_are_those_that_are_asked_for(tmp_path: Path):
+    (tmp_path / "requirements.txt").write_text("numpy>=1.25.0\ntorch\nopenai>=1.2\n# pillow>=9\ntokenizers>=0.13\n")
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "dev" / "floors.py"), str(tmp_path / "requirements.txt")],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    found = dict(line.split("==") for line in done.stdout.splitlines())
+    assert found["numpy"] == "1.25.0"
+    assert found["torch"] == "2.5.0"
+    assert "pillow" not in found and "tokenizers" not in found
+    own = [
+        line
+        for name in ("agent", "quality", "without-dependencies")
+        for line in read_extra(ROOT / "pyproject.toml", name)
+    ]
+    for asked in map(Requirement, own):
+        assert asked.specifier.contains(found[asked.name])
+        assert not asked.specifier.contains("0")
+    assert found["openai"] == "1.60", "the higher of two bounds"
 
 
 def test_what_the_publish_job_looks_for_is_there():

@@ -19,7 +19,8 @@ class Draws:
 
     def __init__(self, seed: int | Sequence[int], number: int, device: torch.device | str = "cpu"):
         words = (seed,) if isinstance(seed, int) else tuple(seed)
-        state = int(np.random.SeedSequence((*words, number)).generate_state(1, np.uint64)[0] >> 1)
+        # Shifted as Python's number: numpy 1 does not shift its own unsigned ones.
+        state = int(np.random.SeedSequence((*words, number)).generate_state(1, np.uint64)[0]) >> 1
         self.generator = torch.Generator().manual_seed(state)
         self.device = torch.device(device)
         self._state = state

@@ -363,6 +363,13 @@ def wrapped(accelerator: Accelerator, network: nn.Module) -> nn.Module:
     return accelerator.prepare(network, torch.optim.SGD(trained, lr=0.0))[0]
 
 
+def accelerator_available() -> bool:
+    """Whether torch has a GPU or the like; torch 2.6 can say so of any kind."""
+    if hasattr(torch, "accelerator"):
+        return torch.accelerator.is_available()
+    return torch.cuda.is_available() or torch.backends.mps.is_available()
+
+
 def make_accelerator(method: Method[Any]) -> Accelerator:
     """As the launch configuration says, with the run's precision and trackers."""
     config = method.config
@@ -372,7 +379,7 @@ def make_accelerator(method: Method[Any]) -> Accelerator:
 
         kwargs.append(DistributedDataParallelKwargs(find_unused_parameters=True))
     accelerator = Accelerator(
-        cpu=not torch.accelerator.is_available(),
+        cpu=not accelerator_available(),
         mixed_precision="no" if config.precision == "fp32" else config.precision,
         log_with=list(config.log.trackers) or None,
         project_dir=str(config.out),

@@ -89,13 +89,11 @@ def load_dinov2(path: Path, device: torch.device) -> Any:
         with torch.device("meta"):
             return Dinov2Model(config).eval().requires_grad_(False)
     # transformers' own loading knows its names of every version.
-    network, report = Dinov2Model.from_pretrained(
-        None, config=config, state_dict=tensors, dtype=torch.float32, output_loading_info=True
-    )
+    network, report = Dinov2Model.from_pretrained(None, config=config, state_dict=tensors, output_loading_info=True)
     problems = {kind: sorted(map(str, names)) for kind, names in report.items() if names}
     if problems:
         raise ValueError(f"{path.name} does not fit a DINOv2 encoder: {problems}. Use {WANTED_FILES}.")
-    return network.to(device).eval().requires_grad_(False)
+    return network.to(device, torch.float32).eval().requires_grad_(False)
 
 
 def dinov2_settings(tensors: Mapping[str, Tensor]) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ....models.attention import AttentionFn
 from ....models.dreamsr.mm_controlnet import PATCH, ControlFeatures, inject_image, inject_text
+from ...copies import copy_of
 from ...types import Model
 from .conditioning import ControlKeys, ControlRun
 from .loader import MMControl
@@ -29,7 +30,7 @@ BlockPatch = Callable[[dict[str, Any], dict[str, Any]], dict[str, Any]]
 
 def add_control(model: Model, control: MMControl) -> Model:
     """A clone of the MODEL that loads the control network with itself and runs what its conditions carry."""
-    model = model.clone()
+    model = copy_of(model)
     if not model.get_wrappers(WrappersMP.DIFFUSION_MODEL, KEY):
         model.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, KEY, run_controls)
         model.add_wrapper_with_key(WrappersMP.APPLY_MODEL, KEY, leave_out_of_range)

@@ -112,9 +112,25 @@ def import_openai() -> ModuleType:
 
 
 def make_client(openai: ModuleType, endpoint: ChatEndpoint, key: str) -> Any:
-    """A client that does not retry (see `_Session.settle`), follows no redirect, and reads no endless answer."""
+    """A client that does not retry (see `_Session.settle`), follows no redirect, and reads no endless answer.
+
+    Raises SetupError for a proxy of the environment that cannot be used.
+    """
     # A proxy from the environment cannot reach this machine's own servers, and must not see the key.
-    http_client = client_class(openai)(trust_env=not is_this_machine(urlsplit(endpoint.base_url).hostname))
+    local = is_this_machine(urlsplit(endpoint.base_url).hostname)
+    try:
+        http_client = client_class(openai)(trust_env=not local)
+    except ImportError:
+        raise SetupError(
+            "The environment names a SOCKS proxy (ALL_PROXY or HTTPS_PROXY), and that needs one more package: "
+            'pip install "httpx[socks]" into ComfyUI\'s Python. Then restart.'
+        ) from None
+    except Exception:  # the library raises what it likes for an address it cannot read
+        # Not quoted: the address may hold a password.
+        raise SetupError(
+            "A proxy in the environment (HTTP_PROXY, HTTPS_PROXY or ALL_PROXY) is not an address that can be used. It "
+            "looks like http://proxy.example:3128. Correct it and restart ComfyUI, or unset it."
+        ) from None
     client = openai.AsyncOpenAI(
         api_key=key, base_url=endpoint.base_url, timeout=endpoint.timeout, max_retries=0, http_client=http_client
     )
