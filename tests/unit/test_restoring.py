@@ -20,6 +20,7 @@ from restoring.manifest import Entry, Manifest
 from restoring.pictures import PictureError, check_picture, encoded, photograph
 from restoring.scheduler import Attempt, Scheduler
 from restoring.sources import find_photos, separator
+from restoring.target import LocalTarget
 from restoring.watching import Arrivals
 
 
@@ -72,7 +73,8 @@ def test_a_folder_is_watched_until_files_stand_still(folder: Path):
 
 
 def test_claims_of_a_killed_client_are_free(tmp_path: Path):
-    one, two = Manifest(tmp_path), Manifest(tmp_path)
+    target = LocalTarget(tmp_path)
+    one, two = Manifest(target), Manifest(target)
     assert one.claim("a", None) is None
     taken = two.claim("a", None)
     assert taken is not None
@@ -83,11 +85,11 @@ def test_claims_of_a_killed_client_are_free(tmp_path: Path):
     assert two.claim("a", None) is None
     partial = two.partial()
     partial.write_bytes(b"result")
-    two.done("a", Entry("", host="h", seed={"1.seed": 3}), [(partial, tmp_path / "a.png")], tmp_path)
+    two.done("a", Entry("", host="h", seed={"1.seed": 3}), {"a.png": 6}, lambda: target.put(partial, "a.png"))
     other = two.partial()
     other.write_bytes(b"other")
     with pytest.raises(FileExistsError, match="the result of another photo, a"):
-        two.done("b", Entry(""), [(other, tmp_path / "a.png")], tmp_path)
+        two.done("b", Entry(""), {"a.png": 5}, lambda: target.put(other, "a.png"))
     assert (tmp_path / "a.png").read_bytes() == b"result"
     assert two.entries()["a"].seed == {"1.seed": 3}
     one.close()
