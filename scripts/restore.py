@@ -129,7 +129,7 @@ def restore(asked: argparse.Namespace) -> Outcome:
             if asked.report:
                 outcome = run.outcome()
                 write_report(asked.report, outcome.rows, summary(outcome))
-    if scores is not None:
+    if scores is not None and not outcome.stopped:
         gaps = scores.add(outcome.rows, target)
         write_report(asked.report, outcome.rows, {**summary(outcome), "scores": gaps})
     return outcome

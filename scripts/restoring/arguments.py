@@ -75,7 +75,9 @@ def parse_arguments(argv: Sequence[str] | None, description: str) -> argparse.Na
 
 
 def add_scores(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--scores", default="", metavar="METRICS", help="of results, into the report: musiq,clipiqa,...")
+    parser.add_argument(
+        "--scores", default="", metavar="METRICS", help="of results, into the report: musiq,clipiqa,..."
+    )
     parser.add_argument("--reference", type=Path, metavar="FOLDER", help="of originals, for --scores psnr,ssim,lpips")
     parser.add_argument("--weights", type=Path, metavar="FOLDER", help="with the weight files of --scores")
 

@@ -50,7 +50,7 @@ class Task:
     """What is to be done in one attempt. Travels to other machines.
 
     number: how often the photo was begun before. prompt: id for the job. adopt: jobs that a client which was killed
-    had the same host make of this photo.
+    had the same host make of this photo. content: of the photo's file, where the host's side cannot read it.
     """
 
     photo: Photo
@@ -58,12 +58,15 @@ class Task:
     number: int
     prompt: str
     adopt: tuple[str, ...] = ()
+    content: bytes | None = None
 
 
 class Results(Protocol):
     """Results of a photo that wait for their place, wherever they are."""
 
-    sizes: Sequence[int]
+    @property
+    def sizes(self) -> Sequence[int]:
+        """Bytes of each."""
 
     def put(self, target: Target, names: Sequence[str]) -> None:
         """Raises FileExistsError where a folder has a name, OSError."""
@@ -118,19 +121,11 @@ def perform(recipe: Recipe, task: Task, host: Host, called_off: Event, sent: Sen
         return Spoilt(f"unexpectedly {error!r}")
 
 
-def restored(recipe: Recipe, task: Task, host: Host, called_off: Event, sent: Sent) -> Restored | Spoilt:
+def restored(recipe: Recipe, task: Task, host: Host, called_off: Event, sent: Sent) -> Restored:
     """Raises PictureError, AttemptError."""
     start = time.monotonic()
     photo = task.photo
-    try:
-        content = photo.path.read_bytes()
-    except (FileNotFoundError, PermissionError, IsADirectoryError) as error:
-        return Spoilt(f"cannot be read: {error.strerror or error}")
-    except OSError as error:
-        if isinstance(photo.path, Path):
-            return Spoilt(f"cannot be read: {error.strerror or error}")
-        # Not of one kind: a network may be well again, so that every try counts.
-        raise PhotoError(f"cannot be read: {error.strerror or error}", kind=f"storage {task.number}") from error
+    content = read(task) if task.content is None else task.content
     prepared = photograph(content, photo.path.suffix.lower())
     # By content, so that two runs at a time never swap images under each other; and another name each time, so
     # that a host whose result was bad, or is gone, computes it again.
@@ -149,9 +144,20 @@ def restored(recipe: Recipe, task: Task, host: Host, called_off: Event, sent: Se
     return Restored(results, digest, round(time.monotonic() - start, 3), "; ".join(sorted(notes)))
 
 
-def adopted(
-    recipe: Recipe, task: Task, host: Host, job: Job, called_off: Event, sent: Sent
-) -> list[bytes] | None:
+def read(task: Task) -> bytes:
+    """A photo's file. Raises PictureError for one that cannot be read, PhotoError where that may change."""
+    path = task.photo.path
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        reason = f"cannot be read: {error.strerror or error}"
+        if isinstance(path, Path) or isinstance(error, FileNotFoundError | PermissionError | IsADirectoryError):
+            raise PictureError(reason) from error
+        # Not of one kind: a network may be well again, so that every try counts.
+        raise PhotoError(reason, kind=f"storage {task.number}") from error
+
+
+def adopted(recipe: Recipe, task: Task, host: Host, job: Job, called_off: Event, sent: Sent) -> list[bytes] | None:
     """What a client that was killed had this host make of the photo, if it is still there."""
     for prompt in task.adopt:
         try:

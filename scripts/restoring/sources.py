@@ -50,8 +50,8 @@ def find_photos(sources: Sequence[str], target: Path | str, recursive: bool = Tr
     for source in sources:
         found = remote_photos(source, behind, recursive) if is_url(source) else photos_of(source, folder, recursive)
         for photo in found:
-            local = isinstance(photo.path, Path)
-            photos.setdefault(os.path.abspath(photo.path) if local else photo.path.url, photo)
+            path = photo.path
+            photos.setdefault(path.url if isinstance(path, RemoteFile) else os.path.abspath(path), photo)
     if not photos:
         raise NoPhotos(f"{', '.join(sources)} has no images ({', '.join(sorted(SUFFIXES))})")
     every = sorted(photos.values(), key=lambda photo: (photo.name, str(photo.path)))
@@ -74,7 +74,8 @@ def remote_photos(source: str, target: RemoteFile | None, recursive: bool) -> It
         elif place.is_dir():
             found = [(name, file) for name, file, _ in place.walk(recursive)]
         elif place.exists():
-            found = [(place.name, place)]
+            yield Photo(place, place.stem)
+            return
         else:
             raise RestoreError(f"there is no folder or image {source}")
     except OSError as error:

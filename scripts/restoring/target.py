@@ -35,6 +35,9 @@ class Target(Protocol):
     def is_whole(self, name: str) -> bool:
         """Whether a file that the manifest does not know, or not so, is a whole picture."""
 
+    def read(self, name: str) -> bytes:
+        """A result. Raises OSError."""
+
     def check(self, names: Sequence[str]) -> None:
         """Raises FileExistsError where a folder has one of the names."""
 
@@ -79,6 +82,9 @@ class LocalTarget:
     def is_whole(self, name: str) -> bool:
         return is_picture((self.folder / name).read_bytes)
 
+    def read(self, name: str) -> bytes:
+        return (self.folder / name).read_bytes()
+
     def check(self, names: Sequence[str]) -> None:
         for name in names:
             if (self.folder / name).is_dir():
@@ -117,6 +123,9 @@ class RemoteTarget:
 
     def is_whole(self, name: str) -> bool:
         return bool(self._sizes.get(name))
+
+    def read(self, name: str) -> bytes:
+        return (self.folder / name).read_bytes()
 
     def check(self, names: Sequence[str]) -> None:
         pass  # storage has no folders that could be in the way
