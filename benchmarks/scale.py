@@ -78,13 +78,15 @@ class Show:
         """A whole run: its seconds between the first and the last photo that was done."""
         report = self.folder / f"{name}.json"
         process = start_restore([*arguments, "--report", str(report)], environment)
-        said = read_until(process, done=1) if "ray" in arguments else []
         begun = time.monotonic()
+        said = read_until(process, done=1)
+        first = time.monotonic()
+        assert process.poll() is None, "".join(said)
         finish(process)
+        took = time.monotonic() - first
         rows = json.loads(report.read_text(encoding="utf-8"))["photos"]
-        took = time.monotonic() - begun
-        self.note(f"{name}: {took:.1f} s for {len(rows)} photos, {1000 * took / len(rows):.0f} ms each", took)
-        del said
+        each = 1000 * took / (len(rows) - 1)
+        self.note(f"{name}: {each:.0f} ms a photo; {took:.1f} s, after {first - begun:.1f} s for the first", each)
         return rows
 
     def note(self, text: str, value: Any = None) -> None:

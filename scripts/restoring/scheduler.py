@@ -15,7 +15,9 @@ from dataclasses import dataclass, field
 FIRST_REST, LONGEST_REST = 1.0, 60.0
 """Seconds that a host or photo rests after a failure; each further one doubles them."""
 SLOW = 3.0
-"""A photo that takes so many times the usual seconds is begun on a second host, once nothing else is to do."""
+"""A photo that takes so many times the usual seconds is begun on another host, once nothing else is to do."""
+COPIES = 3
+"""Most attempts at one photo at a time."""
 MOST_WAITS = 30
 """Hosts that end before a photo was sent do not count against it, so many times."""
 MEMORY = 0.8
@@ -116,7 +118,7 @@ class Scheduler:
             self._open.pop(host.url, None)
 
     def next(self, now: float) -> Attempt | None:
-        """Begin a photo, or a second copy of a late one; None when there is nothing to begin, or nowhere."""
+        """Begin a photo, or a further copy of a late one; None when there is nothing to begin, or nowhere."""
         while self._later and self._later[0][0] <= now:
             self._ready.append(heapq.heappop(self._later)[2])
         free = [host for host in self._open.values() if self._is_free(host, now)]
@@ -158,19 +160,26 @@ class Scheduler:
         usual = self._usual_seconds()
         if not usual:
             return None
-        for attempt in sorted(self._alone(), key=lambda attempt: attempt.begun):
-            if now - attempt.begun <= SLOW * usual:
+        for newest in sorted(self._newest(), key=lambda attempt: (attempt.begun, attempt.photo)):
+            if now - newest.begun <= SLOW * usual:
                 break
-            elsewhere = [host for host in free if host is not attempt.host]
-            host = self._choose(self._photos[attempt.photo], elsewhere) if elsewhere else None
+            state = self._photos[newest.photo]
+            has_it = {attempt.host for attempt in state.attempts}
+            elsewhere = [host for host in free if host not in has_it]
+            host = self._choose(state, elsewhere) if elsewhere else None
             if host is not None:
-                return self._begin(attempt.photo, host, now)
+                return self._begin(newest.photo, host, now)
         return None
 
-    def _alone(self) -> list[Attempt]:
-        """What runs without a second copy."""
-        running = (attempt for host in self.hosts.values() for attempt in host.running)
-        return [each for each in running if each.photo in self._photos and len(self._photos[each.photo].attempts) == 1]
+    def _newest(self) -> list[Attempt]:
+        """The last begun attempt of each photo that runs and may get a further copy: copies are late at times, too."""
+        running = {attempt.photo for host in self.hosts.values() for attempt in host.running}
+        states = [self._photos[photo] for photo in running if photo in self._photos]
+        return [
+            max(state.attempts, key=lambda attempt: attempt.begun)
+            for state in states
+            if 0 < len(state.attempts) < COPIES
+        ]
 
     def _usual_seconds(self) -> float:
         if self._usual is None:
@@ -260,6 +269,6 @@ class Scheduler:
         due += [host.rests_until for host in self.hosts.values() if host.up and host.rests_until > now]
         if not self._ready and (usual := self._usual_seconds()):
             # A little later: `next` asks for more than that.
-            late = (attempt.begun + SLOW * usual + 0.001 for attempt in self._alone())
+            late = (attempt.begun + SLOW * usual + 0.001 for attempt in self._newest())
             due += [at for at in late if at > now]
         return min(due, default=math.inf)

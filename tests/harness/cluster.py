@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,6 +13,8 @@ from typing import Any
 
 from _pack import ROOT
 
+DONE = re.compile(r"\[\d+/\d+\] .*: \d+\.\d s")
+"""A line of scripts/restore.py for a photo that it restored."""
 SMALL_STORE = 80 * 2**20
 """Bytes of shared memory for a node: near the least that Ray takes, as containers have little."""
 
@@ -105,7 +108,7 @@ def read_until(process: subprocess.Popen[str], done: int) -> list[str]:
     lines: list[str] = []
     for line in process.stdout:
         lines.append(line)
-        if sum("/" in each and " s on " in each for each in lines) >= done:
+        if sum(DONE.match(each) is not None for each in lines) >= done:
             break
     return lines
 
