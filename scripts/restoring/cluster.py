@@ -91,14 +91,16 @@ class Slot:
         return False
 
     def get(self, reference: Any, actor: Any) -> Any:
-        """An answer of an actor. Raises HostError where it has died."""
+        """An answer of an actor. Raises HostError where it has died, and makes room for another."""
         try:
             return self._ray.get(reference)
-        except self._ray.exceptions.RayTaskError:
-            raise
         except self._ray.exceptions.RayError as error:
-            self.drop(actor)
-            raise HostError(f"{self.url} is gone ({type(error).__name__})", sent=True, reached=False) from error
+            if not isinstance(error, self._ray.exceptions.RayTaskError):
+                self.drop(actor)
+            reason = " ".join(str(error).split())[-300:]
+            raise HostError(
+                f"{self.url} is gone ({type(error).__name__}: {reason})", sent=True, reached=False
+            ) from error
 
     def cancel(self, prompt_id: str) -> None:
         """Take a job out of its queue, or stop it. Raises HostError."""
@@ -144,7 +146,8 @@ class Held:
 
     def discard(self) -> None:
         if not self.put_already:
-            self.actor.discard.remote(self.prompt)
+            with contextlib.suppress(Exception):  # of an actor that has died there is nothing to discard
+                self.actor.discard.remote(self.prompt)
 
 
 @dataclass

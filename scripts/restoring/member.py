@@ -5,12 +5,16 @@ from __future__ import annotations
 import atexit
 import contextlib
 import threading
+import time
 
 from . import RestoreError
 from .attempt import Answer, Recipe, Restored, Task, perform
 from .host import AttemptError, Host, HostError
 from .own_comfyui import OwnComfyUI
 from .target import target_for
+
+SWEEP_SECONDS = 60.0
+"""Between two looks for files of its ComfyUI that are of no use any more."""
 
 
 class Member:
@@ -29,6 +33,7 @@ class Member:
         self._calls: dict[str, threading.Event] = {}
         self._held: dict[str, list[bytes]] = {}
         self._starting = threading.Lock()
+        self._swept = time.monotonic()
         if self.own is not None:
             atexit.register(self.own.stop)
 
@@ -58,6 +63,7 @@ class Member:
             answer = perform(self.recipe, task, self.host, call, prompts.append)
         finally:
             del self._calls[task.prompt]
+            self._sweep()
         if isinstance(answer, AttemptError) and answer.sent and prompts[-1:] != [task.prompt]:
             with contextlib.suppress(HostError):  # an adopted job, which the driver does not know
                 self.host.cancel(prompts[-1])
@@ -68,6 +74,11 @@ class Member:
             self._held[task.prompt] = answer.files
             answer.files = []
         return answer, sizes
+
+    def _sweep(self) -> None:
+        if self.own is not None and time.monotonic() - self._swept > SWEEP_SECONDS:
+            self._swept = time.monotonic()
+            self.own.sweep(2 * self.recipe.timeout + SWEEP_SECONDS)
 
     def put(self, prompt: str, names: list[str]) -> OSError | None:
         """Write what is held of a job to storage."""

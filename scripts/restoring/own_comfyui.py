@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shlex
 import shutil
 import socket
@@ -80,11 +81,13 @@ class OwnComfyUI:
         text = self.log.read_text(encoding="utf-8", errors="replace") if self.log.is_file() else ""
         return " | ".join(text.splitlines()[-3:])[-500:]
 
-    def sweep(self, folder: str, name: str) -> None:
-        """Remove a file of the host's input or output folder, for which there is no use any more."""
-        place = self.scratch / folder / name
-        if place.is_file():
-            place.unlink()
+    def sweep(self, seconds: float) -> None:
+        """Remove uploads and results that are older than any job can be: a hundred thousand fill every disk."""
+        for name in ("input", "output", "temp"):
+            for path in (self.scratch / name).rglob("*"):
+                with contextlib.suppress(OSError):
+                    if path.is_file() and time.time() - path.stat().st_mtime > seconds:
+                        path.unlink()
 
     def stop(self) -> None:
         if self.process is not None and self.process.stdin is not None:
