@@ -24,26 +24,19 @@ from pathlib import Path
 import torch
 
 import restore
-from _pack import ROOT
 from evaluation import plots, published, report
 from evaluation.judge import Judge, Settings
 from evaluation.pairs import EvaluateError, Pair, check_files, pair_up
 from evaluation.protocols import PROTOCOLS
 from evaluation.run import fid_of, score_pairs
 from evaluation.store import Rows
+from evaluation.weights import default_weights
 from realisr.services.iqa.metrics import split_names
 
 FEATURES = "fid"
 RESTORED = "restored"
 RESERVED = {"reference"}
 """Not a method: features of references are kept under this name."""
-
-
-def default_weights() -> Path:
-    """ComfyUI's folder for metrics when the pack is installed there, else the one that pyiqa itself fills."""
-    if ROOT.parent.name == "custom_nodes":
-        return ROOT.parent.parent / "models" / "classifiers" / "pyiqa"
-    return Path(torch.hub.get_dir()) / "pyiqa"
 
 
 def method_folders(asked: argparse.Namespace) -> dict[str, Path]:

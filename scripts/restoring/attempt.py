@@ -1,4 +1,4 @@
-"""One attempt at a photo, from its file to results that wait beside their place."""
+"""One attempt at a photo, from its file to results that wait for their place."""
 
 from __future__ import annotations
 
@@ -7,17 +7,19 @@ import hashlib
 import os
 import time
 import uuid
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Event
+from typing import Any, Protocol
 
 from . import RestoreError
 from .graph import Job
 from .host import AttemptError, Host, HostError, PhotoError
-from .manifest import Entry, Manifest, stamp_of
+from .manifest import Entry, Manifest
 from .pictures import PictureError, encoded, photograph
 from .sources import Photo
+from .target import Target
 
 
 @dataclass(frozen=True)
@@ -43,12 +45,53 @@ class Recipe:
         return self.job.in_sixteen_bits() if self.form == "tiff" and host.sixteen_bits else self.job
 
 
+@dataclass(frozen=True)
+class Task:
+    """What is to be done in one attempt. Travels to other machines.
+
+    number: how often the photo was begun before. prompt: id for the job. adopt: jobs that a client which was killed
+    had the same host make of this photo. content: of the photo's file, where the host's side cannot read it.
+    """
+
+    photo: Photo
+    stamp: str
+    number: int
+    prompt: str
+    adopt: tuple[str, ...] = ()
+    content: bytes | None = None
+
+
+class Results(Protocol):
+    """Results of a photo that wait for their place, wherever they are."""
+
+    @property
+    def sizes(self) -> Sequence[int]:
+        """Bytes of each."""
+
+    def put(self, target: Target, names: Sequence[str]) -> None:
+        """Raises FileExistsError where a folder has a name, OSError."""
+
+    def discard(self) -> None:
+        """What was not put is of no use any more."""
+
+
+@dataclass
+class Restored:
+    """What a host made of a photo: the files of its results, or `held`, where they wait elsewhere."""
+
+    files: list[bytes]
+    digest: str
+    seconds: float
+    note: str = ""
+    held: Results | None = None
+
+
 @dataclass
 class Made:
-    """Files with the results of a photo, and what the manifest shall say of it."""
+    """Results of a photo, and what the manifest shall say of it."""
 
     entry: Entry
-    partials: list[Path]
+    results: Results
 
 
 @dataclass(frozen=True)
@@ -58,119 +101,169 @@ class Spoilt:
     reason: str
 
 
+Answer = Restored | Spoilt | AttemptError | RestoreError
 Result = Made | Spoilt | AttemptError | RestoreError
+Sent = Callable[[str], None]
+"""Is told the id of each job of a photo before its host has it."""
+Perform = Callable[[Task, Any, Event, Sent], Answer]
+"""Has a host make a photo's results: task, host, whether it was called off, and who is told of jobs. Never raises."""
+
+
+def perform(recipe: Recipe, task: Task, host: Host, called_off: Event, sent: Sent) -> Answer:
+    """The attempt where the host is talked to. Returns what went wrong, too, and never raises."""
+    try:
+        return restored(recipe, task, host, called_off, sent)
+    except PictureError as error:
+        return Spoilt(str(error))
+    except (AttemptError, RestoreError) as error:
+        return error
+    except Exception as error:  # one photo must not end the others
+        return Spoilt(f"unexpectedly {error!r}")
+
+
+def restored(recipe: Recipe, task: Task, host: Host, called_off: Event, sent: Sent) -> Restored:
+    """Raises PictureError, AttemptError."""
+    start = time.monotonic()
+    photo = task.photo
+    content = read(task) if task.content is None else task.content
+    prepared = photograph(content, photo.path.suffix.lower())
+    # By content, so that two runs at a time never swap images under each other; and another name each time, so
+    # that a host whose result was bad, or is gone, computes it again.
+    again = f"-{task.number}" if task.number else ""
+    name = f"{hashlib.sha256(prepared.upload).hexdigest()[:16]}{again}{prepared.suffix}"
+    job = recipe.on(host)
+    files = adopted(recipe, task, host, job, called_off, sent)
+    if files is None:
+        files = host.restore(job, prepared.upload, name, task.prompt, called_off, recipe.timeout, sent)
+    results, notes = [], {prepared.note} - {""}
+    for file in files:
+        result, lost = encoded(file, prepared, recipe.form, recipe.quality)
+        results.append(result)
+        notes |= {lost} - {""}
+    digest = hashlib.sha256(content).hexdigest()[:16]
+    return Restored(results, digest, round(time.monotonic() - start, 3), "; ".join(sorted(notes)))
+
+
+def read(task: Task) -> bytes:
+    """A photo's file. Raises PictureError for one that cannot be read, PhotoError where that may change."""
+    path = task.photo.path
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        reason = f"cannot be read: {error.strerror or error}"
+        if isinstance(path, Path) or isinstance(error, FileNotFoundError | PermissionError | IsADirectoryError):
+            raise PictureError(reason) from error
+        # Not of one kind: a network may be well again, so that every try counts.
+        raise PhotoError(reason, kind=f"storage {task.number}") from error
+
+
+def adopted(recipe: Recipe, task: Task, host: Host, job: Job, called_off: Event, sent: Sent) -> list[bytes] | None:
+    """What a client that was killed had this host make of the photo, if it is still there."""
+    for prompt in task.adopt:
+        try:
+            if host.look(prompt)[0] != "unknown":
+                sent(prompt)
+                return host.fetch(host.follow(prompt, called_off, recipe.timeout), job)
+        except (HostError, PhotoError):
+            pass
+    return None
 
 
 class Worker:
-    """Takes photos through a host. Safe to use from several threads."""
+    """Takes photos through hosts and keeps the manifest's list of jobs. Safe to use from several threads."""
 
-    def __init__(self, recipe: Recipe, manifest: Manifest, hosts: Mapping[str, Host]):
+    def __init__(self, recipe: Recipe, manifest: Manifest, hosts: Mapping[str, Any], do: Perform | None = None):
         self.recipe = recipe
         self.manifest = manifest
         self.hosts = hosts
+        self._do = do or (lambda *given: perform(recipe, *given))
 
-    def attempt(self, photo: Photo, host: Host, number: int, called_off: Event) -> tuple[Result, str]:
+    def attempt(self, photo: Photo, url: str, number: int, called_off: Event) -> tuple[Result, str]:
         """One photo on one host; returns what came of it and the job's id, "" for one that was never queued.
 
         number: how often it was begun before.
         """
         prompts: list[str] = []
         try:
-            return self._attempt(photo, host, number, called_off, prompts), (prompts or [""])[-1]
-        except PictureError as error:
-            return Spoilt(str(error)), ""
-        except (AttemptError, RestoreError) as error:
-            return error, (prompts or [""])[-1]
-        except Exception as error:  # one photo must not end the others
-            return Spoilt(f"unexpectedly {error!r}"), (prompts or [""])[-1]
-
-    def _attempt(self, photo: Photo, host: Host, number: int, called_off: Event, prompts: list[str]) -> Made | Spoilt:
-        start = time.monotonic()
-        try:
-            stamp = stamp_of(photo.path.stat())
-            content = photo.path.read_bytes()
+            stamp = photo.stamp()
         except OSError as error:
-            return Spoilt(f"cannot be read: {error.strerror or error}")
-        digest = hashlib.sha256(content).hexdigest()[:16]
-        prepared = photograph(content, photo.path.suffix.lower())
-        # By content, so that two runs at a time never swap images under each other; and another name each time, so
-        # that a host whose result was bad, or is gone, computes it again.
-        again = f"-{number}" if number else ""
-        name = f"{hashlib.sha256(prepared.upload).hexdigest()[:16]}{again}{prepared.suffix}"
-        job = self.recipe.on(host)
+            return Spoilt(f"cannot be read: {error.strerror or error}"), ""
 
-        sent = Sent(self.manifest, photo, host, self.recipe.digest, stamp, prompts)
-        files = self._from_before(photo, host, job, called_off, sent)
-        if files is None:
-            prompt = str(uuid.uuid4())
-            files = host.restore(job, prepared.upload, name, prompt, called_off, self.recipe.timeout, sent)
-        notes = {prepared.note} - {""}
-        partials: list[Path] = []
+        def sent(prompt: str) -> None:
+            prompts.append(prompt)
+            self.manifest.sent(photo.key, prompt, url, self.recipe.digest, stamp)
+
         try:
-            for file in files:
-                result, lost = encoded(file, prepared, self.recipe.form, self.recipe.quality)
-                notes |= {lost} - {""}
-                partials.append(self.manifest.partial())
-                write(partials[-1], result)
-        except BaseException:
-            discard(partials)
-            raise
+            task = Task(photo, stamp, number, str(uuid.uuid4()), self._left(photo.key, url, stamp))
+            answer = self._do(task, self.hosts[url], called_off, sent)
+            for prompt in task.adopt:
+                if prompt not in prompts[-1:]:
+                    self.manifest.ended(prompt)
+            result = self._made(answer, task, url) if isinstance(answer, Restored) else answer
+        except RestoreError as error:
+            result = error
+        except Exception as error:  # one photo must not end the others
+            result = Spoilt(f"unexpectedly {error!r}")
+        return result, (prompts or [""])[-1]
+
+    def _left(self, key: str, url: str, stamp: str) -> tuple[str, ...]:
+        """Jobs that killed clients left on this host and that still do; others are taken back."""
+        same = []
+        for left in self.manifest.left(key):
+            if (left.host, left.recipe, left.stamp) == (url, self.recipe.digest, stamp):
+                same.append(left.prompt)
+                continue
+            if left.host in self.hosts:
+                with contextlib.suppress(HostError):
+                    self.hosts[left.host].cancel(left.prompt)
+            self.manifest.ended(left.prompt)
+        return tuple(same)
+
+    def _made(self, answer: Restored, task: Task, url: str) -> Made:
         entry = Entry(
             "",
-            stamp=stamp,
-            digest=digest,
+            stamp=task.stamp,
+            digest=answer.digest,
             recipe=self.recipe.digest,
-            host=host.url,
-            seconds=round(time.monotonic() - start, 3),
+            host=url,
+            seconds=answer.seconds,
             seed=self.recipe.job.seeds,
-            attempts=number + 1,
-            note="; ".join(sorted(notes)),
+            attempts=task.number + 1,
+            note=answer.note,
         )
-        return Made(entry, partials)
-
-    def _from_before(self, photo: Photo, host: Host, job: Job, called_off: Event, sent: Sent) -> list[bytes] | None:
-        """What a client that was killed had this host make of the photo; its other jobs are taken back."""
-        files = None
-        for left in self.manifest.left(photo.key):
-            try:
-                if (
-                    left.host == host.url
-                    and left.recipe == self.recipe.digest
-                    and left.stamp == sent.stamp
-                    and not files
-                ):
-                    state, _ = host.look(left.prompt)
-                    if state != "unknown":
-                        sent(left.prompt)
-                        files = host.fetch(host.follow(left.prompt, called_off, self.recipe.timeout), job)
-                elif left.host in self.hosts:
-                    self.hosts[left.host].cancel(left.prompt)
-            except (HostError, PhotoError):
-                pass
-            self.manifest.ended(left.prompt)
-        return files
+        return Made(entry, answer.held or PartialFiles.of(answer.files, self.manifest))
 
 
 @dataclass
-class Sent:
-    """Notes each job of a photo before its host has it."""
+class PartialFiles:
+    """Results in files of this machine, beside the manifest."""
 
-    manifest: Manifest
-    photo: Photo
-    host: Host
-    recipe: str
-    stamp: str
-    prompts: list[str]
+    partials: list[Path]
+    sizes: list[int] = field(default_factory=list)
 
-    def __call__(self, prompt: str) -> None:
-        self.prompts.append(prompt)
-        self.manifest.sent(self.photo.key, prompt, self.host.url, self.recipe, self.stamp)
+    @classmethod
+    def of(cls, files: Iterable[bytes], manifest: Manifest) -> PartialFiles:
+        """Raises RestoreError where they cannot be written."""
+        made = cls([])
+        try:
+            for content in files:
+                made.partials.append(manifest.partial())
+                made.sizes.append(len(content))
+                write(made.partials[-1], content)
+        except BaseException:
+            made.discard()
+            raise
+        return made
 
+    def put(self, target: Target, names: Sequence[str]) -> None:
+        target.check(names)
+        for partial, name in zip(self.partials, names, strict=True):
+            target.put(partial, name)
 
-def discard(partials: Iterable[Path]) -> None:
-    for partial in partials:
-        with contextlib.suppress(OSError):
-            partial.unlink(missing_ok=True)
+    def discard(self) -> None:
+        for partial in self.partials:
+            with contextlib.suppress(OSError):
+                partial.unlink(missing_ok=True)
 
 
 def write(path: Path, content: bytes) -> None:

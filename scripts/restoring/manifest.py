@@ -1,4 +1,5 @@
-"""What became of each photo, in an SQLite file in the target folder that several clients may share.
+"""What became of each photo, in an SQLite file in the target folder that several clients may share. That of a target
+behind a URL is on this machine.
 
 A row is claimed by one client before it works on the photo, and says `done` once the results are in place. A client
 shows that it is alive by an open transaction on a file of its own: the system ends that with the process, however the
@@ -9,19 +10,18 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import sqlite3
 import threading
 import time
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from . import RestoreError
+from .target import Target
 
-FOLDER = ".realisr"
 CLAIMED, DONE, FAILED = "claimed", "done", "failed"
 BUSY_SECONDS = 60
 SCHEMA = """
@@ -74,8 +74,8 @@ class Manifest:
     Raises RestoreError where the folder cannot be written, or the file is damaged; and so does every method.
     """
 
-    def __init__(self, target: Path):
-        self.folder = target / FOLDER
+    def __init__(self, target: Target):
+        self.folder = target.records
         self.path = self.folder / "manifest.sqlite"
         self.client = uuid.uuid4().hex[:12]
         self._lock = threading.Lock()
@@ -83,7 +83,7 @@ class Manifest:
         try:
             (self.folder / "clients").mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise RestoreError(f"{target} cannot be written: {error.strerror or error}") from error
+            raise RestoreError(f"{self.folder.parent} cannot be written: {error.strerror or error}") from error
         with explained(self.path):
             self._database = connect(self.path, BUSY_SECONDS)
             self._database.execute("PRAGMA synchronous = NORMAL")
@@ -167,26 +167,30 @@ class Manifest:
         with explained(self.path), self._lock:
             return {row["name"]: row["host"] for row in self._database.execute("SELECT name, host FROM jobs")}
 
-    def done(self, name: str, found: Entry, partials: Sequence[tuple[Path, Path]], target: Path) -> Mapping[str, int]:
-        """Put results in place, (temporary file, result) each, and say so: both or, but for a crash, neither.
+    def done(self, name: str, found: Entry, sizes: Mapping[str, int], put: Callable[[], None]) -> None:
+        """Put results in place and say so: both or, but for a crash, neither.
 
-        Raises FileExistsError where a result belongs to another photo or is a folder, OSError.
+        sizes: path below the target -> bytes. put: does it; nothing where that takes long and was done before. Raises
+        FileExistsError where a result belongs to another photo or is a folder, OSError.
         """
         with explained(self.path), self._changes() as database:
-            paths = {result.relative_to(target).as_posix(): partial for partial, result in partials}
-            sizes = {path: partial.stat().st_size for path, partial in paths.items()}
-            for path in paths:
-                owner = database.execute("SELECT name FROM files WHERE path = ?", (path,)).fetchone()
-                if owner is not None and owner["name"] != name:
-                    raise FileExistsError(f"{path} is the result of another photo, {owner['name']}; rename one of them")
-                if (target / path).is_dir():
-                    raise FileExistsError(f"{path} is a folder")
-            for partial, result in partials:
-                partial.replace(result)
+            self._check_owner(database, name, sizes)
+            put()
             database.execute("DELETE FROM files WHERE name = ?", (name,))
-            database.executemany("INSERT INTO files VALUES (?, ?, ?)", [(path, name, sizes[path]) for path in paths])
+            database.executemany("INSERT INTO files VALUES (?, ?, ?)", [(path, name, sizes[path]) for path in sizes])
             self._write(database, name, DONE, found, sizes)
-        return sizes
+
+    def check_free(self, name: str, paths: Iterable[str]) -> None:
+        """Raises FileExistsError where one of the paths is the result of another photo."""
+        with explained(self.path), self._lock:
+            self._check_owner(self._database, name, paths)
+
+    @staticmethod
+    def _check_owner(database: sqlite3.Connection, name: str, paths: Iterable[str]) -> None:
+        for path in paths:
+            owner = database.execute("SELECT name FROM files WHERE path = ?", (path,)).fetchone()
+            if owner is not None and owner["name"] != name:
+                raise FileExistsError(f"{path} is the result of another photo, {owner['name']}; rename one of them")
 
     def failed(self, name: str, found: Entry) -> None:
         """Set a photo aside with the reason."""
@@ -274,8 +278,3 @@ def explained(path: Path) -> Iterator[None]:
         raise RestoreError(
             f"{path} is damaged ({error}). Delete it and run this again; results that are there stay."
         ) from error
-
-
-def stamp_of(found: os.stat_result) -> str:
-    """Changes when a file is replaced."""
-    return f"{found.st_size} {found.st_mtime_ns}"

@@ -1,4 +1,4 @@
-"""Results in the target folder: which photos have theirs, and the report of a run."""
+"""Results in the target: which photos have theirs, and the report of a run."""
 
 from __future__ import annotations
 
@@ -10,35 +10,25 @@ from pathlib import Path
 from typing import Any
 
 from . import RestoreError, printable
-from .manifest import DONE, FAILED, Entry, stamp_of
-from .pictures import SUFFIX_OF, PictureError, check_picture
+from .manifest import DONE, FAILED, Entry
+from .pictures import SUFFIX_OF
 from .sources import Photo
+from .target import Target
 
 
-def is_picture(path: Path) -> bool:
-    """Whether a file is a whole picture; a folder and an empty file are none."""
-    try:
-        check_picture(path.read_bytes())
-    except (OSError, PictureError):
-        return False
-    return True
-
-
-def has_result(photo: Photo, entry: Entry | None, target: Path, form: str) -> bool:
+def has_result(photo: Photo, entry: Entry | None, target: Target, form: str) -> bool:
     """Whether a photo needs nothing: what the manifest says it became is there, and the photo is still the same.
 
     A file that the manifest does not know counts when it is a whole picture, and so does one that was changed by hand.
     """
     if entry is None:
-        return is_picture(target / f"{photo.name}{SUFFIX_OF[form]}")
+        name = f"{photo.name}{SUFFIX_OF[form]}"
+        return target.size(name) is not None and target.is_whole(name)
     if entry.state != DONE or not entry.files or not all(path.endswith(SUFFIX_OF[form]) for path in entry.files):
         return False
-    for path, size in entry.files.items():
-        try:
-            found = (target / path).stat()
-        except OSError:
-            return False
-        if not os.path.isfile(target / path) or (found.st_size != size and not is_picture(target / path)):
+    for name, size in entry.files.items():
+        found = target.size(name)
+        if found is None or (found != size and not target.is_whole(name)):
             return False
     return is_same(photo, entry)
 
@@ -46,7 +36,7 @@ def has_result(photo: Photo, entry: Entry | None, target: Path, form: str) -> bo
 def is_same(photo: Photo, entry: Entry) -> bool:
     """Whether a photo is what it was; one that cannot be read counts as the same, so that its result stays."""
     try:
-        if stamp_of(photo.path.stat()) == entry.stamp:
+        if photo.stamp() == entry.stamp:
             return True
         return hashlib.sha256(photo.path.read_bytes()).hexdigest()[:16] == entry.digest
     except OSError:

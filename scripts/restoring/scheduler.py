@@ -15,7 +15,9 @@ from dataclasses import dataclass, field
 FIRST_REST, LONGEST_REST = 1.0, 60.0
 """Seconds that a host or photo rests after a failure; each further one doubles them."""
 SLOW = 3.0
-"""A photo that takes so many times the usual seconds is begun on a second host, once nothing else is to do."""
+"""A photo that takes so many times the usual seconds is begun on another host, once nothing else is to do."""
+COPIES = 3
+"""Most attempts at one photo at a time."""
 MOST_WAITS = 30
 """Hosts that end before a photo was sent do not count against it, so many times."""
 MEMORY = 0.8
@@ -74,6 +76,8 @@ class Scheduler:
         self._ready: deque[str] = deque()
         self._later: list[tuple[float, int, str]] = []
         self._photos: dict[str, PhotoState] = {}
+        self._open: dict[str, HostState] = {}
+        self._usual: float | None = None
         self._order = 0
 
     def add(self, photo: str, host: str = "") -> None:
@@ -99,16 +103,25 @@ class Scheduler:
         """A host answered. jobs: how many it has, ours among them."""
         host = self.hosts[url]
         host.up, host.others = True, max(0, jobs - len(host.running))
+        self._sort(host)
 
     def down(self, url: str) -> None:
         """A host does not answer."""
         self.hosts[url].up = False
+        self._sort(self.hosts[url])
+
+    def _sort(self, host: HostState) -> None:
+        """Keep those apart that may have room: of a thousand busy hosts none is looked at."""
+        if host.up and len(host.running) < self.jobs:
+            self._open[host.url] = host
+        else:
+            self._open.pop(host.url, None)
 
     def next(self, now: float) -> Attempt | None:
-        """Begin a photo, or a second copy of a late one; None when there is nothing to begin, or nowhere."""
+        """Begin a photo, or a further copy of a late one; None when there is nothing to begin, or nowhere."""
         while self._later and self._later[0][0] <= now:
             self._ready.append(heapq.heappop(self._later)[2])
-        free = [host for host in self.hosts.values() if self._is_free(host, now)]
+        free = [host for host in self._open.values() if self._is_free(host, now)]
         if not free:
             return None
         for _ in range(len(self._ready)):
@@ -147,33 +160,44 @@ class Scheduler:
         usual = self._usual_seconds()
         if not usual:
             return None
-        for attempt in sorted(self._alone(), key=lambda attempt: attempt.begun):
-            if now - attempt.begun <= SLOW * usual:
+        for newest in sorted(self._newest(), key=lambda attempt: (attempt.begun, attempt.photo)):
+            if now - newest.begun <= SLOW * usual:
                 break
-            elsewhere = [host for host in free if host is not attempt.host]
-            host = self._choose(self._photos[attempt.photo], elsewhere) if elsewhere else None
+            state = self._photos[newest.photo]
+            has_it = {attempt.host for attempt in state.attempts}
+            elsewhere = [host for host in free if host not in has_it]
+            host = self._choose(state, elsewhere) if elsewhere else None
             if host is not None:
-                return self._begin(attempt.photo, host, now)
+                return self._begin(newest.photo, host, now)
         return None
 
-    def _alone(self) -> list[Attempt]:
-        """What runs without a second copy."""
-        running = (attempt for host in self.hosts.values() for attempt in host.running)
-        return [each for each in running if each.photo in self._photos and len(self._photos[each.photo].attempts) == 1]
+    def _newest(self) -> list[Attempt]:
+        """The last begun attempt of each photo that runs and may get a further copy: copies are late at times, too."""
+        running = {attempt.photo for host in self.hosts.values() for attempt in host.running}
+        states = [self._photos[photo] for photo in running if photo in self._photos]
+        return [
+            max(state.attempts, key=lambda attempt: attempt.begun)
+            for state in states
+            if 0 < len(state.attempts) < COPIES
+        ]
 
     def _usual_seconds(self) -> float:
-        known = sorted(host.seconds for host in self.hosts.values() if host.finished)
-        return known[(len(known) - 1) // 2] if known else 0.0
+        if self._usual is None:
+            known = sorted(host.seconds for host in self.hosts.values() if host.finished)
+            self._usual = known[(len(known) - 1) // 2] if known else 0.0
+        return self._usual
 
     def _begin(self, photo: str, host: HostState, now: float) -> Attempt:
         state = self._photos[photo]
         attempt = Attempt(photo, host, now, state.troubles)
         state.attempts.append(attempt)
         host.running.add(attempt)
+        self._sort(host)
         return attempt
 
     def _end(self, attempt: Attempt) -> PhotoState | None:
         attempt.host.running.discard(attempt)
+        self._sort(attempt.host)
         state = self._photos.get(attempt.photo)
         if state is None or attempt not in state.attempts:
             return None
@@ -187,6 +211,7 @@ class Scheduler:
         took = now - attempt.begun
         host.seconds = took if not host.finished else MEMORY * host.seconds + (1 - MEMORY) * took
         host.finished += 1
+        self._usual = None
         host.troubles, host.rests_until = 0, 0.0
         return self.drop(attempt.photo)
 
@@ -242,8 +267,8 @@ class Scheduler:
         """When something will be due by itself: a time, or infinity."""
         due = [self._later[0][0]] if self._later else []
         due += [host.rests_until for host in self.hosts.values() if host.up and host.rests_until > now]
-        if usual := self._usual_seconds():
+        if not self._ready and (usual := self._usual_seconds()):
             # A little later: `next` asks for more than that.
-            late = (attempt.begun + SLOW * usual + 0.001 for attempt in self._alone())
+            late = (attempt.begun + SLOW * usual + 0.001 for attempt in self._newest())
             due += [at for at in late if at > now]
         return min(due, default=math.inf)

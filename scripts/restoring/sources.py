@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import glob
 import os
+import posixpath
 import sys
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from . import NoPhotos, RestoreError, printable
+from .storage import RemoteFile, is_url
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"}
 SHOWN = 10
@@ -20,7 +22,7 @@ SHOWN = 10
 class Photo:
     """A photo, and the path of its result below the target: with forward slashes and without a suffix."""
 
-    path: Path
+    path: Path | RemoteFile
     name: str
 
     @property
@@ -28,23 +30,62 @@ class Photo:
         """The name as a database takes it."""
         return printable(self.name)
 
+    def stamp(self) -> str:
+        """Changes when the file is replaced. Raises OSError."""
+        if isinstance(self.path, RemoteFile):
+            return self.path.stamp()
+        found = self.path.stat()
+        return f"{found.st_size} {found.st_mtime_ns}"
 
-def find_photos(sources: Sequence[str], target: Path, recursive: bool = True) -> list[Photo]:
-    """The photos of folders, patterns, lists (@FILE, or - for standard input) and files, sorted by name.
 
-    A folder's structure is kept below the target. Raises RestoreError for sources that are not there or without
-    photos, and for names that would meet.
+def find_photos(sources: Sequence[str], target: Path | str, recursive: bool = True) -> list[Photo]:
+    """The photos of folders, patterns, lists (@FILE, or - for standard input), files and URLs, sorted by name.
+
+    A folder's structure is kept below the target, which may be a URL. Raises RestoreError for sources that are not
+    there or without photos, and for names that would meet.
     """
-    folder = Path(os.path.realpath(target))
+    behind = RemoteFile(str(target)) if is_url(str(target)) else None
+    folder = Path(os.path.realpath(os.devnull if behind else target))
     photos: dict[str, Photo] = {}
     for source in sources:
-        for photo in photos_of(source, folder, recursive):
-            photos.setdefault(os.path.abspath(photo.path), photo)
+        found = remote_photos(source, behind, recursive) if is_url(source) else photos_of(source, folder, recursive)
+        for photo in found:
+            path = photo.path
+            photos.setdefault(path.url if isinstance(path, RemoteFile) else os.path.abspath(path), photo)
     if not photos:
         raise NoPhotos(f"{', '.join(sources)} has no images ({', '.join(sorted(SUFFIXES))})")
-    found = sorted(photos.values(), key=lambda photo: (photo.name, photo.path))
-    check_names(found, folder)
-    return found
+    every = sorted(photos.values(), key=lambda photo: (photo.name, str(photo.path)))
+    check_names(every, behind or folder)
+    return every
+
+
+def remote_photos(source: str, target: RemoteFile | None, recursive: bool) -> Iterator[Photo]:
+    """The photos of a URL: a folder, a file, or a pattern."""
+    place = RemoteFile(source)
+    same = target is not None and target.protocol == place.protocol
+    inside = f"{target.path.rstrip('/')}/" if target is not None and same else None
+    if inside and f"{place.path.rstrip('/')}/" == inside:
+        raise RestoreError("the two folders are the same; results need one of their own")
+    try:
+        if glob.has_magic(place.path) and not place.exists():
+            parts = place.path.split("/")
+            fixed = "/".join(parts[: next(index for index, part in enumerate(parts) if glob.has_magic(part))])
+            found = [(file.path[len(fixed) :].lstrip("/"), file) for file in place.matching()]
+        elif place.is_dir():
+            found = [(name, file) for name, file, _ in place.walk(recursive)]
+        elif place.exists():
+            yield Photo(place, place.stem)
+            return
+        else:
+            raise RestoreError(f"there is no folder or image {source}")
+    except OSError as error:
+        raise RestoreError(f"{source} cannot be read: {error.strerror or error}") from error
+    for name, file in found:
+        if any(part in ("", ".", "..") for part in name.split("/")):
+            raise RestoreError(f"{printable(file)} has a name that no file can have; rename it")
+        hidden = any(part.startswith(".") for part in name.split("/"))
+        if is_photo(name) and not hidden and not (inside and file.path.startswith(inside)):
+            yield Photo(file, PurePosixPath(name).with_suffix("").as_posix())
 
 
 def photos_of(source: str, target: Path, recursive: bool) -> Iterator[Photo]:
@@ -111,9 +152,15 @@ def listed(source: str) -> Iterator[Photo]:
         text = sys.stdin.read() if source == "-" else Path(source[1:]).read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise RestoreError(f"the list {source[1:]} cannot be read: {error}") from error
-    paths = [Path(line) for line in text.splitlines() if line.strip()]
-    if not paths:
+    lines = [line for line in text.splitlines() if line.strip()]
+    if not lines:
         raise RestoreError(f"the list {source[1:] or 'on standard input'} is empty")
+    if all(is_url(line) for line in lines):
+        yield from listed_urls(lines)
+        return
+    if any(is_url(line) for line in lines):
+        raise RestoreError(f"the list {source[1:]} has URLs and paths; make a list of each")
+    paths = [Path(line) for line in lines]
     whole = [os.path.abspath(path) for path in paths]
     try:
         shared = os.path.commonpath([os.path.dirname(path) for path in whole])
@@ -123,7 +170,17 @@ def listed(source: str) -> Iterator[Photo]:
         yield Photo(path, named(Path(os.path.relpath(absolute, shared))))
 
 
-def check_names(photos: Sequence[Photo], target: Path) -> None:
+def listed_urls(urls: Sequence[str]) -> Iterator[Photo]:
+    """Photos of a list of URLs; the folders that all of them share are left off their names."""
+    start = f"{posixpath.commonpath([PurePosixPath(url.partition('://')[2]).parent.as_posix() for url in urls])}/"
+    for url in urls:
+        name = url.partition("://")[2].removeprefix(start)
+        if ".." in name.split("/"):
+            raise RestoreError(f"{printable(url)} has a name that no file can have; rename it")
+        yield Photo(RemoteFile(url), PurePosixPath(name).with_suffix("").as_posix())
+
+
+def check_names(photos: Sequence[Photo], target: Path | RemoteFile) -> None:
     """Raises RestoreError where two photos have one result, or a result would replace a photo."""
     by_name: dict[str, list[Photo]] = defaultdict(list)
     for photo in photos:
@@ -132,10 +189,16 @@ def check_names(photos: Sequence[Photo], target: Path) -> None:
         raise RestoreError(f"several images would become one result: {some(clashes)}. Rename all but one of each.")
     folders: dict[Path, Path] = {}
     for photo in photos:
-        folder = photo.path.parent
-        if folder not in folders:
-            folders[folder] = Path(os.path.realpath(folder))
-        if folders[folder] / photo.path.stem == target / photo.name:
+        if isinstance(photo.path, RemoteFile):
+            meet = isinstance(target, RemoteFile) and photo.path.without_suffix() == (target / photo.name).url
+        elif isinstance(target, RemoteFile):
+            meet = False
+        else:
+            folder = photo.path.parent
+            if folder not in folders:
+                folders[folder] = Path(os.path.realpath(folder))
+            meet = folders[folder] / photo.path.stem == target / photo.name
+        if meet:
             raise RestoreError(
                 f"the result of {printable(photo.path)} would lie beside it, under its name; choose another target"
             )

@@ -6,7 +6,6 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 
 from . import NoPhotos, RestoreError
-from .manifest import stamp_of
 from .sources import Photo
 
 
@@ -67,7 +66,7 @@ def stamps_of(photos: Sequence[Photo]) -> dict[Photo, str]:
     stamps = {}
     for photo in photos:
         try:
-            stamps[photo] = stamp_of(photo.path.stat())
+            stamps[photo] = photo.stamp()
         except OSError:
             stamps[photo] = ""
     return stamps

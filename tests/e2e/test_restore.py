@@ -229,3 +229,33 @@ def test_sixteen_bits_of_a_real_server(server, capsys, workflow: Path, photos: P
     values = tifffile.imread(tmp_path / "out" / "blue.tif")
     assert (values.shape, values.dtype) == ((18, 10, 3), np.uint16)
     assert (values % 257 != 0).any()
+
+
+def test_scores_go_into_the_report(server, capsys, workflow: Path, photos: Path, tmp_path: Path):
+    """Nearest-exact by 2 is what the originals are, and of a metric without its file the report says so."""
+    originals = tmp_path / "originals"
+    originals.mkdir()
+    for path in photos.glob("*.*g"):
+        size = (60, 40) if path.suffix == ".png" else (50, 90)
+        image = Image.effect_noise(size, 50).convert("RGB")
+        image.resize((size[0] // 2, size[1] // 2), Image.Resampling.NEAREST).save(photos / f"{path.stem}.png")
+        with Image.open(photos / f"{path.stem}.png") as small:
+            small.resize(size, Image.Resampling.NEAREST).save(originals / f"{path.stem}.png")
+    (photos / "blue.jpg").unlink()
+    Image.new("RGB", (30, 30)).save(photos / "without.png")
+    (tmp_path / "no weights").mkdir()
+    arguments = [photos, tmp_path / "out", "--server", server.url, "--workflow", workflow]
+    arguments += ["--scores", "psnr,musiq", "--reference", originals, "--weights", tmp_path / "no weights"]
+    with pytest.raises(SystemExit):
+        run(capsys, *arguments)
+    assert "--scores needs --report" in capsys.readouterr().err
+    status, _, err = run(capsys, *arguments, "--report", tmp_path / "report.json")
+    assert status == 0, err
+    report = json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))
+    assert report["scores"]["metrics"] == ["psnr"]
+    assert "musiq" in report["scores"]["gaps"]
+    scores = {name: values for row in report["photos"] for name, values in row["scores"].items()}
+    assert scores["blue.png"] == {"psnr": pytest.approx(80)}
+    assert scores["red ä.png"] == {"psnr": pytest.approx(80)}
+    assert "has no original" in scores["without.png"]["error"]
+    assert run(capsys, *arguments, "--report", tmp_path / "report.json", "--scores", "nosuch")[0] == 2

@@ -14,12 +14,14 @@ import pytest
 import tifffile
 from PIL import Image, ImageCms
 
+from harness.fleet import CALM, Fleet, Weather
 from restoring import NoPhotos, RestoreError, pictures
 from restoring.graph import read_job, workflow_file, workflow_names
 from restoring.manifest import Entry, Manifest
 from restoring.pictures import PictureError, check_picture, encoded, photograph
 from restoring.scheduler import Attempt, Scheduler
 from restoring.sources import find_photos, separator
+from restoring.target import LocalTarget
 from restoring.watching import Arrivals
 
 
@@ -72,7 +74,8 @@ def test_a_folder_is_watched_until_files_stand_still(folder: Path):
 
 
 def test_claims_of_a_killed_client_are_free(tmp_path: Path):
-    one, two = Manifest(tmp_path), Manifest(tmp_path)
+    target = LocalTarget(tmp_path)
+    one, two = Manifest(target), Manifest(target)
     assert one.claim("a", None) is None
     taken = two.claim("a", None)
     assert taken is not None
@@ -83,11 +86,11 @@ def test_claims_of_a_killed_client_are_free(tmp_path: Path):
     assert two.claim("a", None) is None
     partial = two.partial()
     partial.write_bytes(b"result")
-    two.done("a", Entry("", host="h", seed={"1.seed": 3}), [(partial, tmp_path / "a.png")], tmp_path)
+    two.done("a", Entry("", host="h", seed={"1.seed": 3}), {"a.png": 6}, lambda: target.put(partial, "a.png"))
     other = two.partial()
     other.write_bytes(b"other")
     with pytest.raises(FileExistsError, match="the result of another photo, a"):
-        two.done("b", Entry(""), [(other, tmp_path / "a.png")], tmp_path)
+        two.done("b", Entry(""), {"a.png": 5}, lambda: target.put(other, "a.png"))
     assert (tmp_path / "a.png").read_bytes() == b"result"
     assert two.entries()["a"].seed == {"1.seed": 3}
     one.close()
@@ -294,3 +297,20 @@ def test_a_preset_where_there_is_none(tmp_path: Path):
     (tmp_path / "w.json").write_text(json.dumps(nodes), encoding="utf-8")
     with pytest.raises(RestoreError, match="no node of this workflow has presets"):
         read_job(tmp_path / "w.json", [], "LoadImage", "SaveImage", "faithful")
+
+
+def test_a_fleet_that_dies_and_hangs():
+    """A hundred hosts on a virtual clock: every photo once, and no later than what was lost explains."""
+    weather = Weather(between_deaths=1200.0, away=200.0, hanging=0.01, slow_hosts=0.1)
+    story = Fleet(hosts=100, photos=5000, weather=weather, seed=3).run()
+    assert (story.lost, story.doubled, story.failed) == (0, 0, 0)
+    assert story.deaths > 20
+    assert story.copies > 0
+    # A slow host's two photos, begun just before the end, and a fifth for what hung and died.
+    assert story.bound < story.makespan <= 1.2 * story.bound + 2 * weather.photo_seconds / 0.2
+
+
+def test_a_fleet_without_accidents_reaches_the_bound():
+    story = Fleet(hosts=100, photos=5000, weather=CALM, seed=0).run()
+    assert (story.lost, story.doubled, story.copies) == (0, 0, 0)
+    assert story.makespan == pytest.approx(story.bound)
