@@ -24,7 +24,7 @@ from .cost import FUSED, Cost, cost_of
 from .dreamsr.control.conditioning import ApplyOptions, ControlRun
 from .dreamsr.control.injection import control_features, host_attention, with_injections
 from .dreamsr.control.loader import MMControl
-from .estimate import available_memory
+from .memory import available_memory
 from .types import VAE, Model
 
 VISION_TOKENS = 1024

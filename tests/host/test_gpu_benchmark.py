@@ -8,7 +8,6 @@ import sys
 
 from _pack import ROOT
 
-
 ROWS = "1K,8K,PURE,VICR,DreamSR"
 """Of VOSR two sizes of four: the others differ in nothing but their numbers."""
 
