@@ -196,13 +196,13 @@ class Bench:
         import comfy.model_management
         from _gpu_vicr import VICRRun
 
-        from realisr.host.forwards import flux_forward, for_cards, vae_forward
+        from realisr.host.forwards import fill_sampling, for_cards, vae_forward
 
         def build(device: torch.device) -> Any:
             return self.networks.flux(True, device), self.networks.flux_vae(device)
 
         described, vae = build(torch.device("meta"))
-        forward = flux_forward(described, 1, panel // 8, 2 * panel // 8)
+        forward = fill_sampling(described, panel // 8, 2 * panel // 8)
         # InpaintModelConditioning encodes the canvas twice, as it is and with the panel blanked.
         coding = vae_forward(vae, "encoding", panel, 2 * panel).times(2), vae_forward(vae, "decoding", panel, 2 * panel)
         sampled, coded = (comfy.model_management.module_size(each) for each in (described.model, vae.first_stage_model))

@@ -11,6 +11,7 @@ import comfy.model_management
 import torch
 
 from .cost import CARDS, SHOWN_CARDS, Cost, is_described
+from .memory import available_memory
 
 log = logging.getLogger(__name__)
 
@@ -101,17 +102,6 @@ class Verdict:
     level: Level
     reason: str = ""
     """A sentence for people; empty when all is well."""
-
-
-def available_memory(device: torch.device) -> int:
-    """Bytes that a run can have on a device: what is free, and what the host would unload for it."""
-    management = comfy.model_management
-    held = sum(
-        loaded.model_loaded_memory()
-        for loaded in management.current_loaded_models
-        if loaded.model is not None and loaded.device == device and not management.is_device_cpu(device)
-    )
-    return int(management.get_free_memory(device)) + int(held)
 
 
 def judge(estimate: RunEstimate, device: torch.device | None = None) -> Verdict:

@@ -6,7 +6,7 @@ The networks are on the meta device: as nodes/estimates.py describes files, and 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
@@ -24,7 +24,7 @@ from .cost import FUSED, Cost, cost_of
 from .dreamsr.control.conditioning import ApplyOptions, ControlRun
 from .dreamsr.control.injection import control_features, host_attention, with_injections
 from .dreamsr.control.loader import MMControl
-from .estimate import available_memory
+from .memory import available_memory
 from .types import VAE, Model
 
 VISION_TOKENS = 1024
@@ -35,6 +35,9 @@ TEXT_TOKENS = 256
 
 FILL_CHANNELS = 80
 """Beside the noise, FLUX Fill sees the masked image's 16 channels and the 64 of the mask's 8 x 8 pixels a cell."""
+
+HELD, FLOAT32 = 6, 4
+"""Latents that a run holds (noise, start, state, what is denoised), and their bytes a number."""
 
 KEPT = 64
 """Forwards whose cost is remembered."""
@@ -108,6 +111,13 @@ def flux_forward(
         )
 
     return cost_of(run)
+
+
+def fill_sampling(model: Model, height: int, width: int, text: int = TEXT_TOKENS) -> Cost:
+    """Of one step of FLUX Fill on a whole latent, with what the run holds of it from step to step."""
+    forward = flux_forward(model, 1, height, width, None, text)
+    channels = HELD * model.model.diffusion_model.params.out_channels + FILL_CHANNELS
+    return replace(forward, peak=forward.peak + FLOAT32 * channels * height * width)
 
 
 @lru_cache(KEPT)

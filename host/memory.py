@@ -8,6 +8,7 @@ from threading import Lock
 from typing import Generic, TypeVar
 
 import comfy.model_management
+import torch
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -75,3 +76,14 @@ class BoundedMemo(Generic[T]):
             if nbytes <= self.budget:
                 self.budget -= nbytes
                 self.kept[key] = (value, nbytes)
+
+
+def available_memory(device: torch.device) -> int:
+    """Bytes that a run can have on a device: what is free, and what the host would unload for it."""
+    management = comfy.model_management
+    held = sum(
+        loaded.model_loaded_memory()
+        for loaded in management.current_loaded_models
+        if loaded.model is not None and loaded.device == device and not management.is_device_cpu(device)
+    )
+    return int(management.get_free_memory(device)) + int(held)

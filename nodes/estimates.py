@@ -21,7 +21,8 @@ from ..host.described import described, described_tensors
 from ..host.dreamsr import estimate as dreamsr_estimate
 from ..host.dreamsr.control.loader import load_mm_control
 from ..host.dreamsr.restore import tiles_over
-from ..host.estimate import RunEstimate, available_memory, judge
+from ..host.estimate import RunEstimate, judge
+from ..host.memory import available_memory
 from ..host.model_catalogue import chosen_file
 from ..host.precision import WEIGHT_DTYPES
 from ..host.pure import estimate as pure_estimate

@@ -177,12 +177,12 @@ def test_vicr(host, peaks):
     from harness import checkpoints, vicr
     from realisr.host.cost import Cost
     from realisr.host.estimate import RunEstimate, Stage
-    from realisr.host.forwards import flux_forward
+    from realisr.host.forwards import fill_sampling
 
     weights = checkpoints.flux(fill_model=True, double_blocks=2, single_blocks=1, context_width=32, pooled_width=768)
     model = fused(vicr.load_fill(host, "peak_fill", weights))
     seen = described(lambda: comfy.sd.load_diffusion_model_state_dict(meta(weights), {}, disable_dynamic=True))
-    forward = flux_forward(seen, 1, 32, 64, None, 5)
+    forward = fill_sampling(seen, 32, 64, text=5)
     assert isinstance(forward, Cost)
     peaks.watch_sampling()
     with peaks.measured():
