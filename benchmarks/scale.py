@@ -30,7 +30,7 @@ from PIL import Image
 
 from _pack import ROOT
 from comfy_server import ComfyServer
-from harness.cluster import RayNodes, contents, read_until, start_restore, storage, stored
+from harness.cluster import RayNodes, contents, processes_with, read_until, start_restore, storage, stored
 from host_env import Host, find_host
 
 SIZE = (48, 40)
@@ -156,14 +156,10 @@ class Show:
         self.note(f"ComfyUIs that still run: {len(left)}", len(left))
 
     def comfyui_processes(self) -> list[int]:
-        """Those that actors have started, without their guards."""
-        listed = subprocess.run(["ps", "-eo", "pid,stat,args"], capture_output=True, text=True, check=True).stdout
-        ours = (line.split(None, 2) for line in listed.splitlines() if f"--base-directory {self.folder}" in line)
-        return [
-            int(pid)
-            for pid, state, words in ours
-            if "guard.py" not in words and "restore.py" not in words and not state.startswith("Z")
-        ]
+        """Those that actors have started, without their guards and this script's other children."""
+        guarded = set(processes_with("guard.py"))
+        ours = processes_with(f"--base-directory {self.folder / 'base'} --disable-auto-launch")
+        return [pid for pid in ours if pid not in guarded and pid not in processes_with("restore.py")]
 
 
 def main() -> None:
@@ -181,10 +177,10 @@ def main() -> None:
             show.alone(server)
             if "engine" in parts:
                 show.engine(server, environment)
-        if "hosts" in parts:
-            show.hosts(system, environment)
         if "killed" in parts:
             show.killed(system, environment)
+        if "hosts" in parts:
+            show.hosts(system, environment)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from PIL import Image
 
 import restore
 from _pack import ROOT
-from harness.cluster import RayNodes, contents, read_until, start_restore, storage, stored
+from harness.cluster import RayNodes, contents, processes_with, read_until, start_restore, storage, stored
 from host_env import Host
 
 PHOTOS = 12
@@ -107,28 +108,10 @@ def test_a_comfyui_of_ones_own_ends_with_its_owner(comfyui: Host, server):
         assert owner.stdout is not None
         url = owner.stdout.readline().strip()
         assert url.startswith("http://127.0.0.1:"), url
-        pids = processes_with(f"--port {url.rpartition(':')[2]}")
-        assert len(pids) >= 1
+        words = f"--port {url.rpartition(':')[2]}"
+        assert len(processes_with(words)) == 2  # it and its guard
         owner.kill()
-    wait_until_gone(pids)
-
-
-def processes_with(words: str) -> list[int]:
-    lines = subprocess.run(["ps", "-eo", "pid,args"], capture_output=True, text=True, check=True).stdout.splitlines()
-    return [int(line.split()[0]) for line in lines if words in line]
-
-
-def wait_until_gone(pids: list[int], seconds: float = 60) -> None:
-    import time
-
-    deadline = time.monotonic() + seconds
-    while any(Path(f"/proc/{pid}").exists() and not is_zombie(pid) for pid in pids):
+    deadline = time.monotonic() + 60
+    while pids := processes_with(words):
         assert time.monotonic() < deadline, f"{pids} still run"
         time.sleep(0.1)
-
-
-def is_zombie(pid: int) -> bool:
-    try:
-        return " Z " in Path(f"/proc/{pid}/stat").read_text(encoding="utf-8")
-    except OSError:
-        return True

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import re
 import subprocess
@@ -25,6 +26,7 @@ def storage(bucket: str = "photos") -> Iterator[tuple[Any, dict[str, str]]]:
     import boto3
     from moto.server import ThreadedMotoServer
 
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)  # a line for each request
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()
@@ -89,6 +91,18 @@ class RayNodes:
 
     def __exit__(self, *_: object) -> None:
         self.cluster.shutdown()
+
+
+def processes_with(words: str) -> list[int]:
+    """Ids of processes that run with these words on their command line."""
+    import psutil
+
+    found = []
+    for process in psutil.process_iter(["cmdline", "status"]):
+        line = " ".join(process.info["cmdline"] or ())
+        if words in line and process.info["status"] != psutil.STATUS_ZOMBIE and process.pid != os.getpid():
+            found.append(process.pid)
+    return found
 
 
 def start_restore(arguments: Sequence[str], environment: Mapping[str, str] | None = None) -> subprocess.Popen[str]:
