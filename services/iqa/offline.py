@@ -93,9 +93,13 @@ def importable() -> Iterator[None]:
 
     pyiqa imports OpenCV to read files, and 0.1.15 pandas for data sets, and scoring hands it tensors; TOPIQ imports
     facexlib, which only its face variants use; CLIP takes `packaging` out of `pkg_resources`, which setuptools no
-    longer has. Each gets a stand-in while it is not installed, gone again afterwards.
+    longer has. Each gets a stand-in while it is not installed, gone again afterwards. A data set of pyiqa's has Pillow
+    read pictures that are cut short, for everyone; that is put back.
     """
     import packaging.version  # `import packaging` alone leaves out the submodule that CLIP reads
+    from PIL import ImageFile
+
+    truncated = ImageFile.LOAD_TRUNCATED_IMAGES
 
     stand_ins: dict[str, dict[str, Any]] = {
         "cv2": {},
@@ -113,6 +117,7 @@ def importable() -> Iterator[None]:
     try:
         yield
     finally:
+        ImageFile.LOAD_TRUNCATED_IMAGES = truncated
         for name in absent:
             del sys.modules[name]
         sys.modules.update(before)

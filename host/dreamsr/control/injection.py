@@ -116,7 +116,8 @@ def with_injections(
     return {**options, "patches_replace": {**replacements, "dit": dit}}
 
 
-@dataclass(frozen=True)
+# Without a hash of its fields: the compiler of torch 2.5 asks for that of an object that has none yet.
+@dataclass(frozen=True, eq=False)
 class BlockInjection:
     """Runs a two-stream block, or what another patch put in its place, and injects one control block's features."""
 
