@@ -99,8 +99,8 @@ def cut_copy(path: Path, target: Path) -> None:
     target.write_bytes(content[: len(content) // 2])
 
 
-def failing(graph: Graph, kind: str, forward: int) -> Graph:
-    """The graph so changed that it fails in one of the FAILURES."""
+def failing(graph: Graph, kind: str, forward: int, run: int) -> Graph:
+    """The graph so changed that it fails in one of the FAILURES. run: a number of its own."""
     broken = copy.deepcopy(graph)
     loader = next(key for key, node in graph.items() if node["class_type"] in LOADED_NAMES)
     if kind == "file":
@@ -110,7 +110,7 @@ def failing(graph: Graph, kind: str, forward: int) -> Graph:
             for name, value in node["inputs"].items():
                 if value == [loader, 0]:
                     node["inputs"][name] = ["fail", 0]
-        inputs = {"model": [loader, 0], "forward": forward}
+        inputs = {"model": [loader, 0], "forward": forward, "run": run}
         broken["fail"] = {"class_type": "RealISRTest_FailAtForward", "inputs": inputs}
     elif kind == "late":
         inputs = {"image": inputs_of(broken, "SaveImage")["images"], "text": "bad", "word": "bad"}
@@ -159,7 +159,8 @@ class Soak:
             self.cancel(with_seed(self.graphs[method], seed), self.draw.uniform(0, self.seconds[method]))
             return
         try:
-            self.server.client.run(failing(with_seed(self.graphs[method], seed), kind, self.draw.randint(1, 2)))
+            forward = 1 if method == "VOSR, one step" else self.draw.randint(1, 2)
+            self.server.client.run(failing(with_seed(self.graphs[method], seed), kind, forward, seed))
             self.wrong.append(f"{method}: {kind} did not fail")
         except PromptError as error:
             self.counts[f"failed: {kind}"] += 1

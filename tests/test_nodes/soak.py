@@ -30,12 +30,16 @@ class FailAtForward(io.ComfyNode):
             display_name="Fail at Forward",
             category=CATEGORY,
             not_idempotent=True,
-            inputs=[io.Model.Input("model"), io.Int.Input("forward", default=1, min=1)],
+            inputs=[
+                io.Model.Input("model"),
+                io.Int.Input("forward", default=1, min=1),
+                io.Int.Input("run", default=0, tooltip="Another one counts anew: the host keeps what a node made."),
+            ],
             outputs=[io.Model.Output()],
         )
 
     @classmethod
-    def execute(cls, model: Any, forward: int) -> io.NodeOutput:
+    def execute(cls, model: Any, forward: int, run: int) -> io.NodeOutput:
         left = forward
 
         def fail(executor: Any, *args: Any, **kwargs: Any) -> Any:
