@@ -72,15 +72,19 @@ def test_vosr_in_one_step(vosr, monkeypatch):
     assert_bounded(run)
 
 
-def test_dreamsr(host):
+def test_dreamsr(host, monkeypatch):
     from harness import checkpoints
     from harness.dreamsr import load_flux
+    from realisr.models import image as images
     from realisr.host.dreamsr.restore import DreamSR, restore_images, tiles_over
 
     sizes = {"heads": 1, "double_blocks": 1, "single_blocks": 1, "context_width": 16, "pooled_width": 16}
     model = load_flux(host, "large_test_flux.safetensors", checkpoints.flux(7, **sizes))
     text = [[torch.zeros(1, 5, 16), {"pooled_output": torch.zeros(1, 16), "guidance": 3.5}]]
     method, vae = DreamSR(model, text, texture_steps=1, tiles_per_batch=1), patch_vae()
+
+    # As narrow in parts of the picture as those of a very large one.
+    monkeypatch.setattr(images, "STRIP_ROWS", 32)
 
     def run(image, side):
         grid = tiles_over(side, side, 256, 32)
