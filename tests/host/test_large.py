@@ -75,8 +75,8 @@ def test_vosr_in_one_step(vosr, monkeypatch):
 def test_dreamsr(host, monkeypatch):
     from harness import checkpoints
     from harness.dreamsr import load_flux
-    from realisr.models import image as images
     from realisr.host.dreamsr.restore import DreamSR, restore_images, tiles_over
+    from realisr.models import image as images
 
     sizes = {"heads": 1, "double_blocks": 1, "single_blocks": 1, "context_width": 16, "pooled_width": 16}
     model = load_flux(host, "large_test_flux.safetensors", checkpoints.flux(7, **sizes))
