@@ -52,13 +52,27 @@ def vosr(host) -> tuple[Any, Any]:
     return tiny.load(), load_dinov2(host.models / "clip_vision" / name, num_heads=1)
 
 
-def test_vosr_in_one_step(vosr, monkeypatch):
+@pytest.fixture(scope="module")
+def sightless(host) -> tuple[Any, Any]:
+    """Without DINOv2, whose forward holds more than a picture of these sizes and would hide what decoding does."""
+    sizes = {"latent_channels": CHANNELS, "depth": 1, "context_width": 0, "has_end_time": True}
+    return TinyVOSR.create(host, "tiny_large_sightless", seed=1, **sizes).load(), None
+
+
+@pytest.mark.parametrize("parts", ["vosr", "sightless"])
+def test_vosr_in_one_step(host, parts, request, monkeypatch):
+    from realisr.host.tiling import sampling
     from realisr.host.vosr import conditioning
     from realisr.host.vosr.conditioning import EncodeOptions, SquareTiles
     from realisr.host.vosr.restore import VOSRRestoreOptions, restore
 
-    model, vision = vosr
+    from realisr.models import image as images
+
+    model, vision = request.getfixturevalue(parts)
     vae = patch_vae()
+    # As narrow in parts of the picture as those of a very large one.
+    monkeypatch.setattr(images, "STRIP_ROWS", 32)
+    monkeypatch.setattr(sampling, "CELLS_PER_FORWARD", 1)
     # As of a picture with many more tiles; those of the smaller one are streamed, too.
     for name, tiles in (("FEATURE_TILES", 1), ("HELD_TILES", 4), ("STREAMED_TILES", 2)):
         monkeypatch.setattr(conditioning, name, tiles)
