@@ -65,7 +65,6 @@ def test_vosr_in_one_step(host, parts, request, monkeypatch):
     from realisr.host.vosr import conditioning
     from realisr.host.vosr.conditioning import EncodeOptions, SquareTiles
     from realisr.host.vosr.restore import VOSRRestoreOptions, restore
-
     from realisr.models import image as images
 
     model, vision = request.getfixturevalue(parts)
