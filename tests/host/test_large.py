@@ -52,13 +52,26 @@ def vosr(host) -> tuple[Any, Any]:
     return tiny.load(), load_dinov2(host.models / "clip_vision" / name, num_heads=1)
 
 
-def test_vosr_in_one_step(vosr, monkeypatch):
+@pytest.fixture(scope="module")
+def sightless(host) -> tuple[Any, Any]:
+    """Without DINOv2, whose forward holds more than a picture of these sizes and would hide what decoding does."""
+    sizes = {"latent_channels": CHANNELS, "depth": 1, "context_width": 0, "has_end_time": True}
+    return TinyVOSR.create(host, "tiny_large_sightless", seed=1, **sizes).load(), None
+
+
+@pytest.mark.parametrize("parts", ["vosr", "sightless"])
+def test_vosr_in_one_step(host, parts, request, monkeypatch):
+    from realisr.host.tiling import sampling
     from realisr.host.vosr import conditioning
     from realisr.host.vosr.conditioning import EncodeOptions, SquareTiles
     from realisr.host.vosr.restore import VOSRRestoreOptions, restore
+    from realisr.models import image as images
 
-    model, vision = vosr
+    model, vision = request.getfixturevalue(parts)
     vae = patch_vae()
+    # As narrow in parts of the picture as those of a very large one.
+    monkeypatch.setattr(images, "STRIP_ROWS", 32)
+    monkeypatch.setattr(sampling, "CELLS_PER_FORWARD", 1)
     # As of a picture with many more tiles; those of the smaller one are streamed, too.
     for name, tiles in (("FEATURE_TILES", 1), ("HELD_TILES", 4), ("STREAMED_TILES", 2)):
         monkeypatch.setattr(conditioning, name, tiles)
@@ -72,15 +85,19 @@ def test_vosr_in_one_step(vosr, monkeypatch):
     assert_bounded(run)
 
 
-def test_dreamsr(host):
+def test_dreamsr(host, monkeypatch):
     from harness import checkpoints
     from harness.dreamsr import load_flux
     from realisr.host.dreamsr.restore import DreamSR, restore_images, tiles_over
+    from realisr.models import image as images
 
     sizes = {"heads": 1, "double_blocks": 1, "single_blocks": 1, "context_width": 16, "pooled_width": 16}
     model = load_flux(host, "large_test_flux.safetensors", checkpoints.flux(7, **sizes))
     text = [[torch.zeros(1, 5, 16), {"pooled_output": torch.zeros(1, 16), "guidance": 3.5}]]
     method, vae = DreamSR(model, text, texture_steps=1, tiles_per_batch=1), patch_vae()
+
+    # As narrow in parts of the picture as those of a very large one.
+    monkeypatch.setattr(images, "STRIP_ROWS", 32)
 
     def run(image, side):
         grid = tiles_over(side, side, 256, 32)
