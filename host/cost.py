@@ -16,7 +16,6 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import flop_registry
 
 HALF = 2
 """Bytes of a number in half precision."""
@@ -113,8 +112,11 @@ class Meter(TorchDispatchMode):
     """
 
     def __init__(self, device: str = "meta"):
+        from torch.utils.flop_counter import flop_registry  # takes a while, and nothing else imports it
+
         super().__init__()
         self.device = device
+        self.flop_counts = flop_registry
         self.work: Counter[Operation] = Counter()
         self.live = 0
         self.peak = 0
@@ -154,7 +156,7 @@ class Meter(TorchDispatchMode):
         written = fresh or (made if func._schema.is_mutable else [])
         if not written or func._overloadpacket in ALLOCATIONS:
             return
-        count = flop_registry.get(func._overloadpacket)
+        count = self.flop_counts.get(func._overloadpacket)
         flop = 0 if count is None else count(*args, **kwargs, out_val=out)
         moved = moved_bytes(func._overloadpacket, given, written)
         self.work[Operation(float(flop), float(moved), is_wide(written[0]))] += 1

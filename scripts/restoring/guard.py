@@ -6,7 +6,6 @@ python guard.py COMMAND [ARGUMENTS...]
 from __future__ import annotations
 
 import ctypes
-import signal
 import subprocess
 import sys
 import threading
@@ -14,11 +13,14 @@ import threading
 FAREWELL = 10.0
 """Seconds to end by itself."""
 
+SIGKILL = 9
+"""As `signal` names it, but for Windows."""
+
 
 def die_with_parent() -> None:
     """In the child, before it starts: ask Linux to end it when this process is killed."""
     set_parent_death_signal = 1
-    ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)
+    ctypes.CDLL(None).prctl(set_parent_death_signal, SIGKILL)
 
 
 def end_with_input(child: subprocess.Popen[bytes]) -> None:

@@ -36,7 +36,7 @@ INFERENCE_DTYPES = [torch.bfloat16, torch.float16, torch.float32]
 QUANTISATION_KEYS = (".comfy_quant", ".weight_scale", ".input_scale")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class MMControl:
     """A loaded MM-ControlNet: what a REALISR_MM_CONTROLNET socket carries."""
 
