@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 
@@ -23,4 +24,5 @@ def test_every_row_runs_on_a_cpu(tmp_path):
     assert all(row["seconds"] > 0 and row["peak"] > 0 and row["bound"] > 0 for row in rows)
     table = [line for line in done.stdout.splitlines() if line.startswith("| ") and "---" not in line]
     assert len(table) == 1 + len(rows)
-    assert next(row for row in rows if row["row"].startswith("PURE"))["notes"].startswith(("0", "1", "2", "3", "4"))
+    (pure,) = (row for row in rows if row["row"].startswith("PURE"))
+    assert re.match(r"\d+ tokens/s; ", pure["notes"])
