@@ -17,8 +17,10 @@ a CPU the peak counts pictures, too. --bounds runs nothing: it prints the bounds
 from __future__ import annotations
 
 import argparse
+import atexit
 import gc
 import json
+import shutil
 import sys
 import tempfile
 import time
@@ -96,6 +98,7 @@ def prepare(smoke: bool, offload: bool) -> Path:
     args.highvram = not offload and not smoke
     args.use_pytorch_cross_attention = True
     base = Path(tempfile.mkdtemp(prefix="realisr-gpu-"))
+    atexit.register(shutil.rmtree, base, ignore_errors=True)
     start_host(host.comfyui, base, cpu=smoke)
     load_pack()
     return base / "models"

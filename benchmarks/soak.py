@@ -5,10 +5,11 @@
 
 Five methods with small random networks under the released names. Before every run the same graph fails (damaged
 weights, an exception in the middle of sampling, one after decoding, a graph that is refused) or is cancelled at a
-random moment; the run after it must end. Measured after a tenth of the rounds, 20 at most, and at the end: resident
-memory, threads, open files, temporary files. Weights are hashed as they lie in memory, before and after; some pictures
-are made once more at the end by models that are read anew, and must be the same byte for byte. Linux only (/proc).
-Exit status 1 when something was wrong or grew. Targets: memory within 50 MB; all else the same.
+random moment; the run after it must end. After every tenth of the rounds, 20 at most, weights are hashed as they lie in
+memory; then the server lets go of its models and results (its cache keeps a key of every node that never ran), and what
+it still holds is measured: resident memory, what is allocated of it, live tensors, threads, open files, temporary
+files. Some pictures are made once more at the end and must be the same byte for byte. Linux only (/proc). Exit status 1
+when something was wrong or grew since the first measurement. Targets: memory within 50 MB; all else the same.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ def main(argv: list[str]) -> int:
     )
     asked = parser.parse_args(argv)
     load_pack()
-    from harness.methods import save_files
+    from harness.methods import drop, save_files
     from harness.soak import KEPT_RESULTS, Footprint, Soak, save_damaged_files
 
     host = find_host()
@@ -55,20 +56,20 @@ def main(argv: list[str]) -> int:
             soak = Soak(server, temporary, asked.seed)
             for method in soak.graphs:
                 soak.run(method, 9_999_999)
-            weights = soak.digests()
-            warm = max(2, min(asked.runs // 10, 20))
+            weights, kept = soak.digests(), True
+            every = max(1, min(asked.runs // 10, 20))
             start, before = time.monotonic(), None
             for number in range(asked.runs):
                 soak.round(number)
-                if number + 1 == warm:
-                    before = Footprint.of(server, temporary)
-                if (number + 1) % warm == 0:
-                    now = Footprint.of(server, temporary)
-                    print(f"{number + 1:5} runs each, {time.monotonic() - start:6.0f} s: {now}", flush=True)
-                if time.monotonic() - start > 60 * asked.minutes:
+                late = time.monotonic() - start > 60 * asked.minutes
+                if late or (number + 1) % every == 0:
+                    kept &= soak.digests() == weights
+                    drop(server.client)
+                    after = Footprint.of(server, temporary)
+                    before = before or after
+                    print(f"{number + 1:5} runs each, {time.monotonic() - start:6.0f} s: {after}", flush=True)
+                if late:
                     break
-            after = Footprint.of(server, temporary)
-            kept = soak.digests() == weights
             threads = soak.threads
             soak.again()
             leaks = soak.warnings()

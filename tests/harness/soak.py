@@ -43,6 +43,10 @@ class Footprint:
 
     megabytes: float
     """Resident, after what is no longer used was given back."""
+    allocated: float
+    """Megabytes asked of the C allocator, without what it holds in between."""
+    objects: int
+    """Blocks of Python's own allocator."""
     tensors: float
     """Megabytes of live tensors."""
     threads: int
@@ -51,7 +55,7 @@ class Footprint:
 
     def __str__(self) -> str:
         return (
-            f"{self.megabytes:.1f} MB, {self.tensors:.1f} MB of tensors, {self.threads} threads, "
+            f"{self.megabytes:.1f} MB, {self.allocated:.1f} MB allocated, {self.objects} objects, {self.tensors:.1f} MB of tensors, {self.threads} threads, "
             f"{self.open_files} open files, {len(self.temporary)} temporary files"
         )
 
@@ -63,6 +67,8 @@ class Footprint:
         left = [*temporary.rglob("*"), *(server.base / "temp").rglob("*")]
         return cls(
             resident_megabytes(server),
+            result.outputs["1"]["allocated"][0] / 2**20,
+            result.outputs["1"]["objects"][0],
             result.outputs["1"]["bytes"][0] / 2**20,
             len(list((process / "task").iterdir())),
             len(list((process / "fd").iterdir())),
