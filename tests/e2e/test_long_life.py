@@ -8,7 +8,7 @@ import pytest
 
 from comfy_server import ComfyServer
 from harness.kills import check, picture_of
-from harness.methods import graphs, save_files, with_seed
+from harness.methods import drop, graphs, save_files, with_seed
 from harness.server_memory import READABLE
 from harness.soak import KEPT_RESULTS, Footprint, Soak, save_damaged_files
 
@@ -46,6 +46,8 @@ def test_after_failures_and_cancels_all_is_as_before(own_server: ComfyServer, te
     assert soak.digests() == weights
     assert [name for name in soak.threads if name.startswith("realisr")] == []
     assert after.temporary == before.temporary
+    drop(own_server.client)
+    assert Footprint.of(own_server, temporary).tensors < 0.1
     soak.again(2)
     assert soak.wrong == []
 

@@ -55,8 +55,9 @@ class Footprint:
 
     def __str__(self) -> str:
         return (
-            f"{self.megabytes:.1f} MB, {self.allocated:.1f} MB allocated, {self.objects} objects, {self.tensors:.1f} MB of tensors, {self.threads} threads, "
-            f"{self.open_files} open files, {len(self.temporary)} temporary files"
+            f"{self.megabytes:.1f} MB, {self.allocated:.1f} MB allocated, {self.objects} objects, "
+            f"{self.tensors:.1f} MB of tensors, {self.threads} threads, {self.open_files} open files, "
+            f"{len(self.temporary)} temporary files"
         )
 
     @classmethod
