@@ -58,6 +58,11 @@ def comfyui_command(host: Host, base: Path) -> str:
     return shlex.join(words) + "".join(f" --{name}-directory {{scratch}}/{name}" for name in OWN)
 
 
+def scratch_folders() -> set[Path]:
+    """Of ComfyUIs that actors have started, on all nodes."""
+    return set(Path(tempfile.gettempdir()).glob(f"realisr-{'?' * 32}"))
+
+
 def finish(process: subprocess.Popen[str]) -> str:
     out, _ = process.communicate(timeout=3600)
     assert process.returncode == 0, out[-4000:]
@@ -73,6 +78,7 @@ class Show:
         self.comfyui = comfyui_command(host, folder / "base")
         self.expected: dict[str, bytes] = {}
         self.figures: dict[str, Any] = {}
+        self.folders_before = scratch_folders()
 
     def seconds(self, name: str, arguments: list[str], environment: Mapping[str, str] | None = None) -> list[dict]:
         """A whole run: its seconds between the first and the last photo that was done."""
@@ -152,8 +158,13 @@ class Show:
             again = [row["name"] for row in rows if row.get("attempts", 1) > 1]
             self.note(f"begun more than once: {len(again)}", len(again))
             assert (done, lost, doubled, differ) == (self.count, set(), set(), []), out[-2000:]
+        deadline = time.monotonic() + 30
+        while (scratch_folders() - self.folders_before or self.comfyui_processes()) and time.monotonic() < deadline:
+            time.sleep(0.1)
         left = self.comfyui_processes()
         self.note(f"ComfyUIs that still run: {len(left)}", len(left))
+        folders = scratch_folders() - self.folders_before
+        self.note(f"their folders that are left: {len(folders)}", len(folders))
 
     def comfyui_processes(self) -> list[int]:
         """Those that actors have started, without their guards and this script's other children."""

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import glob
 import importlib
+import itertools
 import re
 import uuid
 from collections.abc import Iterator, Mapping
@@ -97,6 +99,11 @@ class RemoteFile:
         return str(self.system._strip_protocol(self.url))
 
     @property
+    def place(self) -> tuple[Any, str]:
+        """The file system, of its host and account, and the path there: one for all ways to write a URL."""
+        return self.system, self.path.rstrip("/")
+
+    @property
     def name(self) -> str:
         return self.url.rstrip("/").rpartition("/")[2]
 
@@ -158,19 +165,23 @@ class RemoteFile:
         start = len(self.path.rstrip("/")) + 1
         for path, about in sorted(found.items()):
             if path != self.path:
-                yield path[start:], self._file(path, about), int(about.get("size") or 0)
+                name = path[start:]
+                yield name, RemoteFile((self / name).url, stamp_of_listing(about)), int(about.get("size") or 0)
 
-    def matching(self) -> Iterator[RemoteFile]:
-        """Files that this URL names with wildcards."""
+    def matching(self) -> Iterator[tuple[str, RemoteFile]]:
+        """Files that this URL names with wildcards, sorted: path from the first wildcard on, and file."""
         with reached(self.url):
             self.system.invalidate_cache()
             found = self.system.glob(self.path, detail=True)
+        protocol, _, rest = self.url.partition("://")
+        fixed = itertools.takewhile(lambda part: not glob.has_magic(part), rest.split("/"))
+        # fsspec's paths lack the host, so that a URL made of one may name another place.
+        folder = RemoteFile(f"{protocol}://{'/'.join(fixed)}")
+        start = len(folder.path.rstrip("/"))
         for path, about in sorted(found.items()):
             if about.get("type") == "file":
-                yield self._file(path, about)
-
-    def _file(self, path: str, about: Mapping[str, Any]) -> RemoteFile:
-        return RemoteFile(str(self.system.unstrip_protocol(path)), stamp_of_listing(about))
+                file = RemoteFile(f"{folder.url}{path[start:]}", stamp_of_listing(about))
+                yield path[start:].lstrip("/"), file
 
 
 def stamp_of_listing(about: Mapping[str, Any]) -> str:

@@ -7,10 +7,14 @@ import json
 import subprocess
 import sys
 import uuid
+from collections.abc import Iterator
 from pathlib import Path
+from typing import ClassVar
 
 import fsspec
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
+from fsspec.utils import infer_storage_options
 from PIL import Image
 
 import restore
@@ -184,6 +188,62 @@ def test_a_file_system_that_is_not_whole_at_once(tmp_path: Path):
     target.write(b"two", "deep/a.png")
     assert (tmp_path / "out" / "deep" / "a.png").read_bytes() == b"two"
     assert [path.name for path in (tmp_path / "out").rglob("*") if path.is_file()] == ["a.png"]
+
+
+class Hosted(MemoryFileSystem):
+    """Memory of a host that is in the URL and not in paths, as of sftp; what stands before @ is in them, as of abfs."""
+
+    protocol = "hosted"
+    stores: ClassVar[dict[str, tuple[dict, list[str]]]] = {}
+
+    def __init__(self, host: str, **options):
+        super().__init__(**options)
+        self.store, self.pseudo_dirs = self.stores.setdefault(host, ({}, [""]))
+
+    @classmethod
+    def _strip_protocol(cls, path: str) -> str:
+        if "://" in path:
+            found = infer_storage_options(path)
+            path = f"{found.get('username', '')}{found['path']}"
+        return super()._strip_protocol(path)
+
+    @staticmethod
+    def _get_kwargs_from_urls(path: str) -> dict[str, str]:
+        return {"host": infer_storage_options(path)["host"]}
+
+
+@pytest.fixture
+def hosts() -> Iterator[tuple[str, str]]:
+    """Addresses of two machines that no other test uses."""
+    fsspec.register_implementation("hosted", Hosted, clobber=True)
+    yield uuid.uuid4().hex, uuid.uuid4().hex
+    Hosted.stores.clear()
+    Hosted.clear_instance_cache()
+    file_system.cache_clear()
+
+
+@pytest.mark.parametrize("container", ["", "box@"])
+def test_a_host_in_the_url(container: str, hosts: tuple[str, str], arguments: list[str], tmp_path: Path):
+    one, two = (f"hosted://{container}{host}" for host in hosts)
+    fill(f"{one}/in", "a.png", "b/c.png")
+    fill(f"{two}/in", "other.png")
+    found = find_photos([f"{one}/in"], tmp_path)
+    assert [str(photo.path) for photo in found] == [f"{one}/in/a.png", f"{one}/in/b/c.png"]
+    found = find_photos([f"{one}/*/b/*.png", f"{two}/in/o*"], tmp_path)
+    assert {photo.name: str(photo.path) for photo in found} == {
+        "in/b/c": f"{one}/in/b/c.png",
+        "other": f"{two}/in/other.png",
+    }
+    for same in (f"{one}/in", f"{one}/in/"):
+        with pytest.raises(RestoreError, match="two folders are the same"):
+            find_photos([f"{one}/in"], same)
+    with ComfyProtocol() as host:
+        # The same folder of another machine is another folder.
+        assert restore.main([f"{one}/in", f"{two}/in", *arguments, "--server", host.url]) == 0
+        assert (width_of(f"{two}/in/a.png"), width_of(f"{two}/in/b/c.png")) == (12, 14)
+        assert restore.main([f"{one}/**/*.png", f"{one}/in/out", *arguments, "--server", host.url]) == 0
+    assert (width_of(f"{one}/in/out/in/a.png"), width_of(f"{one}/in/out/in/b/c.png")) == (12, 14)
+    assert [photo.name for photo in find_photos([f"{one}/in"], f"{one}/in/out")] == ["a", "b/c"]
 
 
 def test_s3(arguments: list[str], tmp_path: Path):
