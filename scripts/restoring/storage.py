@@ -8,6 +8,7 @@ import glob
 import importlib
 import itertools
 import re
+import threading
 import uuid
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -34,6 +35,8 @@ WHOLE_AT_ONCE = {"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "memory"}
 """Storage where a file is there when all of it has come, and not before."""
 CHANGES = ("ETag", "etag", "md5Hash", "mtime", "LastModified", "last_modified", "updated", "created")
 """What tells that a file was replaced, by the names that file systems have for it; the first that is there."""
+TURNS: dict[Any, threading.Lock] = {}
+"""By file systems that serve one thread at a time."""
 
 
 def is_url(text: str) -> bool:
@@ -66,6 +69,14 @@ def reached(url: str) -> Iterator[None]:
         raise
     except Exception as error:  # those of botocore, aiohttp and others
         raise OSError(5, f"{type(error).__name__}: {error}"[:300], url) from error
+
+
+def turn(system: Any) -> contextlib.AbstractContextManager[Any]:
+    """Threads wait here for each other; not with those of fsspec's file systems that are asynchronous inside.
+
+    Others may have a single connection, where one thread gets the other's answer: with sftp both wait for ever then.
+    """
+    return contextlib.nullcontext() if system.async_impl else TURNS.setdefault(system, threading.Lock())
 
 
 @dataclass(frozen=True)
@@ -119,12 +130,12 @@ class RemoteFile:
         return self.url[: len(self.url) - len(self.suffix)]
 
     def read_bytes(self) -> bytes:
-        with reached(self.url):
+        with reached(self.url), turn(self.system):
             return bytes(self.system.cat_file(self.path))
 
     def write_bytes(self, content: bytes) -> None:
         """The file appears whole or not at all, in place of one that is there."""
-        with reached(self.url):
+        with reached(self.url), turn(self.system):
             if self.protocol in WHOLE_AT_ONCE:
                 self.system.pipe_file(self.path, content)
                 return
@@ -143,20 +154,20 @@ class RemoteFile:
         """Changes when the file is replaced."""
         if self.known:
             return self.known
-        with reached(self.url):
+        with reached(self.url), turn(self.system):
             return stamp_of_listing(self.system.info(self.path))
 
     def is_dir(self) -> bool:
-        with reached(self.url):
+        with reached(self.url), turn(self.system):
             return bool(self.system.isdir(self.path))
 
     def exists(self) -> bool:
-        with reached(self.url):
+        with reached(self.url), turn(self.system):
             return bool(self.system.exists(self.path))
 
     def walk(self, recursive: bool = True) -> Iterator[tuple[str, RemoteFile, int]]:
         """Files below this folder, sorted: path within it, file, and size in bytes; one listing for all of them."""
-        with reached(self.url):
+        with reached(self.url), turn(self.system):
             self.system.invalidate_cache()
             try:
                 found = self.system.find(self.path, maxdepth=None if recursive else 1, detail=True)
@@ -170,7 +181,7 @@ class RemoteFile:
 
     def matching(self) -> Iterator[tuple[str, RemoteFile]]:
         """Files that this URL names with wildcards, sorted: path from the first wildcard on, and file."""
-        with reached(self.url):
+        with reached(self.url), turn(self.system):
             self.system.invalidate_cache()
             found = self.system.glob(self.path, detail=True)
         protocol, _, rest = self.url.partition("://")

@@ -6,8 +6,10 @@ import io
 import json
 import subprocess
 import sys
+import threading
 import uuid
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import ClassVar
 
@@ -244,6 +246,29 @@ def test_a_host_in_the_url(container: str, hosts: tuple[str, str], arguments: li
         assert restore.main([f"{one}/**/*.png", f"{one}/in/out", *arguments, "--server", host.url]) == 0
     assert (width_of(f"{one}/in/out/in/a.png"), width_of(f"{one}/in/out/in/b/c.png")) == (12, 14)
     assert [photo.name for photo in find_photos([f"{one}/in"], f"{one}/in/out")] == ["a", "b/c"]
+
+
+def test_one_connection_serves_one_thread_at_a_time(hosts: tuple[str, str], monkeypatch: pytest.MonkeyPatch):
+    """As of sftp, where threads take each other's answers."""
+    folder = f"hosted://{hosts[0]}/in"
+    fill(folder, "a.png", "b.png")
+    inside, met = threading.Lock(), threading.Event()
+    read = Hosted.cat_file
+
+    def reading(self: Hosted, path: str, *given, **named):
+        if not inside.acquire(blocking=False):
+            met.set()
+            return read(self, path, *given, **named)
+        try:
+            met.wait(0.5)  # for another thread, which does not come
+            return read(self, path, *given, **named)
+        finally:
+            inside.release()
+
+    monkeypatch.setattr(Hosted, "cat_file", reading)
+    with ThreadPoolExecutor(2) as threads:
+        assert list(threads.map(width_of, [f"{folder}/a.png", f"{folder}/b.png"])) == [6, 7]
+    assert not met.is_set()
 
 
 def test_s3(arguments: list[str], tmp_path: Path):
