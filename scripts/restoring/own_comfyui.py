@@ -85,8 +85,13 @@ class OwnComfyUI:
             self._log.close()
         with path.open("ab") as log:
             self._log = path.open("rb")  # by now, as the guard removes it
+            # In a session of its own, as Ray kills the group of an actor's process with it.
             return subprocess.Popen(
-                [*guard, *self.command], stdin=subprocess.PIPE, stdout=log, stderr=subprocess.STDOUT
+                [*guard, *self.command],
+                stdin=subprocess.PIPE,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
             )
 
     def last_words(self) -> str:

@@ -3,11 +3,13 @@ for."""
 
 from __future__ import annotations
 
+import os
 import queue
 import signal
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 from threading import Event
 from types import SimpleNamespace
@@ -16,6 +18,7 @@ from typing import Any
 import pytest
 
 import restore
+from _pack import ROOT
 from restoring import RestoreError
 from restoring.attempt import Restored, Task
 from restoring.cluster import Cluster, Slot, Wishes
@@ -165,6 +168,41 @@ def test_a_comfyui_that_ends_is_started_again_and_leaves_nothing(tmp_path: Path,
         said = own.ensure(lambda: False, 60)
         assert said == "ComfyUI ended with status 5: ['comfyui.log', 'input', 'output', 'temp', 'user']"
     assert [path.name for path in tmp_path.iterdir()] == ["program.py"]
+
+
+OWNER = """
+import sys
+sys.path.insert(0, sys.argv[1])
+from restoring.own_comfyui import OwnComfyUI
+own = OwnComfyUI(sys.argv[2])
+print(own.ensure((own.scratch / "up").exists, 60) or own.scratch, flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="kill -9")
+def test_nothing_is_left_when_the_owners_group_is_killed(tmp_path: Path):
+    """As Ray does with an actor."""
+    (tmp_path / "program.py").write_text(
+        "import pathlib, sys, time; pathlib.Path(sys.argv[1], 'up').touch(); time.sleep(600)", encoding="utf-8"
+    )
+    command = f"'{sys.executable}' '{tmp_path / 'program.py'}' {{scratch}} {{port}}"
+    with subprocess.Popen(
+        [sys.executable, "-c", OWNER, str(ROOT / "scripts"), command],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        env={**os.environ, "TMPDIR": str(tmp_path)},
+    ) as owner:
+        assert owner.stdout is not None
+        scratch = Path(owner.stdout.readline().strip())
+        assert scratch.parent == tmp_path, scratch
+        os.killpg(owner.pid, signal.SIGKILL)
+    deadline = time.monotonic() + 60
+    while scratch.exists():
+        assert time.monotonic() < deadline, f"{scratch} is left"
+        time.sleep(0.05)
 
 
 def test_a_folder_without_comfyui_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
