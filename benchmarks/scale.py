@@ -1,12 +1,14 @@
 """scripts/restore.py --engine ray over a cluster of local nodes and a real S3 server, with everything in it killed.
 
-    python3 dev/host_env.py run -- benchmarks/scale.py [--photos 300] [--parts alone,engine,hosts,killed]
+    python3 dev/host_env.py run -- benchmarks/scale.py [--photos 300] [--parts alone,engine,hosts,killed] [--alone DIR]
 
 alone: the photos through one ComfyUI, without a cluster: the results that all others must have, byte for byte.
 engine: the same with the same ComfyUI, by an actor: what the engine takes of a photo's time. hosts: a cluster with one
 node and one with two, each node's actor starting a ComfyUI of its own. killed: two nodes; after a sixth of the photos a
 node is killed and another one joins, after a third the other node's ComfyUI, after half the driver, which then is
 started again. Photos come from the S3 server and results go there. The model is VOSR nano, of 48 x 40 pixels.
+
+--alone keeps what the part alone made, so that other parts can be run later without it.
 
 The nodes share this machine's cores, so that two hosts are not twice as fast here as one.
 """
@@ -58,6 +60,11 @@ def comfyui_command(host: Host, base: Path) -> str:
     return shlex.join(words) + "".join(f" --{name}-directory {{scratch}}/{name}" for name in OWN)
 
 
+def scratch_folders() -> set[Path]:
+    """Of ComfyUIs that actors have started, on all nodes."""
+    return set(Path(tempfile.gettempdir()).glob(f"realisr-{'?' * 32}"))
+
+
 def finish(process: subprocess.Popen[str]) -> str:
     out, _ = process.communicate(timeout=3600)
     assert process.returncode == 0, out[-4000:]
@@ -65,14 +72,16 @@ def finish(process: subprocess.Popen[str]) -> str:
 
 
 class Show:
-    def __init__(self, folder: Path, count: int, host: Host):
+    def __init__(self, folder: Path, count: int, host: Host, target: Path):
         self.folder = folder
+        self.target = target
         self.count = count
         self.photos = folder / "photos"
         make_photos(self.photos, count)
         self.comfyui = comfyui_command(host, folder / "base")
         self.expected: dict[str, bytes] = {}
         self.figures: dict[str, Any] = {}
+        self.folders_before = scratch_folders()
 
     def seconds(self, name: str, arguments: list[str], environment: Mapping[str, str] | None = None) -> list[dict]:
         """A whole run: its seconds between the first and the last photo that was done."""
@@ -94,9 +103,10 @@ class Show:
         self.figures[text.partition(":")[0]] = value
 
     def alone(self, server: ComfyServer) -> None:
-        target = self.folder / "alone"
-        self.seconds("alone", [str(self.photos), str(target), "--server", server.url])
-        self.expected = contents(target)
+        self.seconds("alone", [str(self.photos), str(self.target), "--server", server.url])
+
+    def expect(self) -> None:
+        self.expected = contents(self.target)
         assert len(self.expected) == self.count
 
     def engine(self, server: ComfyServer, environment: Mapping[str, str]) -> None:
@@ -152,8 +162,13 @@ class Show:
             again = [row["name"] for row in rows if row.get("attempts", 1) > 1]
             self.note(f"begun more than once: {len(again)}", len(again))
             assert (done, lost, doubled, differ) == (self.count, set(), set(), []), out[-2000:]
+        deadline = time.monotonic() + 30
+        while (scratch_folders() - self.folders_before or self.comfyui_processes()) and time.monotonic() < deadline:
+            time.sleep(0.1)
         left = self.comfyui_processes()
         self.note(f"ComfyUIs that still run: {len(left)}", len(left))
+        folders = scratch_folders() - self.folders_before
+        self.note(f"their folders that are left: {len(folders)}", len(folders))
 
     def comfyui_processes(self) -> list[int]:
         """Those that actors have started, without their guards and this script's other children."""
@@ -166,17 +181,22 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--photos", type=int, default=300)
     parser.add_argument("--parts", default=",".join(PARTS))
+    parser.add_argument("--alone", type=Path, metavar="DIR", help="for the results of one ComfyUI")
     asked = parser.parse_args()
     parts = asked.parts.split(",")
     host = find_host()
     assert host is not None
     with tempfile.TemporaryDirectory() as folder, storage() as (system, environment):
-        show = Show(Path(folder), asked.photos, host)
+        show = Show(Path(folder), asked.photos, host, asked.alone or Path(folder) / "alone")
         system.put(str(show.photos), "photos/in", recursive=True)
-        with ComfyServer(host, Path(folder) / "server", {"realisr": ROOT}) as server:
-            show.alone(server)
-            if "engine" in parts:
-                show.engine(server, environment)
+        if "alone" in parts or "engine" in parts:
+            with ComfyServer(host, Path(folder) / "server", {"realisr": ROOT}) as server:
+                if "alone" in parts:
+                    show.alone(server)
+                show.expect()
+                if "engine" in parts:
+                    show.engine(server, environment)
+        show.expect()
         if "killed" in parts:
             show.killed(system, environment)
         if "hosts" in parts:

@@ -76,9 +76,9 @@ def engine_of(asked: argparse.Namespace, recipe: Recipe, target: Target) -> Iter
     if asked.engine == "ray":
         from restoring.cluster import Wishes, cluster
 
-        servers = [] if asked.comfyui else addresses(asked.server)
-        gpus = asked.gpus if asked.gpus is not None else 1.0
-        wishes = Wishes(servers, asked.comfyui or "", asked.hosts, gpus, asked.cpus, asked.jobs, asked.silence)
+        servers = addresses(asked.server) if asked.server else []
+        given = {name: value for name in ("gpus", "cpus") if (value := getattr(asked, name)) is not None}
+        wishes = Wishes(servers, asked.comfyui or "", asked.hosts, jobs=asked.jobs, silence=asked.silence, **given)
         with cluster(asked.address, wishes, recipe, target) as made:
             yield Engine(made.hosts, (), made.perform, made.demand)
         return

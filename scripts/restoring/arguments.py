@@ -67,10 +67,13 @@ def parse_arguments(argv: Sequence[str] | None, description: str) -> argparse.Na
     asked = parser.parse_intermixed_args(argv)
     if asked.scores and not asked.report:
         parser.error("--scores needs --report FILE, where they go")
-    if asked.engine == "threads" and (asked.comfyui or asked.address or asked.hosts):
-        parser.error("--comfyui, --address and --hosts are for --engine ray")
+    started = any(given is not None for given in (asked.comfyui, asked.hosts, asked.gpus, asked.cpus))
+    if asked.engine == "threads" and (started or asked.address is not None):
+        parser.error("--comfyui, --address, --hosts, --gpus and --cpus are for --engine ray")
     if asked.comfyui and asked.server:
         parser.error("--comfyui starts ComfyUI, --server takes one that runs: name either")
+    if started and asked.server:
+        parser.error("--hosts, --gpus and --cpus are for what --comfyui starts")
     return asked
 
 
@@ -91,4 +94,4 @@ def add_cluster(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--hosts", type=number(1, int), help="most that are started (default: what the cluster holds)")
     group.add_argument("--gpus", type=number(0), default=None, help="of each one that is started (1; 0 for CPU)")
-    group.add_argument("--cpus", type=number(0), default=1, help="of each one that is started (1)")
+    group.add_argument("--cpus", type=number(0), default=None, help="of each one that is started (1)")

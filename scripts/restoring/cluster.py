@@ -52,12 +52,17 @@ class Wishes:
 
 
 class Slot:
-    """A place for an actor, by the name of a host: another actor comes into it when one dies."""
+    """A place for an actor, by the name of a host: another actor comes into it when one dies.
 
-    def __init__(self, url: str, ray: Any, make: Any, silence: float):
+    attached: whether its ComfyUI, and the jobs there, outlive an actor.
+    """
+
+    def __init__(self, url: str, ray: Any, make: Any, silence: float, attached: bool):
         self.url = url
+        self.attached = attached
         self.wanted = True
-        self.busy = 0
+        self.busy: set[str] = set()
+        """Jobs that the actor works on, or holds the results of."""
         self.actor: Any = None
         self.follows_jobs: bool | None = None
         self._ray = ray
@@ -65,12 +70,23 @@ class Slot:
         self._silence = silence
         self._waiting: Any = None
         self._closed = threading.Event()
+        self._lock = threading.Lock()
+
+    def begin(self, prompt: str) -> Any:
+        """Keep the actor until `end`. Returns None where there is none."""
+        with self._lock:
+            self.busy.add(prompt)
+            return self.actor
+
+    def end(self, prompt: str) -> None:
+        self.busy.discard(prompt)
 
     def greet(self) -> int:
         """How many jobs its ComfyUI has. Makes the actor where there is none. Raises HostError."""
-        if self._closed.is_set() or not (self.wanted or self.busy):
-            self.drop(self.actor)
-            raise HostError(f"{self.url} is not needed now", reached=False)
+        with self._lock:
+            if self._closed.is_set() or not (self.wanted or self.busy):
+                self.drop(self.actor)
+                raise HostError(f"{self.url} is not needed now", reached=False)
         if (actor := self.actor) is None:
             actor, self._waiting = self._make(), None
             self.actor = actor
@@ -105,6 +121,8 @@ class Slot:
     def cancel(self, prompt_id: str) -> None:
         """Take a job out of its queue, or stop it. Raises HostError."""
         if (actor := self.actor) is None:
+            if self.attached:
+                raise HostError(f"{self.url} has no actor now", reached=False)
             return  # a ComfyUI of its own has ended with the actor, and so have its jobs
         reference = actor.cancel.remote(prompt_id)
         if not self._came(reference):
@@ -145,6 +163,7 @@ class Held:
                 target.written(name, size)
 
     def discard(self) -> None:
+        self.slot.end(self.prompt)
         if not self.put_already:
             with contextlib.suppress(Exception):  # of an actor that has died there is nothing to discard
                 self.actor.discard.remote(self.prompt)
@@ -165,20 +184,21 @@ class Cluster:
         return self._perform
 
     def _perform(self, task: Task, slot: Slot, called_off: threading.Event, sent: Sent) -> Answer:
-        slot.busy += 1
+        answer: Answer
+        actor = slot.begin(task.prompt)
         try:
-            return self._attempt(task, slot, called_off, sent)
+            answer = self._attempt(task, slot, actor, called_off, sent)
         except PictureError as error:
-            return Spoilt(str(error))
+            answer = Spoilt(str(error))
         except (AttemptError, RestoreError) as error:
-            return error
+            answer = error
         except Exception as error:  # one photo must not end the others
-            return Spoilt(f"unexpectedly {error!r}"[:1000])
-        finally:
-            slot.busy -= 1
+            answer = Spoilt(f"unexpectedly {error!r}"[:1000])
+        if not (isinstance(answer, Restored) and answer.held):
+            slot.end(task.prompt)
+        return answer
 
-    def _attempt(self, task: Task, slot: Slot, called_off: threading.Event, sent: Sent) -> Answer:
-        actor = slot.actor
+    def _attempt(self, task: Task, slot: Slot, actor: Any, called_off: threading.Event, sent: Sent) -> Answer:
         if actor is None:
             return HostError(f"{slot.url} is not there", reached=False)
         if isinstance(task.photo.path, Path):
@@ -245,7 +265,7 @@ def cluster(address: str | None, wishes: Wishes, recipe: Recipe, target: Target)
 
         def slot(name: str, url: str) -> Slot:
             given = (recipe, url, wishes.comfyui, not wishes.gpus, wishes.silence, str(target) if stored else "")
-            return Slot(name, ray, lambda: remote.remote(*given), wishes.silence)
+            return Slot(name, ray, lambda: remote.remote(*given), wishes.silence, attached=bool(url))
 
         count = wishes.hosts or (0 if wishes.servers else most_hosts(ray, wishes))
         names = {url: url for url in wishes.servers} or {f"ray:{number}": "" for number in range(count)}

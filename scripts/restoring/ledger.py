@@ -132,7 +132,8 @@ class Ledger:
         if len(results.sizes) == 1:
             names = [name]
         else:
-            between = separator(name, {photo.name for photo in self.photos.values()})
+            # A list first: photos may come meanwhile, and this may be another thread than theirs.
+            between = separator(name, {photo.name for photo in list(self.photos.values())})
             names = [f"{name}{between}{number}" for number in range(1, len(results.sizes) + 1)]
         return {f"{each}{suffix}": size for each, size in zip(names, results.sizes, strict=True)}
 

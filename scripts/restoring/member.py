@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import threading
 import time
@@ -34,8 +33,6 @@ class Member:
         self._held: dict[str, list[bytes]] = {}
         self._starting = threading.Lock()
         self._swept = time.monotonic()
-        if self.own is not None:
-            atexit.register(self.own.stop)
 
     def greet(self) -> tuple[int, str]:
         """How many jobs its ComfyUI has, or why it does not answer. Starts its own where it does not run."""

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import shlex
-import shutil
 import socket
 import subprocess
 import sys
 import tempfile
 import time
+import uuid
 from collections.abc import Callable
 from pathlib import Path
+from typing import BinaryIO
 
 from . import RestoreError
 
@@ -45,16 +46,17 @@ def command_of(comfyui: str, port: int, scratch: Path, cpu: bool) -> list[str]:
 
 
 class OwnComfyUI:
-    """comfyui: its folder, or a command (command_of). cpu: without a GPU."""
+    """comfyui: its folder, or a command (command_of). cpu: without a GPU. Raises RestoreError.
+
+    Its scratch folder is there while it runs: the guard sees to the end of both, however this process ends.
+    """
 
     def __init__(self, comfyui: str, cpu: bool = False):
-        self.scratch = Path(tempfile.mkdtemp(prefix="realisr-"))
-        for name in FOLDERS:
-            (self.scratch / name).mkdir()
+        self.scratch = Path(tempfile.gettempdir()) / f"realisr-{uuid.uuid4().hex}"
         self.port = free_port()
         self.command = command_of(comfyui, self.port, self.scratch, cpu)
         self.process: subprocess.Popen[bytes] | None = None
-        self.log = self.scratch / "comfyui.log"
+        self._log: BinaryIO | None = None
 
     @property
     def url(self) -> str:
@@ -63,11 +65,7 @@ class OwnComfyUI:
     def ensure(self, answers: Callable[[], bool], seconds: float) -> str:
         """Start it if it is not running, and wait until it answers. Returns why it does not, or ""."""
         if self.process is None or self.process.poll() is not None:
-            guard = [sys.executable, str(Path(__file__).with_name("guard.py"))]
-            with self.log.open("ab") as log:
-                self.process = subprocess.Popen(
-                    [*guard, *self.command], stdin=subprocess.PIPE, stdout=log, stderr=subprocess.STDOUT
-                )
+            self.process = self._start()
         deadline = time.monotonic() + seconds
         while not answers():
             if self.process.poll() is not None:
@@ -77,20 +75,37 @@ class OwnComfyUI:
             time.sleep(0.2)
         return ""
 
+    def _start(self) -> subprocess.Popen[bytes]:
+        self.scratch.mkdir(mode=0o700, exist_ok=True)
+        for name in FOLDERS:
+            (self.scratch / name).mkdir(exist_ok=True)
+        guard = [sys.executable, str(Path(__file__).with_name("guard.py")), str(self.scratch)]
+        path = self.scratch / "comfyui.log"
+        if self._log is not None:
+            self._log.close()
+        with path.open("ab") as log:
+            self._log = path.open("rb")  # by now, as the guard removes it
+            # In a session of its own, as Ray kills the group of an actor's process with it.
+            return subprocess.Popen(
+                [*guard, *self.command],
+                stdin=subprocess.PIPE,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+
     def last_words(self) -> str:
-        text = self.log.read_text(encoding="utf-8", errors="replace") if self.log.is_file() else ""
+        if self._log is None:
+            return ""
+        self._log.seek(0)
+        text = self._log.read().decode("utf-8", errors="replace")
         return " | ".join(text.splitlines()[-3:])[-500:]
 
     def sweep(self, seconds: float) -> None:
         """Remove uploads and results that are older than any job can be: a hundred thousand fill every disk."""
-        for name in ("input", "output", "temp"):
-            for path in (self.scratch / name).rglob("*"):
-                with contextlib.suppress(OSError):
-                    if path.is_file() and time.time() - path.stat().st_mtime > seconds:
-                        path.unlink()
-
-    def stop(self) -> None:
-        if self.process is not None and self.process.stdin is not None:
-            self.process.stdin.close()
-            self.process.wait()
-        shutil.rmtree(self.scratch, ignore_errors=True)
+        with contextlib.suppress(FileNotFoundError):  # the folders end with ComfyUI
+            for name in ("input", "output", "temp"):
+                for path in (self.scratch / name).rglob("*"):
+                    with contextlib.suppress(OSError):
+                        if path.is_file() and time.time() - path.stat().st_mtime > seconds:
+                            path.unlink()

@@ -127,8 +127,8 @@ class Run:
         now = time.monotonic()
         while not self._stopped and (attempt := self.scheduler.next(now)) is not None:
             if not self.ledger.claim(attempt.photo):
-                self.scheduler.withdrawn(attempt)
                 self.scheduler.drop(attempt.photo)
+                self.scheduler.withdrawn(attempt)
                 continue
             call = self._calls[attempt] = threading.Event()
             thread = threading.Thread(target=self._work, args=(attempt, call), daemon=True)

@@ -216,8 +216,9 @@ class Scheduler:
         return self.drop(attempt.photo)
 
     def withdrawn(self, attempt: Attempt) -> None:
-        """An attempt was called off."""
-        self._end(attempt)
+        """An attempt was called off. A photo that is wanted still, with no other attempt at it, waits again."""
+        if (state := self._end(attempt)) is not None and not state.attempts:
+            self._ready.append(attempt.photo)
 
     def host_failed(self, attempt: Attempt, now: float, counts: bool) -> bool:
         """The host failed, which rests now. counts: against the photo too, which may be what ended the host.

@@ -62,15 +62,12 @@ def find_photos(sources: Sequence[str], target: Path | str, recursive: bool = Tr
 def remote_photos(source: str, target: RemoteFile | None, recursive: bool) -> Iterator[Photo]:
     """The photos of a URL: a folder, a file, or a pattern."""
     place = RemoteFile(source)
-    same = target is not None and target.protocol == place.protocol
-    inside = f"{target.path.rstrip('/')}/" if target is not None and same else None
-    if inside and f"{place.path.rstrip('/')}/" == inside:
+    if target is not None and target.place == place.place:
         raise RestoreError("the two folders are the same; results need one of their own")
+    inside = f"{target.path.rstrip('/')}/" if target is not None and target.system == place.system else None
     try:
         if glob.has_magic(place.path) and not place.exists():
-            parts = place.path.split("/")
-            fixed = "/".join(parts[: next(index for index, part in enumerate(parts) if glob.has_magic(part))])
-            found = [(file.path[len(fixed) :].lstrip("/"), file) for file in place.matching()]
+            found = list(place.matching())
         elif place.is_dir():
             found = [(name, file) for name, file, _ in place.walk(recursive)]
         elif place.exists():

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import glob
 import importlib
+import itertools
 import re
+import threading
 import uuid
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -32,6 +35,8 @@ WHOLE_AT_ONCE = {"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "memory"}
 """Storage where a file is there when all of it has come, and not before."""
 CHANGES = ("ETag", "etag", "md5Hash", "mtime", "LastModified", "last_modified", "updated", "created")
 """What tells that a file was replaced, by the names that file systems have for it; the first that is there."""
+TURNS: dict[Any, threading.Lock] = {}
+"""By file systems that serve one thread at a time."""
 
 
 def is_url(text: str) -> bool:
@@ -66,6 +71,14 @@ def reached(url: str) -> Iterator[None]:
         raise OSError(5, f"{type(error).__name__}: {error}"[:300], url) from error
 
 
+def turn(system: Any) -> contextlib.AbstractContextManager[Any]:
+    """Threads wait here for each other; not with those of fsspec's file systems that are asynchronous inside.
+
+    Others may have a single connection, where one thread gets the other's answer: with sftp both wait for ever then.
+    """
+    return contextlib.nullcontext() if system.async_impl else TURNS.setdefault(system, threading.Lock())
+
+
 @dataclass(frozen=True)
 class RemoteFile:
     """A file or folder behind a URL, with pathlib's words for what photos need of it.
@@ -97,6 +110,11 @@ class RemoteFile:
         return str(self.system._strip_protocol(self.url))
 
     @property
+    def place(self) -> tuple[Any, str]:
+        """The file system, of its host and account, and the path there: one for all ways to write a URL."""
+        return self.system, self.path.rstrip("/")
+
+    @property
     def name(self) -> str:
         return self.url.rstrip("/").rpartition("/")[2]
 
@@ -112,12 +130,12 @@ class RemoteFile:
         return self.url[: len(self.url) - len(self.suffix)]
 
     def read_bytes(self) -> bytes:
-        with reached(self.url):
+        with reached(self.url), turn(self.system):
             return bytes(self.system.cat_file(self.path))
 
     def write_bytes(self, content: bytes) -> None:
         """The file appears whole or not at all, in place of one that is there."""
-        with reached(self.url):
+        with reached(self.url), turn(self.system):
             if self.protocol in WHOLE_AT_ONCE:
                 self.system.pipe_file(self.path, content)
                 return
@@ -136,20 +154,20 @@ class RemoteFile:
         """Changes when the file is replaced."""
         if self.known:
             return self.known
-        with reached(self.url):
+        with reached(self.url), turn(self.system):
             return stamp_of_listing(self.system.info(self.path))
 
     def is_dir(self) -> bool:
-        with reached(self.url):
+        with reached(self.url), turn(self.system):
             return bool(self.system.isdir(self.path))
 
     def exists(self) -> bool:
-        with reached(self.url):
+        with reached(self.url), turn(self.system):
             return bool(self.system.exists(self.path))
 
     def walk(self, recursive: bool = True) -> Iterator[tuple[str, RemoteFile, int]]:
         """Files below this folder, sorted: path within it, file, and size in bytes; one listing for all of them."""
-        with reached(self.url):
+        with reached(self.url), turn(self.system):
             self.system.invalidate_cache()
             try:
                 found = self.system.find(self.path, maxdepth=None if recursive else 1, detail=True)
@@ -158,19 +176,23 @@ class RemoteFile:
         start = len(self.path.rstrip("/")) + 1
         for path, about in sorted(found.items()):
             if path != self.path:
-                yield path[start:], self._file(path, about), int(about.get("size") or 0)
+                name = path[start:]
+                yield name, RemoteFile((self / name).url, stamp_of_listing(about)), int(about.get("size") or 0)
 
-    def matching(self) -> Iterator[RemoteFile]:
-        """Files that this URL names with wildcards."""
-        with reached(self.url):
+    def matching(self) -> Iterator[tuple[str, RemoteFile]]:
+        """Files that this URL names with wildcards, sorted: path from the first wildcard on, and file."""
+        with reached(self.url), turn(self.system):
             self.system.invalidate_cache()
             found = self.system.glob(self.path, detail=True)
+        protocol, _, rest = self.url.partition("://")
+        fixed = itertools.takewhile(lambda part: not glob.has_magic(part), rest.split("/"))
+        # fsspec's paths lack the host, so that a URL made of one may name another place.
+        folder = RemoteFile(f"{protocol}://{'/'.join(fixed)}")
+        start = len(folder.path.rstrip("/"))
         for path, about in sorted(found.items()):
             if about.get("type") == "file":
-                yield self._file(path, about)
-
-    def _file(self, path: str, about: Mapping[str, Any]) -> RemoteFile:
-        return RemoteFile(str(self.system.unstrip_protocol(path)), stamp_of_listing(about))
+                file = RemoteFile(f"{folder.url}{path[start:]}", stamp_of_listing(about))
+                yield path[start:].lstrip("/"), file
 
 
 def stamp_of_listing(about: Mapping[str, Any]) -> str:

@@ -95,6 +95,7 @@ def answers():
         return False
     return True
 print(own.ensure(answers, 300) or own.url, flush=True)
+print(own.scratch, flush=True)
 sys.stdin.read()
 """
 
@@ -102,16 +103,19 @@ sys.stdin.read()
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="needs kill -9")
 def test_a_comfyui_of_ones_own_ends_with_its_owner(comfyui: Host, server):
-    """However the owner ends. The same folder runs another ComfyUI meanwhile."""
+    """However the owner ends, and its files with it. The same folder runs another ComfyUI meanwhile."""
     command = [sys.executable, "-c", OWNER, str(ROOT / "scripts"), str(comfyui.comfyui)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as owner:
         assert owner.stdout is not None
         url = owner.stdout.readline().strip()
         assert url.startswith("http://127.0.0.1:"), url
+        scratch = Path(owner.stdout.readline().strip())
+        assert (scratch / "input").is_dir()
         words = f"--port {url.rpartition(':')[2]}"
-        assert len(processes_with(words)) == 2  # it and its guard
+        assert len(processes_with(words)) == 3  # it and its guard, which are two
         owner.kill()
     deadline = time.monotonic() + 60
     while pids := processes_with(words):
         assert time.monotonic() < deadline, f"{pids} still run"
         time.sleep(0.1)
+    assert not scratch.exists()

@@ -16,11 +16,14 @@ from PIL import Image, ImageCms
 
 from harness.fleet import CALM, Fleet, Weather
 from restoring import NoPhotos, RestoreError, pictures
-from restoring.graph import read_job, workflow_file, workflow_names
+from restoring.attempt import PartialFiles, Recipe
+from restoring.graph import Job, read_job, workflow_file, workflow_names
+from restoring.ledger import Ledger
 from restoring.manifest import Entry, Manifest
 from restoring.pictures import PictureError, check_picture, encoded, photograph
+from restoring.progress import Lines
 from restoring.scheduler import Attempt, Scheduler
-from restoring.sources import find_photos, separator
+from restoring.sources import Photo, find_photos, separator
 from restoring.target import LocalTarget
 from restoring.watching import Arrivals
 
@@ -155,6 +158,47 @@ def test_scheduler_sets_a_photo_aside():
     assert second is not None
     assert second.host.url == "two"
     assert scheduler.photo_failed(second, 5, "node 3"), "the same twice, on two hosts"
+
+
+def test_a_copy_that_gives_way_to_one_that_fails_is_begun_again():
+    """The first holds the results when the second comes with them, and then cannot write its own."""
+    scheduler = Scheduler(["one", "two"], jobs=1)
+    scheduler.up("one", 0)
+    scheduler.add("before")
+    before = scheduler.next(0)
+    assert before is not None
+    scheduler.finished(before, 1)
+    scheduler.add("photo")
+    first = scheduler.next(1)
+    scheduler.up("two", 0)
+    second = scheduler.next(100)
+    assert first is not None
+    assert second is not None
+    assert first.photo == second.photo
+    assert not scheduler.photo_failed(first, 101, "cannot be written")
+    scheduler.withdrawn(second)
+    third = scheduler.next(101)
+    assert third is not None
+    assert third.photo == "photo"
+    scheduler.finished(third, 102)
+    assert (scheduler.remaining, scheduler.next(200)) == (0, None)
+
+
+def test_photos_come_while_the_names_of_a_batch_are_chosen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """As in a watched folder, from another thread: here with each look at a name."""
+    target, photo = LocalTarget(tmp_path), Photo(tmp_path / "photo.png", "photo")
+    manifest = Manifest(target)
+    ledger = Ledger(Recipe(Job({}, "1", "3")), target, manifest, Lines())
+    ledger.photos["photo"] = photo
+
+    def name(_: Photo) -> str:
+        ledger.photos[f"new{len(ledger.photos)}"] = photo
+        return "photo"
+
+    monkeypatch.setattr(Photo, "name", property(name), raising=False)
+    results = PartialFiles([], [3, 4])
+    assert ledger.sizes("photo", results) == {"photo_1.png": 3, "photo_2.png": 4}
+    manifest.close()
 
 
 def test_a_host_that_failed_rests_longer_each_time():

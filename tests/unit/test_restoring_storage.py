@@ -6,11 +6,17 @@ import io
 import json
 import subprocess
 import sys
+import threading
 import uuid
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import ClassVar
 
 import fsspec
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
+from fsspec.utils import infer_storage_options
 from PIL import Image
 
 import restore
@@ -184,6 +190,85 @@ def test_a_file_system_that_is_not_whole_at_once(tmp_path: Path):
     target.write(b"two", "deep/a.png")
     assert (tmp_path / "out" / "deep" / "a.png").read_bytes() == b"two"
     assert [path.name for path in (tmp_path / "out").rglob("*") if path.is_file()] == ["a.png"]
+
+
+class Hosted(MemoryFileSystem):
+    """Memory of a host that is in the URL and not in paths, as of sftp; what stands before @ is in them, as of abfs."""
+
+    protocol = "hosted"
+    stores: ClassVar[dict[str, tuple[dict, list[str]]]] = {}
+
+    def __init__(self, host: str, **options):
+        super().__init__(**options)
+        self.store, self.pseudo_dirs = self.stores.setdefault(host, ({}, [""]))
+
+    @classmethod
+    def _strip_protocol(cls, path: str) -> str:
+        if "://" in path:
+            found = infer_storage_options(path)
+            path = f"{found.get('username', '')}{found['path']}"
+        return super()._strip_protocol(path)
+
+    @staticmethod
+    def _get_kwargs_from_urls(path: str) -> dict[str, str]:
+        return {"host": infer_storage_options(path)["host"]}
+
+
+@pytest.fixture
+def hosts() -> Iterator[tuple[str, str]]:
+    """Addresses of two machines that no other test uses."""
+    fsspec.register_implementation("hosted", Hosted, clobber=True)
+    yield uuid.uuid4().hex, uuid.uuid4().hex
+    Hosted.stores.clear()
+    Hosted.clear_instance_cache()
+    file_system.cache_clear()
+
+
+@pytest.mark.parametrize("container", ["", "box@"])
+def test_a_host_in_the_url(container: str, hosts: tuple[str, str], arguments: list[str], tmp_path: Path):
+    one, two = (f"hosted://{container}{host}" for host in hosts)
+    fill(f"{one}/in", "a.png", "b/c.png")
+    fill(f"{two}/in", "other.png")
+    found = find_photos([f"{one}/in"], tmp_path)
+    assert [str(photo.path) for photo in found] == [f"{one}/in/a.png", f"{one}/in/b/c.png"]
+    found = find_photos([f"{one}/*/b/*.png", f"{two}/in/o*"], tmp_path)
+    assert {photo.name: str(photo.path) for photo in found} == {
+        "in/b/c": f"{one}/in/b/c.png",
+        "other": f"{two}/in/other.png",
+    }
+    for same in (f"{one}/in", f"{one}/in/"):
+        with pytest.raises(RestoreError, match="two folders are the same"):
+            find_photos([f"{one}/in"], same)
+    with ComfyProtocol() as host:
+        # The same folder of another machine is another folder.
+        assert restore.main([f"{one}/in", f"{two}/in", *arguments, "--server", host.url]) == 0
+        assert (width_of(f"{two}/in/a.png"), width_of(f"{two}/in/b/c.png")) == (12, 14)
+        assert restore.main([f"{one}/**/*.png", f"{one}/in/out", *arguments, "--server", host.url]) == 0
+    assert (width_of(f"{one}/in/out/in/a.png"), width_of(f"{one}/in/out/in/b/c.png")) == (12, 14)
+    assert [photo.name for photo in find_photos([f"{one}/in"], f"{one}/in/out")] == ["a", "b/c"]
+
+
+def test_one_connection_serves_one_thread_at_a_time(hosts: tuple[str, str], monkeypatch: pytest.MonkeyPatch):
+    """As of sftp, where threads take each other's answers."""
+    folder = f"hosted://{hosts[0]}/in"
+    fill(folder, "a.png", "b.png")
+    inside, met = threading.Lock(), threading.Event()
+    read = Hosted.cat_file
+
+    def reading(self: Hosted, path: str, *given, **named):
+        if not inside.acquire(blocking=False):
+            met.set()
+            return read(self, path, *given, **named)
+        try:
+            met.wait(0.5)  # for another thread, which does not come
+            return read(self, path, *given, **named)
+        finally:
+            inside.release()
+
+    monkeypatch.setattr(Hosted, "cat_file", reading)
+    with ThreadPoolExecutor(2) as threads:
+        assert list(threads.map(width_of, [f"{folder}/a.png", f"{folder}/b.png"])) == [6, 7]
+    assert not met.is_set()
 
 
 def test_s3(arguments: list[str], tmp_path: Path):
