@@ -51,7 +51,7 @@ def run(folder: str, command: list[str]) -> int:
 
 def main(folder: str, command: list[str]) -> int:
     # Ray kills the children of an actor that it ends, but not their children: so the work is done by one of those.
-    if sys.platform != "win32" and (inner := os.fork()):
+    if hasattr(os, "fork") and (inner := os.fork()):
         return os.waitstatus_to_exitcode(os.waitpid(inner, 0)[1])
     return run(folder, command)
 
