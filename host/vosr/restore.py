@@ -25,7 +25,7 @@ from ..progress import NodeBar, show_on_node
 from ..tile_repair import Pictures, TileRepair, repair_tiles, require_no_repair, scale_of, whole, with_nan, without_nan
 from ..types import VAE, ClipVision, Model
 from ..vae_wrap import decode_around
-from .conditioning import PATCH_SIZE, EncodeOptions, SquareTiles, VOSRConditioning, build_conditioning
+from .conditioning import PATCH_SIZE, EncodeOptions, SquareTiles, VOSRConditioning, build_conditioning, reads_once
 from .guider import RestorationGuider
 from .loader import TILING
 from .model import VOSRInfo, VOSRModel
@@ -183,7 +183,8 @@ def restore_enlarged(
     bar = NodeBar((ENCODING_SHARE + DECODING_SHARE) * part + steps)
     with bar.stage(ENCODING_SHARE * part):
         tell(live, "reading the picture")
-        conditioning = build_conditioning(upscaled, vae, vision, options.encode, own_steps(info, options.steps) == 1)
+        once = reads_once(model, own_steps(info, options.steps))
+        conditioning = build_conditioning(upscaled, vae, vision, options.encode, once)
     with bar.stage(steps):
         latent = sample(model, conditioning, options, live)
     holes = None
