@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -43,7 +42,7 @@ class Encoder:
 
 
 @pytest.fixture
-def encoder(host, monkeypatch) -> Iterator[Encoder]:
+def encoder(host, monkeypatch) -> Encoder:
     from realisr.host.tiling import sampling
     from realisr.host.vosr import conditioning
 
@@ -52,7 +51,7 @@ def encoder(host, monkeypatch) -> Iterator[Encoder]:
     monkeypatch.setattr(conditioning, "FEATURE_TILES", 1)
     monkeypatch.setattr(conditioning, "STREAMED_TILES", 4)
     monkeypatch.setattr(sampling, "CELLS_PER_FORWARD", 1)
-    yield watched
+    return watched
 
 
 def restored(model: Any, vision: Any) -> Tensor:
