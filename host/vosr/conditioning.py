@@ -22,7 +22,7 @@ from ...models.image import pad_to_multiple
 from ...models.tiles.grid import Box, TileGrid, Wrap, vosr_tile_grid, wrapped_axes
 from ...models.tiles.layout import CELL, TileLayout, require_tile
 from ..images import check_vae_tile, checked_image, require_image_latent
-from ..progress import NodeBar, unseen
+from ..progress import NodeBar
 from ..tiling.conditions import TileOptions, with_tile_options
 from ..types import VAE, ClipVision, Conditioning, Model
 from ..vae_wrap import closed, continued, encode_around, padded_for
@@ -226,9 +226,8 @@ class StreamedFeatures(Sequence[dict[str, Any]]):
         """Those from `first` on. What the sampler runs stays loaded."""
         self.held, self.first = [], first
         running = comfy.model_management.loaded_models(only_currently_used=True)
-        with unseen():
-            boxes = self.boxes[first : first + STREAMED_TILES]
-            self.held = tile_features(self.vision, self.image, boxes, self.downscale, self.wrap)
+        boxes = self.boxes[first : first + STREAMED_TILES]
+        self.held = tile_features(self.vision, self.image, boxes, self.downscale, self.wrap)
         if running:
             comfy.model_management.load_models_gpu(running)
 

@@ -97,3 +97,41 @@ def test_two_devices_find_all_features_ready(parts, encoder, monkeypatch):
     assert torch.equal(result, expected)
     assert [len(calls.items), len(calls.items_per_copy)] == [TILES, 2]
     assert encoder.threads == {threading.get_ident()}
+
+
+def test_the_bar_moves_while_features_are_made_pixels_enlarged_and_colours_aligned(parts, encoder, monkeypatch):
+    import comfy.utils
+
+    from realisr.host.vosr import restore
+    from realisr.models import image as images
+
+    tiny, vision = parts
+    hold_at_most(monkeypatch, 2)
+    monkeypatch.setattr(images, "STRIP_ROWS", 32)
+    # The host leaves out movements that come too soon after one another.
+    for limit in ("INTERVAL", "PERCENT"):
+        monkeypatch.setattr(comfy.utils, f"PROGRESS_THROTTLE_MIN_{limit}", 0)
+    shown: list[float] = []
+    monkeypatch.setattr(comfy.utils, "PROGRESS_BAR_HOOK", lambda value, total, *_, **__: shown.append(value / total))
+
+    def moves(call: Any) -> Any:
+        """Such a call; what is shown during it goes to `during`."""
+
+        def called(*args: Any, **kwargs: Any) -> Any:
+            before = len(shown)
+            result = call(*args, **kwargs)
+            during.setdefault(call.__name__, []).append(len(set(shown[before:])))
+            return result
+
+        return called
+
+    during: dict[str, list[int]] = {}
+    from realisr.host.vosr import conditioning
+
+    monkeypatch.setattr(conditioning, "tile_features", moves(conditioning.tile_features))
+    for name in ("upscale", "align_colors"):
+        monkeypatch.setattr(restore, name, moves(getattr(restore, name)))
+    restored(tiny.load(), vision)
+    assert len(during["tile_features"]) == -(-TILES // 4)
+    assert all(count >= 4 for calls in during.values() for count in calls[:-1] or calls), during
+    assert shown == sorted(shown) and shown[-1] == 1
