@@ -38,6 +38,8 @@ STAGES = {
 WARM_UP = 1024
 VAE_TILE = 512
 VISION_WIDTH = 768
+HEADS, HEAD = 2, 128
+"""Of FLUX, and the width of one."""
 CHANNELS = 16
 SAMPLE_SECONDS = 0.004
 PAGE = resource.getpagesize()
@@ -128,7 +130,7 @@ def vosr(host: Any, vision_width: int) -> Callable[[Any, int, str], Any]:
     return run
 
 
-def dreamsr(host: Any) -> Callable[[Any, int, str], Any]:
+def dreamsr(host: Any, heads: int) -> Callable[[Any, int, str], Any]:
     """A restoration by DreamSR: one forward with the acceleration LoRA, and one step of texture."""
     import torch
 
@@ -138,13 +140,14 @@ def dreamsr(host: Any) -> Callable[[Any, int, str], Any]:
     from realisr.host.dreamsr.lora import AccelerationLoRA
     from realisr.host.dreamsr.restore import DreamSR, restore_images, tiles_over
 
-    flux = checkpoints.flux(7, double_blocks=1, single_blocks=1, context_width=TEXT_WIDTH, pooled_width=768)
+    blocks, width = {"double_blocks": 1, "single_blocks": 1}, heads * HEAD
+    flux = checkpoints.flux(7, heads=heads, **blocks, context_width=TEXT_WIDTH, pooled_width=768)
     model = load_flux(host, "large_flux.safetensors", flux)
-    config = control_config(layers=1)
+    config = control_config(layers=1, hidden_size=width)
     control = load_control(host, "large_control.safetensors", control_weights(config))
     vae = patch_vae()
     stem = "transformer.transformer_blocks.0.attn.to_q.lora"
-    lora = checkpoints.fill([(f"{stem}_A.weight", (4, 256)), (f"{stem}_B.weight", (256, 4))], 9)
+    lora = checkpoints.fill([(f"{stem}_A.weight", (4, width)), (f"{stem}_B.weight", (width, 4))], 9)
     text = [[torch.zeros(1, 5, TEXT_WIDTH), {"pooled_output": torch.zeros(1, 768), "guidance": 3.5}]]
     host.save_model("loras", "large_lora.safetensors", lora)
     method = DreamSR(model, text, control, lora=AccelerationLoRA.load("large_lora.safetensors", 1.0), texture_steps=1)
@@ -156,7 +159,7 @@ def dreamsr(host: Any) -> Callable[[Any, int, str], Any]:
     return run
 
 
-def one(method: str, side: int, scale: int, color: str, vision_width: int) -> None:
+def one(method: str, side: int, scale: int, color: str, vision_width: int, heads: int) -> None:
     """Child process: one restoration, then a line of JSON."""
     found = find_host()
     assert found is not None, "no ComfyUI here: run `make setup` once, or set COMFYUI_PATH"
@@ -171,7 +174,7 @@ def one(method: str, side: int, scale: int, color: str, vision_width: int) -> No
 
     module = {"VOSR": realisr.host.vosr.restore, "DreamSR": realisr.host.dreamsr.restore}[method]
     with torch.inference_mode():
-        run = vosr(host, vision_width) if method == "VOSR" else dreamsr(host)
+        run = vosr(host, vision_width) if method == "VOSR" else dreamsr(host, heads)
         run(torch.rand(1, WARM_UP // scale, WARM_UP // scale, 3), WARM_UP, color)
         image = torch.rand(1, side // scale, side // scale, 3)
         watch = Watch()
@@ -195,17 +198,18 @@ def main() -> None:
     parser.add_argument("--scale", type=int, default=4)
     parser.add_argument("--color", default="adain", choices=("adain", "wavelet", "none"))
     parser.add_argument("--vision-width", type=int, default=VISION_WIDTH)
+    parser.add_argument("--heads", type=int, default=HEADS, help=f"of FLUX, {HEAD} wide each")
     parser.add_argument("--one", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.one:
-        one(args.method[0], args.sizes[0], args.scale, args.color, args.vision_width)
+        one(args.method[0], args.sizes[0], args.scale, args.color, args.vision_width, args.heads)
         return
     print("| method | side | stage | s | standstill s | peak / image |\n| --- | --- | --- | --- | --- | --- |")
     for method in args.method or METHODS:
         for side in args.sizes:
             command = [sys.executable, __file__, str(side), "--one", "--method", method]
             command += ["--scale", str(args.scale), "--color", args.color]
-            command += ["--vision-width", str(args.vision_width)]
+            command += ["--vision-width", str(args.vision_width), "--heads", str(args.heads)]
             done = subprocess.run(command, capture_output=True, text=True, env=os.environ, check=False)
             if done.returncode:
                 sys.exit(done.stderr)
