@@ -235,8 +235,7 @@ def test_tiles_around_the_edge_are_chosen_by_keyboard(canvas, chat):
     for key in ("Home", "ArrowRight", "ArrowDown"):
         canvas.page.keyboard.press(key)
     assert panel.status.inner_text() == "Tile 6 (row 2, column 2)"
-    canvas.page.keyboard.press("Enter")
-    canvas.page.keyboard.type("dry grass")
+    panel.prompt.fill("dry grass")
     panel.told("10 captioned", "1 edited")
     assert panel.text == "=== tile 6 (row 2, column 2) ===\ndry grass"
 
