@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -58,15 +58,10 @@ class NodeBar:
         self.show(self.passed)
 
 
-@contextmanager
-def unseen() -> Iterator[None]:
-    """Bars that are made within move nothing: for work that is part of another one's step."""
-    outer = comfy.utils.PROGRESS_BAR_HOOK
-    comfy.utils.set_progress_bar_global_hook(None)
-    try:
-        yield
-    finally:
-        comfy.utils.set_progress_bar_global_hook(outer)
+def new_bar() -> Callable[[float], None]:
+    """A bar for work that tells how much of it is done, in 0..1."""
+    bar = comfy.utils.ProgressBar(FINE)
+    return lambda done: bar.update_absolute(FINE * done)
 
 
 def begin() -> None:
@@ -124,9 +119,24 @@ class TileProgress:
 
     def advance(self, tiles: int) -> None:
         self.done += tiles
-        part = (self.evaluations - 1 + self.done / self.tiles) / max(self.expected, self.evaluations, 1)
-        self.reach((self.step + part) / self.steps)
+        self.reach_tile(self.done)
         self.show()
+
+    @contextmanager
+    def on_the_way(self, tiles: int) -> Iterator[None]:
+        """Whatever moves a bar of its own within moves this one towards where so many more tiles bring it."""
+        outer = comfy.utils.PROGRESS_BAR_HOOK
+
+        def move(value: float, total: float, *_: Any, **__: Any) -> None:
+            self.reach_tile(self.done + tiles * value / max(total, 1))
+            self.bar.update_absolute(self.fraction * self.tiles * self.steps)
+
+        if outer is not None:
+            comfy.utils.set_progress_bar_global_hook(move)
+        try:
+            yield
+        finally:
+            comfy.utils.set_progress_bar_global_hook(outer)
 
     def finish_step(self, steps: int) -> bool:
         """The sampler reports that so many steps are done. Returns whether the bar has to be moved for it."""
@@ -134,6 +144,10 @@ class TileProgress:
         self.step, self.expected, self.evaluations = steps, max(self.evaluations, 1), 0
         self.reach(steps / self.steps)
         return self.fraction > before
+
+    def reach_tile(self, done: float) -> None:
+        part = (self.evaluations - 1 + done / self.tiles) / max(self.expected, self.evaluations, 1)
+        self.reach((self.step + part) / self.steps)
 
     def reach(self, fraction: float) -> None:
         self.fraction = max(self.fraction, min(fraction, 1.0))

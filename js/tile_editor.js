@@ -120,7 +120,7 @@ class TileEditor {
   }
 
   lay() {
-    this.map.lay(this.columns ? this.data : undefined, this.picture);
+    this.map.lay(this.data.size && this.data, this.picture);
     this.show();
   }
 
@@ -148,7 +148,7 @@ class TileEditor {
       return n > 0 && element("span.count", { style: `--colour: ${colour}` }, text(`tiles.${state}`, { n }));
     });
     this.counts.replaceChildren(...shown.filter(Boolean));
-    const missing = !this.columns ? "nothing" : this.data.picture ? "no_picture" : "no_image";
+    const missing = !this.columns ? "nothing" : !this.data.size ? "around" : this.data.picture ? "no_picture" : "no_image";
     this.hint.replaceChildren(...(this.picture?.naturalWidth ? [] : [element("span", text(`tiles.${missing}`))]));
   }
 

@@ -16,6 +16,7 @@ from .image import (
     LANCZOS,
     NOT_AROUND,
     Around,
+    Told,
     blurred_strip,
     border_indices,
     from_bytes,
@@ -24,6 +25,7 @@ from .image import (
     strips,
     to_bytes,
     truncate_to_bytes,
+    untold,
 )
 
 Method = Literal["adain", "wavelet", "none"]
@@ -41,23 +43,28 @@ def spread(image: Tensor) -> tuple[Tensor, Tensor]:
     return torch.std_mean(image, dim=(0, 1), correction=min(1, pixels - 1))
 
 
-def adain(image: Tensor, reference: Tensor, out: Tensor) -> None:
+def adain(image: Tensor, reference: Tensor, out: Tensor, told: Told = untold) -> None:
     """Give `image` `[H, W, 3]` the per-channel mean and (unbiased) standard deviation of `reference`, of any size.
 
-    out: `[H, W, 3]`, what it is written to, clamped to 0..1; may be the image itself.
+    out: `[H, W, 3]`, what it is written to, clamped to 0..1; may be the image itself. told: how much is done.
     """
     std, mean = spread(image)
+    told(1 / 3)
     ref_std, ref_mean = spread(reference)
+    told(2 / 3)
     for rows in strips(image.shape[0]):
         aligned = (image[rows] - mean) / (std + EPSILON) * (ref_std + EPSILON) + ref_mean
         out[rows] = aligned.clamp_(0, 1)
+        told((2 + rows.stop / image.shape[0]) / 3)
 
 
-def swap_low_frequencies(image: Tensor, reference: Tensor, out: Tensor, around: Around = NOT_AROUND) -> None:
+def swap_low_frequencies(
+    image: Tensor, reference: Tensor, out: Tensor, around: Around = NOT_AROUND, told: Told = untold
+) -> None:
     """Replace the low frequencies of `image` `[H, W, 3]` by those of `reference`, resized to it with Lanczos.
 
     out: `[H, W, 3]`, what it is written to, clamped to 0..1; may be the image itself. around: over which edges, (down,
-    across), the picture goes on at its other side.
+    across), the picture goes on at its other side. told: how much is done.
     """
     height, width, _ = image.shape
     radius = BLUR_RADIUS
@@ -79,6 +86,7 @@ def swap_low_frequencies(image: Tensor, reference: Tensor, out: Tensor, around: 
         size = strip.stop - strip.start
         kept, kept_from = whole[max(size - radius, 0) : size + radius].clone(), strip.stop - 2 * radius
         out[strip] = (whole[radius : radius + size] + low[:, 0].movedim(0, -1)).clamp_(0, 1)
+        told(strip.stop / height)
 
 
 def dilated_blur(images: Tensor, radius: int) -> Tensor:
@@ -120,6 +128,7 @@ def align_colors(
     quantise: bool = False,
     in_place: bool = False,
     around: Around = NOT_AROUND,
+    told: Told = untold,
 ) -> Tensor:
     """Images `[B, H, W, C]` with the colours of `reference` `[B or 1, H', W', C']`; both float in 0..1.
 
@@ -127,7 +136,7 @@ def align_colors(
     `reference` ignored. quantise: truncate to 8 bits before and after, as the reference implementation does.
     Images are done one at a time and in strips, so that beyond the result memory grows with neither batch nor size,
     unless they are quantised. in_place: write the result into `images`. around: over which edges, (down, across),
-    the picture goes on at its other side.
+    the picture goes on at its other side. told: how much is done.
 
     Raises ValueError for an unknown method, a batch that does not fit, or fewer than three channels.
     """
@@ -147,6 +156,10 @@ def align_colors(
         return images
     out = images if in_place else torch.empty_like(images)
     for index, target in enumerate(out):
+
+        def told_here(done: float, before: int = index) -> None:
+            told((before + done) / len(out))
+
         if not in_place:
             target[..., 3:] = images[index, ..., 3:]
         image = images[index, ..., :3].float()
@@ -154,9 +167,9 @@ def align_colors(
         if quantise:
             image, model = from_bytes(truncate_to_bytes(image)), from_bytes(to_bytes(model))
         if method == "adain":
-            adain(image, model, target[..., :3])
+            adain(image, model, target[..., :3], told_here)
         else:
-            swap_low_frequencies(image, model, target[..., :3], around)
+            swap_low_frequencies(image, model, target[..., :3], around, told_here)
         if quantise:
             target[..., :3] = from_bytes(truncate_to_bytes(target[..., :3]))
     return out

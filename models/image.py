@@ -8,7 +8,7 @@ itself: rounded to 8 bits, resized, back to float. An 8-bit source loses nothing
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
@@ -20,6 +20,14 @@ Around = tuple[bool, bool]
 """Whether a picture goes on at its other side: over its top and bottom, over its left and right."""
 
 NOT_AROUND: Around = (False, False)
+
+Told = Callable[[float], None]
+"""Told how much of a piece of work is done, in 0..1."""
+
+
+def untold(done: float) -> None:
+    """Nobody wants to know."""
+
 
 STRIP_ROWS = 256
 FILTER_REACH = 3
@@ -105,27 +113,31 @@ def resize(
     height: int,
     resample: Image.Resampling = BICUBIC,
     around: Around = NOT_AROUND,
+    told: Told = untold,
 ) -> Tensor:
     """Resize images `[B, H, W, C]` in 0..1 to `[B, height, width, C]` of 8-bit levels, on the images' device.
 
-    around: over which edges, (down, across), a picture goes on at its other side. Images already of that size are
-    returned as they are. Raises ValueError for a size below 1.
+    around: over which edges, (down, across), a picture goes on at its other side. told: how much of the result is
+    written. Images already of that size are returned as they are. Raises ValueError for a size below 1.
     """
     if width < 1 or height < 1:
         raise ValueError(f"cannot resize to {width}x{height}: both sides must be at least 1 pixel")
     if images.shape[1:3] == (height, width):
         return images
     out = torch.empty((images.shape[0], height, width, images.shape[-1]), dtype=images.dtype, device=images.device)
+    written = 0
     for source, target in zip(images, out, strict=True):
         levels = torch.cat([to_bytes(source[rows]).cpu() for rows in strips(source.shape[0])])
         for rows, channels, strip in resized_strips(levels, width, height, resample, around):
             target[rows, :, channels] = from_bytes(strip).to(target)
+            written += strip.numel()
+            told(written / out.numel())
     return out
 
 
-def upscale(images: Tensor, width: int, height: int, around: Around = NOT_AROUND) -> Tensor:
+def upscale(images: Tensor, width: int, height: int, around: Around = NOT_AROUND, told: Told = untold) -> Tensor:
     """Bicubic `resize`, alpha included: the low-quality image a restoration network is given."""
-    return resize(images, width, height, BICUBIC, around)
+    return resize(images, width, height, BICUBIC, around, told)
 
 
 def pad_to_multiple(image: Tensor, multiple: int) -> Tensor:

@@ -17,21 +17,26 @@ LONGEST = 1024
 def editor_ui(layout: TileLayout, text: str, image: Tensor | None, captions: TileCaptions | None) -> dict[str, Any]:
     """Plain JSON under `tile_editor`, to be saved with a workflow, hence small. All lengths are pixels of the image.
 
+    Of tiles that go around its edges the size and the picture are left out: the browser draws none that are in two
+    places, says so, and has them chosen by keyboard.
+
     image: `[B, H, W, C]` in 0..1, whose first is written into the temporary folder. Raises
     ValueError for one of another size than the grid's.
     """
     height, width = layout.image_size
     grid = layout.grid
     told: dict[str, Any] = {
-        "size": [width, height],
         "tile": [grid.tile_width * CELL, grid.tile_height * CELL],
         "columns": [left * CELL for left in grid.columns],
         "rows": [top * CELL for top in grid.rows],
         "text": text,
     }
+    if grid.wrap == "none":
+        told["size"] = [width, height]
     if image is not None:
         next(layout.tiles(image, "Edit Patch Prompts"))
-        told["picture"] = save_preview(image[0, :height, :width], LONGEST)
+        if grid.wrap == "none":
+            told["picture"] = save_preview(image[0, :height, :width], LONGEST)
     if captions is not None:
         failed = {str(number): reason for number, reason in captions.failed.items()}
         told["captions"] = {"whole": captions.whole, "tiles": list(captions.tiles), "failed": failed}

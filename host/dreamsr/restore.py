@@ -23,7 +23,7 @@ from ...models.tiles.weights import Weights
 from ..families import require_flux_dev, require_vae_of
 from ..images import Results, checked_image, with_alpha_of
 from ..live_tiles import LIVE, LiveTiles, joined, live_tiles, minutes, numbered, tell
-from ..progress import NodeBar, show_on_node
+from ..progress import NodeBar, new_bar, show_on_node
 from ..tile_repair import Pictures, TileRepair, repair_tiles, require_no_repair, scale_of, with_nan, without_nan
 from ..tiling.sampling import Tiling
 from ..types import VAE, Conditioning, Model
@@ -43,6 +43,9 @@ IMAGE_MULTIPLE = 16
 
 ENCODING_SHARE, STEP_SHARE, DECODING_SHARE = 2.0, 1.0, 2.0
 """Of the bar, next to one another."""
+
+PIXELS_SHARE = 0.05
+"""Of enlarging the picture and of aligning its colours, next to them."""
 
 REPAIR_SHARE = 0.5
 """Of the bar, next to the restoration."""
@@ -171,10 +174,11 @@ def restore_images(
     require_vae_of(NODE, method.model, vae)
     require_no_repair(repair is not None, grid.wrap, NODE)
     results, started = Results(len(images)), time.monotonic()
-    bar = NodeBar(len(images) * (1 if repair is None else 1 + REPAIR_SHARE))
+    bar = NodeBar(len(images) * (PIXELS_SHARE + 1 + (0 if repair is None else REPAIR_SHARE)))
     for index, image in enumerate(images.split(1)):
         comfy.model_management.throw_exception_if_processing_interrupted()
-        enlarged = upscale(image, *size, wrapped_axes(grid.wrap))
+        with bar.stage(PIXELS_SHARE):
+            enlarged = upscale(image, *size, wrapped_axes(grid.wrap), new_bar())
         rgb = enlarged[..., :3]
         run = ItemRun(method, vae, grid, (seed + index) % 2**64, vae_tile, color, repair)
         seen = Seen(rgb, index, len(images)) if preview else None
@@ -231,7 +235,7 @@ class ItemRun:
         """An image `[1, H, W, 3]` at the size of the result -> the same restored."""
         height, width = rgb.shape[1:3]
         method, removal, texture = self.method, int(self.method.lora is not None), self.method.texture_steps
-        bar = NodeBar(ENCODING_SHARE + STEP_SHARE * (removal + texture) + DECODING_SHARE)
+        bar = NodeBar(ENCODING_SHARE + STEP_SHARE * (removal + texture) + DECODING_SHARE + PIXELS_SHARE)
         with bar.stage(ENCODING_SHARE):
             tell(seen, "reading the picture")
             latent = encode_around(self.vae, pad_to_multiple(rgb, IMAGE_MULTIPLE), self.vae_tile, self.grid.wrap)
@@ -251,7 +255,10 @@ class ItemRun:
             tell(seen, "decoding the picture")
             decoded = decode_around(self.vae, restored, self.vae_tile, made_by, self.grid.wrap)
         decoded, around = decoded[:, :height, :width, :3], wrapped_axes(self.grid.wrap)
-        return with_nan(align_colors(decoded, rgb.to(decoded), self.color, in_place=True, around=around), holes, CELL)
+        with bar.stage(PIXELS_SHARE):
+            like = rgb.to(decoded)
+            aligned = align_colors(decoded, like, self.color, in_place=True, around=around, told=new_bar())
+        return with_nan(aligned, holes, CELL)
 
     def repaired(self, pictures: Pictures, repair: TileRepair) -> Tensor:
         """The restored image with its bad tiles restored again, each with its surroundings as an image of its own."""

@@ -44,14 +44,16 @@ class TileOptions(comfy.conds.CONDRegular):
 
     options: per tile, names and values as in the entry itself; `cross_attn` holds text tokens `[b, N, E]`, and
     MODEL_CONDS ready-made conditions of the host. Tensors of the canvas's kind have a tile's size. A tile without
-    options has what the canvas has. Raises ValueError when there is not one for each tile.
+    options has what the canvas has. alike: all tiles' tensors have equal shapes, so that none needs to be looked at for
+    it. Raises ValueError when there is not one for each tile.
     """
 
-    def __init__(self, grid: TileGrid, options: Sequence[Mapping[str, Any]]):
+    def __init__(self, grid: TileGrid, options: Sequence[Mapping[str, Any]], alike: bool = False):
         if len(options) != len(grid):
             raise ValueError(f"There are options for {len(options)} tiles, the grid has {len(grid)}.")
         super().__init__(options)
         self.grid = grid
+        self.alike = alike
 
     @property
     def options(self) -> Sequence[Mapping[str, Any]]:
@@ -65,6 +67,8 @@ class TileOptions(comfy.conds.CONDRegular):
 
     def signature(self, tile: int) -> tuple[tuple[str, tuple[int, ...]], ...]:
         """Tiles whose tensors have equal shapes can share a forward."""
+        if self.alike:
+            return ()
         options = self.options[tile]
         ready = {name: value.cond for name, value in options.get(MODEL_CONDS, {}).items()}
         tensors = {name: value for name, value in {**options, **ready}.items() if torch.is_tensor(value)}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from itertools import groupby
@@ -424,7 +425,9 @@ class _Evaluation:
             own = self.run.own.own_conds(self.model, cond, tiles, x, prompt_type)
             return tile_cond(cond, tiles, own, x.device, cut_control)
 
-        with self.run.preparing:
+        # Conditions of a tile may be made when its turn comes, and that may take longer than the tile.
+        on_the_way = nullcontext() if device is not None else self.run.progress.on_the_way(len(boxes))
+        with self.run.preparing, on_the_way:
             conds = self.with_conds(change)
         timestep = comfy.utils.repeat_to_batch_size(self.timestep, tiles.items)
         options = self.options_of(boxes[0])

@@ -22,9 +22,9 @@ from ...models.image import pad_to_multiple
 from ...models.tiles.grid import Box, TileGrid, Wrap, vosr_tile_grid, wrapped_axes
 from ...models.tiles.layout import CELL, TileLayout, require_tile
 from ..images import check_vae_tile, checked_image, require_image_latent
-from ..progress import NodeBar, unseen
+from ..progress import NodeBar
 from ..tiling.conditions import TileOptions, with_tile_options
-from ..types import VAE, ClipVision, Conditioning
+from ..types import VAE, ClipVision, Conditioning, Model
 from ..vae_wrap import closed, continued, encode_around, padded_for
 from .vae import encode_moments
 from .vision import encode_vosr_features
@@ -226,11 +226,23 @@ class StreamedFeatures(Sequence[dict[str, Any]]):
         """Those from `first` on. What the sampler runs stays loaded."""
         self.held, self.first = [], first
         running = comfy.model_management.loaded_models(only_currently_used=True)
-        with unseen():
-            boxes = self.boxes[first : first + STREAMED_TILES]
-            self.held = tile_features(self.vision, self.image, boxes, self.downscale, self.wrap)
+        boxes = self.boxes[first : first + STREAMED_TILES]
+        self.held = tile_features(self.vision, self.image, boxes, self.downscale, self.wrap)
         if running:
             comfy.model_management.load_models_gpu(running)
+
+
+def reads_once(model: Model, steps: int) -> bool:
+    """Whether a run of so many steps reads each tile's features once, in the order of the tiles and in one thread.
+
+    Several devices ask for different tiles at once, while none may load DINOv2 in the place of what another one runs.
+    """
+    return steps == 1 and not model.get_additional_models_with_key("multigpu")
+
+
+def is_streamed(tiles: int, once: bool) -> bool:
+    """Whether the features of so many tiles are made when their turn comes. once: of reads_once."""
+    return once and tiles > HELD_TILES
 
 
 def wire(
@@ -248,7 +260,8 @@ def wire(
             own = tiles
         else:
             own = [{}] * len(grid) if tiles is None else [{"cross_attn": tile} for tile in tiles]
-        options = with_tile_options(options, TileOptions(grid, own))
+        # One shape for all: the tiles that run together are known without making their features.
+        options = with_tile_options(options, TileOptions(grid, own, alike=isinstance(tiles, StreamedFeatures)))
     return [[features, options]]
 
 
@@ -258,8 +271,8 @@ def build_conditioning(
     """Conditionings of images `[B, H, W, 3 or 4]` in 0..1, already at the size of the result; alpha is left out.
 
     vae: the autoencoder the model was trained with. vision: a DINOv2, or None for models without. once: they are for
-    one run of one step, so that features of many tiles need not be held together. Raises ValueError for images that are
-    not finite, for a VAE of video latents and for tiles laid over another size.
+    one run that reads them once (see reads_once), so that features of many tiles need not be held together. Raises
+    ValueError for images that are not finite, for a VAE of video latents and for tiles laid over another size.
     """
     image = checked_image(image)[..., :3]
     height, width = image.shape[1:3]
@@ -275,7 +288,7 @@ def build_conditioning(
         with bar.stage():
             if grid is None:
                 whole = encode_vosr_features(vision, pad_to_multiple(image, multiple))
-            elif once and len(grid) > HELD_TILES:
+            elif is_streamed(len(grid), once):
                 tiles = StreamedFeatures(vision, image, grid, downscale)
             else:
                 tiles = tile_features(vision, image, grid.boxes, downscale, grid.wrap)

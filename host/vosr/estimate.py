@@ -10,7 +10,7 @@ from ..estimate import RunEstimate, Stage, sampling_stage, vae_stages
 from ..forwards import VISION_TOKENS, for_cards, free_beside, vosr_context, vosr_forward
 from ..tiling.sampling import tiles_together
 from ..types import VAE, ClipVision, Model
-from .conditioning import PATCH_SIZE
+from .conditioning import PATCH_SIZE, is_streamed, reads_once
 from .loader import TILING
 from .restore import NODE, VOSRRestoreOptions, check_parts, own_steps, training_tiles, vosr_info
 from .vision import IMAGES_PER_FORWARD, VisionSize
@@ -64,7 +64,7 @@ def counted(
     if model.model.info.config.context_width and branches[0]:
         context, encoding = vosr_context(model, VISION_TOKENS)
         budget = int(min(stage.weights / 2, free / 4))
-        held = min(tiles, budget // max(context.nbytes, 1))
+        held = 0 if is_streamed(tiles, reads_once(model, steps)) else min(tiles, budget // max(context.nbytes, 1))
         # Those that are not kept are made at every step, and are there for their forward.
         kept = min(tiles, held + together) * context.nbytes
         made = encoding.times(held + (tiles - held) * steps)

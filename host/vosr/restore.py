@@ -21,11 +21,11 @@ from ...models.vosr.sampling import MULTI_STEP, RestorationGuidance, euler_times
 from ..families import model_in_words
 from ..images import Results, checked_image, with_alpha_of
 from ..live_tiles import LIVE, LiveTiles, live_tiles, minutes, numbered, tell
-from ..progress import NodeBar, show_on_node
+from ..progress import NodeBar, new_bar, show_on_node
 from ..tile_repair import Pictures, TileRepair, repair_tiles, require_no_repair, scale_of, whole, with_nan, without_nan
 from ..types import VAE, ClipVision, Model
 from ..vae_wrap import decode_around
-from .conditioning import PATCH_SIZE, EncodeOptions, SquareTiles, VOSRConditioning, build_conditioning
+from .conditioning import PATCH_SIZE, EncodeOptions, SquareTiles, VOSRConditioning, build_conditioning, reads_once
 from .guider import RestorationGuider
 from .loader import TILING
 from .model import VOSRInfo, VOSRModel
@@ -40,6 +40,9 @@ MIN_OVERLAP = 16
 
 ENCODING_SHARE, SAMPLING_SHARE, DECODING_SHARE = 1.5, 1.0, 2.0
 """Of the bar, next to one another; sampling's for each step."""
+
+PIXELS_SHARE = 0.05
+"""Of enlarging the picture and of aligning its colours, next to them."""
 
 PIXEL_SHARE = 0.02
 """Of them, for a VAE without a network."""
@@ -153,8 +156,9 @@ def restore_item(
     live: LiveTiles | None = None,
 ) -> Tensor:
     """One image `[1, h, w, 3 or 4]` -> `[1, height, width, 3 or 4]`; alpha is resized by itself and rejoined."""
-    upscaled = upscale(image, options.width, options.height, wrapped_axes(options.wrap))
-    bar = NodeBar(1 if options.repair is None else 1 + REPAIR_SHARE)
+    bar = NodeBar(PIXELS_SHARE + 1 + (0 if options.repair is None else REPAIR_SHARE))
+    with bar.stage(PIXELS_SHARE):
+        upscaled = upscale(image, options.width, options.height, wrapped_axes(options.wrap), new_bar())
     with bar.stage():
         if live is not None:
             live.start_from(upscaled, vae.spacial_compression_encode())
@@ -180,10 +184,11 @@ def restore_enlarged(
     info = vosr_info(model)
     steps = SAMPLING_SHARE * own_steps(info, options.steps)
     part = 1.0 if any(True for _ in vae.first_stage_model.parameters()) else PIXEL_SHARE
-    bar = NodeBar((ENCODING_SHARE + DECODING_SHARE) * part + steps)
+    bar = NodeBar((ENCODING_SHARE + DECODING_SHARE) * part + steps + PIXELS_SHARE)
     with bar.stage(ENCODING_SHARE * part):
         tell(live, "reading the picture")
-        conditioning = build_conditioning(upscaled, vae, vision, options.encode, own_steps(info, options.steps) == 1)
+        once = reads_once(model, own_steps(info, options.steps))
+        conditioning = build_conditioning(upscaled, vae, vision, options.encode, once)
     with bar.stage(steps):
         latent = sample(model, conditioning, options, live)
     holes = None
@@ -195,8 +200,9 @@ def restore_enlarged(
         tell(live, "decoding the picture")
         decoded = decode_around(vae, latent, options.encode.vae_tile, info.name, options.wrap)
     restored = decoded[:, :height, :width, :3]
-    around = wrapped_axes(options.wrap)
-    aligned = align_colors(restored, upscaled.to(restored), options.color, in_place=True, around=around)
+    around, like = wrapped_axes(options.wrap), upscaled.to(restored)
+    with bar.stage(PIXELS_SHARE):
+        aligned = align_colors(restored, like, options.color, in_place=True, around=around, told=new_bar())
     return with_nan(aligned, holes, vae.spacial_compression_decode())
 
 

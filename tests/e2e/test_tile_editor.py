@@ -46,11 +46,11 @@ def chat() -> Iterator[ChatServer]:
         yield running
 
 
-def photo(first: int, width: int, height: int) -> dict[str, Any]:
+def photo(first: int, width: int, height: int, wrap: str = "none") -> dict[str, Any]:
     """Nodes that load a photo and lay tiles over it."""
     photo, scaled, grid = (str(first + n) for n in range(3))
     size = {"upscale_method": "area", "width": width, "height": height, "crop": "disabled"}
-    tiles = {"size_of": [scaled, 0], "tile_size": 48, "overlap": 16, "align": 2}
+    tiles = {"size_of": [scaled, 0], "tile_size": 48, "overlap": 16, "align": 2, "wrap": wrap}
     return {
         photo: {"class_type": "RealISR_ExamplePhoto", "inputs": {"photo": "moose"}},
         scaled: {"class_type": "ImageScale", "inputs": {"image": [photo, 0], **size}},
@@ -220,6 +220,24 @@ def test_a_tile_is_edited_captioned_again_and_given_back(canvas, chat):
     assert panel.box.locator("img, b").count() == 0
     wishes = [node["inputs"]["ask_again"] for node in canvas.export_api().values() if "ask_again" in node["inputs"]]
     assert wishes == ["6:1"]
+
+
+def test_tiles_around_the_edge_are_chosen_by_keyboard(canvas, chat):
+    first = next(NUMBERS)
+    canvas.open_api(graph(chat, first) | photo(first, *SIZE, wrap="left-right"))
+    panel = Panel(canvas, str(first + 5))
+    canvas.run()
+    panel.look()
+    panel.told("Tiles that go around the edge are not drawn.", "11 captioned")
+    panel.click(6)
+    assert panel.status.inner_text() == "Whole picture", "a click chooses none of them"
+    panel.stage.focus()
+    for key in ("Home", "ArrowRight", "ArrowDown"):
+        canvas.page.keyboard.press(key)
+    assert panel.status.inner_text() == "Tile 6 (row 2, column 2)"
+    panel.prompt.fill("dry grass")
+    panel.told("10 captioned", "1 edited")
+    assert panel.text == "=== tile 6 (row 2, column 2) ===\ndry grass"
 
 
 def test_several_tiles_by_keyboard_alone(canvas, chat):

@@ -89,7 +89,7 @@ def described(build: Callable[[], Any]) -> Any:
         return build()
 
 
-def vosr_parts(host, steps: int):
+def vosr_parts(host, steps: int, mlp_hidden: int = 340):
     """(the MODEL, the VAE, DINOv2, the three as their files describe them): 128 wide, tiles of 256 pixels."""
     from harness.autoencoders import qwen_vae
     from harness.checkpoints import dinov2, save_vosr_folder, vosr_config
@@ -98,9 +98,9 @@ def vosr_parts(host, steps: int):
     from realisr.host.vosr.vae import NO_DECODER, load_vosr_vae
     from realisr.host.vosr.vision import VisionSize, find_vision_encoder, load_vision_encoder
 
-    sizes = {"hidden_size": 128, "num_heads": 2, "mlp_hidden": 340, "latent_channels": 16, "context_width": 32}
+    sizes = {"hidden_size": 128, "num_heads": 2, "mlp_hidden": mlp_hidden, "latent_channels": 16, "context_width": 32}
     config = vosr_config(**sizes, context_hidden=384, train_grid=16, has_end_time=steps == 1)
-    name = f"peak_{steps}"
+    name = f"peak_{steps}_{mlp_hidden}"
     save_vosr_folder(host.models / "diffusion_models" / name, config)
     vae = host.save_model("vae", "peak_qwen.safetensors", qwen_vae(base_dim=16))
     vision = host.save_model("clip_vision", "peak_dinov2.safetensors", dinov2(width=32))
@@ -132,6 +132,28 @@ def test_vosr(host, peaks, steps, side, vae_tile):
     peaks.require(run, "sampling", "encoding", "decoding", "vision features")
     assert run.peak == max(stage.weights + stage.peak for stage in run.stages)
     assert all(0 < seconds < 1 for seconds in run.seconds.values())
+
+
+def test_of_streamed_features_nothing_is_kept(host, peaks, monkeypatch):
+    """In a network whose weights would let it keep what it makes of several tiles."""
+    from harness.autoencoders import patch_vae
+    from realisr.host.tiling import sampling
+    from realisr.host.vosr import conditioning
+    from realisr.host.vosr.conditioning import EncodeOptions
+    from realisr.host.vosr.estimate import estimate_run
+    from realisr.host.vosr.restore import VOSRRestoreOptions, restore
+
+    monkeypatch.setattr(sampling, "CELLS_PER_FORWARD", 1)
+    (model, _, vision), seen = vosr_parts(host, 1, mlp_hidden=8192)
+    options = VOSRRestoreOptions(512, 512, steps=1, encode=EncodeOptions(vae_tile=256), color="none", preview=False)
+    monkeypatch.setattr(conditioning, "HELD_TILES", 2)
+    monkeypatch.setattr(conditioning, "STREAMED_TILES", 1)
+    run = estimate_run(*seen, options)
+    assert run.tiles == 9
+    peaks.watch_sampling()
+    with torch.inference_mode(), peaks.measured():
+        restore(fused(model), patch_vae(), vision, torch.rand(1, 128, 128, 3), options)
+    peaks.require(run, "sampling")
 
 
 def test_dreamsr(host, peaks):

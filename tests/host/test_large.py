@@ -13,7 +13,6 @@ import torch
 
 from harness.autoencoders import patch_vae, qwen_vae
 from harness.checkpoints import dinov2
-from harness.live_tensors import LiveTensors
 from harness.vosr import TinyVOSR
 
 SIDE, SMALL = 1536, 768
@@ -24,11 +23,13 @@ CHANNELS = 16
 
 def peak(restore: Any, side: int) -> int:
     """Bytes held at a time while a picture of a quarter of a side is restored to it."""
+    from realisr.host.cost import Meter
+
     image = torch.rand(1, side // 4, side // 4, 3, generator=torch.Generator().manual_seed(side))
-    with torch.inference_mode(), LiveTensors() as live:
+    with torch.inference_mode(), Meter("cpu") as meter:
         result = restore(image, side)
     assert result.shape == (1, side, side, 3) and result.isfinite().all()
-    return live.peak + image.nbytes
+    return meter.peak + image.nbytes
 
 
 def assert_bounded(restore: Any) -> None:

@@ -432,6 +432,20 @@ def test_the_browser_is_told_where_the_tiles_are(host):
         EditPatchPrompts.execute(tile_grid=grid, text=text, image=image[:, :256])
 
 
+def test_the_browser_is_told_nothing_to_draw_of_tiles_around_the_edge(host):
+    """There a tile's places on the picture would be wrong: beyond its end, and under another tile's number."""
+    from realisr.models.tiles.layout import TileLayout
+    from realisr.nodes.patch_prompts import EditPatchPrompts
+
+    grid = TileLayout.fitted(64, 128, 48, 16, wrap="left-right")
+    text = "\n".join(["=== whole picture ===", *(f"=== tile {n} ===" for n in range(1, len(grid) + 1))])
+    with torch.inference_mode():
+        output = EditPatchPrompts.execute(tile_grid=grid, text=text, image=torch.rand(1, 64, 128, 3))
+    (told,) = output.ui["tile_editor"]
+    assert not {"size", "picture"} & told.keys()
+    assert len(told["rows"]) * len(told["columns"]) == len(grid)
+
+
 def test_tiles_can_be_asked_for_anew(chat):
     """And only these: the others are remembered. The same wish asks nothing again."""
     captioned(endpoint(chat), 2, 3)
