@@ -23,6 +23,7 @@ from ...models.tiles.weights import Weights
 from ..families import require_flux_dev, require_vae_of
 from ..images import Results, checked_image, with_alpha_of
 from ..live_tiles import LIVE, LiveTiles, joined, live_tiles, minutes, numbered, tell
+from ..memory import give_back_freed
 from ..progress import NodeBar, new_bar, show_on_node
 from ..tile_repair import Pictures, TileRepair, repair_tiles, require_no_repair, scale_of, with_nan, without_nan
 from ..tiling.sampling import Tiling
@@ -250,6 +251,7 @@ class ItemRun:
             restored, holes = without_nan(restored, latent, self.redo)
         # As large as a quarter of the picture together.
         del latent, noise, clean
+        give_back_freed()
         made_by = "FLUX, or its MM-ControlNet or LoRA,"
         with bar.stage(DECODING_SHARE):
             tell(seen, "decoding the picture")

@@ -21,6 +21,7 @@ from ...models.vosr.sampling import MULTI_STEP, RestorationGuidance, euler_times
 from ..families import model_in_words
 from ..images import Results, checked_image, with_alpha_of
 from ..live_tiles import LIVE, LiveTiles, live_tiles, minutes, numbered, tell
+from ..memory import give_back_freed
 from ..progress import NodeBar, new_bar, show_on_node
 from ..tile_repair import Pictures, TileRepair, repair_tiles, require_no_repair, scale_of, whole, with_nan, without_nan
 from ..types import VAE, ClipVision, Model
@@ -196,6 +197,7 @@ def restore_enlarged(
         latent, holes = without_nan(latent, conditioning.full[0][1]["concat_latent_image"], redo)
     # Features alone may be as large as the picture.
     del conditioning
+    give_back_freed()
     with bar.stage(DECODING_SHARE * part):
         tell(live, "decoding the picture")
         decoded = decode_around(vae, latent, options.encode.vae_tile, info.name, options.wrap)
