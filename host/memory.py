@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import ctypes
-import sys
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from threading import Lock
 from typing import Generic, TypeVar
 
 import comfy.model_management
+import psutil
 import torch
-
-MALLOC_TRIM = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
-"""Of glibc."""
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -88,8 +84,8 @@ def give_back_freed() -> None:
 
     glibc keeps freed blocks of up to 32 MB, such as a tile's, for itself. After many tiles they come to a picture.
     """
-    if MALLOC_TRIM is not None:
-        MALLOC_TRIM(0)
+    if hasattr(psutil, "heap_trim"):  # from 7.2 on
+        psutil.heap_trim()
 
 
 def available_memory(device: torch.device) -> int:
